@@ -1,0 +1,146 @@
+"""Every error that DistQat raises on purpose. Each says what happened, where, and what to do.
+
+DistqatError
+├── ConfigError             the configuration cannot be used           (exit 2, no traceback)
+│   └── UnknownName         a name that no registry knows; names the nearest
+├── SwarmError              something about peers
+│   ├── StageUnavailable    nobody serves a stage                      (retry when one appears)
+│   ├── PeerGone            the peer closed or died in mid-call        (retry over another replica)
+│   ├── CallTimeout         a deadline passed                          (retry over another replica)
+│   ├── Busy                the peer is full                           (retry later)
+│   ├── Refused             the peer answered no, and why              (do not retry as it is)
+│   ├── StaleAttempt        a newer attempt of the step exists         (drop it)
+│   ├── ProtocolMismatch    another protocol version or config         (change the config)
+│   └── DirectoryUnavailable  the look-up failed: unknown, not empty   (keep the last plan)
+├── BadFrame                bytes from a peer that are not a frame
+├── BadContribution         a delta that must not be averaged
+├── ModelError, TaskError, QuantError
+├── DataError
+│   ├── HubUnavailable      the dataset hub cannot be reached
+│   └── DataServerGone
+├── CheckpointError
+└── RoleError               a role cannot serve: port in use, device missing
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistqatError(Exception):
+    """Base of all errors that DistQat raises on purpose."""
+
+
+class ConfigError(DistqatError):
+    """The configuration cannot be used as it stands."""
+
+
+class UnknownName(ConfigError):
+    """`name` is in no registry of this kind; the message gives the nearest known one."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        super().__init__(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
+        self.name = name
+        self.nearest = close[0] if close else None
+
+
+class SwarmError(DistqatError):
+    """Something about peers; `code` travels on the wire."""
+
+    code = "error"
+
+
+class StageUnavailable(SwarmError):
+    """No live replica of a stage."""
+
+    code = "unavailable"
+
+
+class PeerGone(SwarmError):
+    """The peer closed the stream or died in mid-call."""
+
+    code = "gone"
+
+
+class CallTimeout(SwarmError):
+    """The peer did not answer within the deadline."""
+
+    code = "timeout"
+
+
+class Busy(SwarmError):
+    """The peer has no room for this request now."""
+
+    code = "busy"
+
+
+class Refused(SwarmError):
+    """The peer understood and said no."""
+
+    code = "refused"
+
+
+class StaleAttempt(SwarmError):
+    """A newer attempt of the same step exists, or the step is over."""
+
+    code = "stale"
+
+
+class ProtocolMismatch(SwarmError):
+    """The peer speaks another protocol version or runs another configuration."""
+
+    code = "mismatch"
+
+
+class DirectoryUnavailable(SwarmError):
+    """The look-up failed: nothing is known. An empty answer is not this."""
+
+    code = "directory"
+
+
+class BadFrame(SwarmError):
+    """Bytes from a peer that are no valid frame."""
+
+    code = "bad_frame"
+
+
+class BadContribution(SwarmError):
+    """A contribution to a round that must not be averaged."""
+
+    code = "bad_contribution"
+
+
+class ModelError(DistqatError):
+    """A stage cannot be built or does not fit its neighbour."""
+
+
+class TaskError(DistqatError):
+    """A task cannot be built or its data does not fit."""
+
+
+class QuantError(DistqatError):
+    """A quantizer or a quantization rule cannot be used."""
+
+
+class DataError(DistqatError):
+    """Data cannot be read."""
+
+
+class HubUnavailable(DataError):
+    """The dataset hub cannot be reached; the message names the embedded alternative."""
+
+
+class DataServerGone(DataError):
+    """The data server closed its socket."""
+
+
+class CheckpointError(DistqatError):
+    """A checkpoint cannot be read or written."""
+
+
+class RoleError(DistqatError):
+    """A role cannot serve: a port in use, a device missing, a lost daemon."""
