@@ -1,0 +1,167 @@
+"""Image classification: cross-entropy and accuracy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distqat.errors import TaskError
+from distqat.tasks.base import Batch, Sample
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+CENTRE, SCALE = 0.5, 0.5  # pixels in [0, 1] go to [-1, 1], the same for every data set
+
+
+class ImageClassification:
+    """Images `{"x": float32 [B, C, H, W]}` in [-1, 1], labels `{"y": int64 [B]}`, logits `{"x": [B, K]}`.
+
+    A sample holds an image (column `image` or `img`) and a label (`label`, `labels` or `fine_label`).
+    The image is a PIL image, `{"bytes": encoded}`, an array [H, W] or [H, W, C], or a tensor [C, H, W];
+    integers span the range of their type, floats lie in [0, 1].
+    """
+
+    name = "cv"
+    loss_at: Literal["last_stage", "trainer"] = "last_stage"
+    metric = "accuracy"
+
+    def __init__(self, *, num_classes: int | None = None, num_channels: int = 3, img_size: int = 32) -> None:
+        self.num_classes = num_classes
+        self.num_channels = num_channels
+        self.img_size = img_size
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Decode, bring to shape, normalise; TaskError for what is no labelled image."""
+        if not samples:
+            raise TaskError("a batch needs at least one sample")
+        images = [self._image(_column(sample, IMAGE_COLUMNS, "image")) for sample in samples]
+        labels = [self._label(_column(sample, LABEL_COLUMNS, "label")) for sample in samples]
+        x_BCHW = torch.stack(images).sub_(CENTRE).div_(SCALE)
+        return Batch({"x": x_BCHW}, {"y": torch.tensor(labels, dtype=torch.int64)}, len(samples))
+
+    def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy in float32, whatever the precision of the logits."""
+        logits_BK, y_B = _outputs(outputs, labels)
+        return F.cross_entropy(logits_BK.float(), y_B)
+
+    def score(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
+        """Numbers of correct answers and of samples."""
+        logits_BK, y_B = _outputs(outputs, labels)
+        correct = (logits_BK.argmax(dim=1) == y_B).sum().item()
+        return {"correct": float(correct), "count": float(y_B.numel())}
+
+    def summarize(self, totals: Mapping[str, float]) -> float:
+        """Accuracy in [0, 1]."""
+        if totals.get("count", 0.0) <= 0.0:
+            raise TaskError("accuracy of no samples is not defined; the held-out part is empty")
+        return totals["correct"] / totals["count"]
+
+    def _label(self, value: Any) -> int:
+        try:
+            label = int(value)
+        except (TypeError, ValueError):
+            raise TaskError(f"label {value!r} is no class index") from None
+        if label < 0 or (self.num_classes is not None and label >= self.num_classes):
+            known = "" if self.num_classes is None else f" [0, {self.num_classes})"
+            raise TaskError(
+                f"label {label} is outside the classes{known}; "
+                "set num_classes of the pipeline entries to the data set's number of classes "
+                "(a label of -1 means an unlabelled split: choose another data.dataset_split)"
+            )
+        return label
+
+    def _image(self, value: Any) -> Tensor:
+        """One image to float32 [C, S, S] in [0, 1]."""
+        image_CHW = value if isinstance(value, Tensor) else _to_chw(_pixels(value, self.num_channels))
+        image_CHW = _unit_range(image_CHW)
+        if image_CHW.dim() != 3 or image_CHW.numel() == 0:
+            raise TaskError(f"an image has dimensions [C, H, W], not {list(image_CHW.shape)}")
+        channels = image_CHW.shape[0]
+        if channels == 1:
+            image_CHW = image_CHW.expand(self.num_channels, -1, -1)
+        elif channels != self.num_channels:
+            raise TaskError(f"an image has {channels} channels; set data.num_channels to {channels}")
+        return _square(image_CHW, self.img_size)
+
+
+def _column(sample: Sample, names: Sequence[str], what: str) -> Any:
+    for name in names:
+        if sample.get(name) is not None:
+            return sample[name]
+    columns = ", ".join(sorted(sample)) or "none"
+    raise TaskError(f"a sample has no {what}: expected a column {' or '.join(names)}, found: {columns}")
+
+
+def _pixels(value: Any, num_channels: int) -> np.ndarray[Any, Any]:
+    """A PIL image, encoded bytes or an array to an array [H, W] or [H, W, C]."""
+    if isinstance(value, Mapping):
+        value = _decode(value)
+    if hasattr(value, "convert"):  # a PIL image; Pillow itself is needed only for encoded ones
+        value = value.convert({1: "L", 3: "RGB", 4: "RGBA"}.get(num_channels, value.mode))
+    array = np.asarray(value)
+    if array.dtype.kind not in "uif":
+        raise TaskError(f"an image cannot be read from {type(value).__name__}")
+    return array
+
+
+def _decode(encoded: Mapping[str, Any]) -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise TaskError("encoded images need Pillow; pip install pillow") from None
+    data = encoded.get("bytes")
+    if not isinstance(data, bytes):
+        raise TaskError("an encoded image has no bytes; remote image paths are not followed")
+    try:
+        return Image.open(io.BytesIO(data))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise TaskError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
+
+
+def _to_chw(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise TaskError(f"an image array has dimensions [H, W] or [H, W, C], not {list(array.shape)}")
+    if array.dtype.kind == "u" and array.itemsize > 1:  # torch computes with few unsigned types
+        array = array.astype(np.float32) / np.iinfo(array.dtype).max
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _unit_range(image: Tensor) -> Tensor:
+    if image.is_floating_point():
+        return image.to(torch.float32)
+    return image.to(torch.float32) / float(torch.iinfo(image.dtype).max)
+
+
+def _square(image_CHW: Tensor, size: int) -> Tensor:
+    """Scale the shorter side to `size` (bilinear, smoothed when shrinking) and crop the centre."""
+    height, width = image_CHW.shape[1:]
+    if (height, width) == (size, size):
+        return image_CHW
+    ratio = size / min(height, width)
+    scaled = (max(size, round(height * ratio)), max(size, round(width * ratio)))
+    grown_CHW = F.interpolate(image_CHW[None], scaled, mode="bilinear", antialias=ratio < 1)[0]
+    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    return grown_CHW[:, top : top + size, left : left + size]
+
+
+def _outputs(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    if "x" not in outputs or "y" not in labels:
+        found = sorted(outputs), sorted(labels)
+        raise TaskError(
+            f"cv needs logits 'x' and labels 'y'; the last stage gave {found[0]}, labels {found[1]}"
+        )
+    logits_BK, y_B = outputs["x"], labels["y"]
+    if logits_BK.dim() != 2 or y_B.dim() != 1 or len(logits_BK) != len(y_B):
+        shapes = f"{list(logits_BK.shape)} and {list(y_B.shape)}"
+        raise TaskError(
+            f"cv needs logits [B, K] and labels [B], not {shapes}; does the pipeline end in a head?"
+        )
+    return logits_BK, y_B
