@@ -1,1 +1,43 @@
+"""Models, cut into stages: `MODEL_TYPES["resnet18.front"]` builds one stage and nothing of the others.
 
+To add a model, put a class into the registry, either way or both:
+
+    def head_sample_input(batch_size, hid_dim):
+        return torch.empty((batch_size, hid_dim))
+
+    @register_expert_class("mymodel.head", head_sample_input)
+    class MyHead(nn.Module): ...
+
+    MODEL_TYPES["mymodel.head"] = MyHead
+
+A stage whose `state_dict` names are a subset of those of the whole model can be assembled by
+`full_state_dict`. Importing this package does not import transformers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from distqat.models import mlp, resnet
+from distqat.models.registry import (
+    MODEL_TYPES,
+    build_stage,
+    full_state_dict,
+    named_tensors,
+    register_expert_class,
+    register_stage,
+    sample_input,
+)
+
+for _stage in ("full", "front", "back", "head", "tail"):
+    register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
+    register_stage(f"resnet18.{_stage}", partial(resnet.build, _stage), partial(resnet.sample_input, _stage))
+
+__all__ = [
+    "MODEL_TYPES",
+    "build_stage",
+    "full_state_dict",
+    "named_tensors",
+    "register_expert_class",
+    "sample_input",
+]

@@ -1,0 +1,164 @@
+"""The registry of stages: names to constructors, and the sample inputs that tell their shapes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from distqat.errors import ModelError, UnknownName
+
+StageFactory: TypeAlias = "type[nn.Module] | Callable[..., nn.Module]"
+SampleInput: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...] | dict[str, Tensor]]"
+ModuleT = TypeVar("ModuleT", bound="type[nn.Module]")
+
+MODEL_TYPES: dict[str, StageFactory] = {}
+"""Every stage that can be built, as `model.stage`; entries may be added by hand."""
+
+_SAMPLE_INPUTS: dict[str, SampleInput] = {}
+
+CONTEXT_KEYS = frozenset({"num_classes", "num_channels", "img_size"})
+"""Keys that describe the data: passed where the constructor accepts them, left out where it does not."""
+
+
+def register_expert_class(name: str, sample_input: SampleInput) -> Callable[[ModuleT], ModuleT]:
+    """Register a stage class under `name` with a callable that makes its input; returns the class.
+
+    `sample_input` takes any of batch_size, hid_dim and the pipeline entry's own keys, by name, and returns
+    a tensor, a tuple or a dict of tensors; only dtypes and shapes are looked at. The same class may be
+    registered again. Raises ModelError when another class already has the name.
+    """
+
+    def register(stage_class: ModuleT) -> ModuleT:
+        register_stage(name, stage_class, sample_input)
+        return stage_class
+
+    return register
+
+
+def register_stage(name: str, factory: StageFactory, sample_input: SampleInput | None = None) -> None:
+    """Put a class or a factory function into the registry. Raises ModelError when the name is taken."""
+    present = MODEL_TYPES.get(name)
+    if present is not None and not _same_source(present, factory):
+        raise ModelError(
+            f"stage {name!r} is already {_describe(present)}; "
+            f"register {_describe(factory)} under another name"
+        )
+    MODEL_TYPES[name] = factory
+    if sample_input is not None:
+        _SAMPLE_INPUTS[name] = sample_input
+
+
+def build_stage(model_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Build one stage, on the default device, with the current random state.
+
+    `kwargs` are the pipeline entry's own keys and the CONTEXT_KEYS. Raises UnknownName for a stage that
+    nobody registered, ModelError for a key that its constructor does not accept and for whatever the
+    constructor raises.
+    """
+    factory = _factory(model_name)
+    accepted = _accepted(model_name, factory, kwargs)
+    try:
+        stage = factory(**accepted)
+    except ModelError as error:
+        raise ModelError(f"stage {model_name!r}: {error}") from error
+    except Exception as error:  # a constructor is user code: whatever it raises must name the stage
+        given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
+        raise ModelError(
+            f"stage {model_name!r} cannot be built with ({given}): {type(error).__name__}: {error}; "
+            f"change the keys of its entry in model_pipeline"
+        ) from error
+    if not isinstance(stage, nn.Module):
+        raise ModelError(
+            f"stage {model_name!r}: its constructor returned {type(stage).__name__}, not a Module"
+        )
+    return stage
+
+
+def sample_input(model_name: str, batch_size: int, kwargs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Named tensors of the shapes and dtypes that the stage takes (values mean nothing), or None if unknown.
+
+    A name that the callable needs and `kwargs` lacks is taken from the constructor's default. Raises
+    UnknownName, and ModelError when a name is found in neither.
+    """
+    factory = _factory(model_name)
+    make = _SAMPLE_INPUTS.get(model_name)
+    if make is None:
+        return None
+    available = {**_defaults(factory), **kwargs, "batch_size": batch_size}
+    parameters = inspect.signature(make).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return named_tensors(make(**available))
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in available]
+    if missing:
+        raise ModelError(
+            f"sample input of stage {model_name!r} needs {', '.join(missing)}; "
+            f"add {'it' if len(missing) == 1 else 'them'} to the stage's entry in model_pipeline"
+        )
+    return named_tensors(make(**{p.name: available[p.name] for p in parameters if p.name in available}))
+
+
+def named_tensors(value: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a stage takes or returns, by name: a single tensor is "x", a tuple is "x", "x1", "x2", ..."""
+    if isinstance(value, Tensor):
+        return {"x": value}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {f"x{index}" if index else "x": tensor for index, tensor in enumerate(value)}
+
+
+def full_state_dict(stage_states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Assemble the `state_dict` of the whole model from those of its stages, in stage order.
+
+    Raises ModelError when two stages hold the same name: such a model can only be kept stage by stage.
+    """
+    full: dict[str, Tensor] = {}
+    for state in stage_states:
+        twice = sorted(full.keys() & state.keys())
+        if twice:
+            raise ModelError(
+                f"two stages hold {twice[0]!r} ({len(twice)} names in common); give the modules of each "
+                f"stage names that no other stage uses"
+            )
+        full.update(state)
+    return full
+
+
+def _factory(model_name: str) -> StageFactory:
+    if model_name not in MODEL_TYPES:
+        raise UnknownName("model stage", model_name, MODEL_TYPES)
+    return MODEL_TYPES[model_name]
+
+
+def _accepted(model_name: str, factory: StageFactory, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(kwargs)
+    names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in kwargs:
+        if key not in names and key not in CONTEXT_KEYS:
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise ModelError(f"stage {model_name!r} does not take {key!r}{hint} it takes: {', '.join(names)}")
+    return {key: value for key, value in kwargs.items() if key in names}
+
+
+def _defaults(factory: StageFactory) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _same_source(one: StageFactory, other: StageFactory) -> bool:
+    """The same object, or the same definition loaded twice: a user's file that two paths import."""
+    if one is other:
+        return True
+    names = [(getattr(f, "__module__", None), getattr(f, "__qualname__", None)) for f in (one, other)]
+    return names[0] == names[1] and names[0][1] is not None
+
+
+def _describe(factory: StageFactory) -> str:
+    name = getattr(factory, "__qualname__", None)
+    return f"{getattr(factory, '__module__', '?')}.{name}" if name else repr(factory)
