@@ -1,1 +1,21 @@
+"""The configuration: one YAML file, every field a flag, errors that say where."""
 
+from __future__ import annotations
+
+from distqat.config.agreement import agreement, agreement_digest, differing_keys
+from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
+from distqat.config.load import DEFAULT_CONFIG, load_config
+from distqat.config.schema import Config
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "Config",
+    "ConfigParser",
+    "add_config_arguments",
+    "agreement",
+    "agreement_digest",
+    "config_from_args",
+    "differing_keys",
+    "load_config",
+    "to_argv",
+]

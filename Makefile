@@ -1,0 +1,43 @@
+# make setup | run | test | test-all | check
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := src tests run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
+
+.PHONY: setup run test test-all check format clean
+
+setup: $(STAMP)
+
+# Made again only when the dependencies or TORCH's pin here change.
+$(STAMP): pyproject.toml Makefile
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" "$(TORCH)"
+	@touch $@
+
+run: setup
+	$(BIN)/python run_local.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/mypy --python-version 3.10
+	$(BIN)/mypy --python-version 3.11
+	$(BIN)/mypy --python-version 3.12
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

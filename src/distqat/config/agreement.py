@@ -1,0 +1,68 @@
+"""What the replicas of one stage must have in common. PROTOCOL: digest of the config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distqat.config.schema import Config
+from distqat.errors import UnknownName
+
+AGREEMENT_VERSION = 1
+"""Raised when replicas of two releases must not share a round although their settings are equal."""
+
+
+def agreement(config: Config, stage: str) -> dict[str, Any]:
+    """Settings that must be equal in the replica group of `stage`, flat and JSON-able.
+
+    Device, batch size, inner optimizer, timeouts, ports, paths and log level may differ per server.
+    Raises UnknownName if the pipeline has no such stage.
+    """
+    entry = next((entry for entry in config.model_pipeline.pipeline if entry.stage == stage), None)
+    if entry is None:
+        raise UnknownName("stage", stage, config.stages)
+    diloco = config.diloco.model_dump(mode="json")
+    outer = diloco["outer_optim"]
+    quant = config.quant.model_dump(mode="json") if config.quant.enabled else {"enabled": False}
+    return {
+        "protocol": AGREEMENT_VERSION,
+        "run": config.experiment_prefix,
+        "seed": config.seed,
+        "stage": stage,
+        "stages": config.stages,
+        **_flat("model", entry.model_dump(mode="json")),
+        "data.task_type": config.data.task_type,
+        "data.num_channels": config.data.num_channels,
+        "data.img_size": config.data.img_size,
+        "diloco.inner_steps": diloco["inner_steps"],
+        "diloco.codec": diloco["codec"],
+        "diloco.max_delta_norm_ratio": diloco["max_delta_norm_ratio"],  # members vote on the result
+        **{f"diloco.outer_optim.{key}": outer[key] for key in outer if _read_by(outer["type"], key)},
+        **_flat("quant", quant),
+    }
+
+
+def agreement_digest(config: Config, stage: str) -> str:
+    """sha256 of the agreement, in hex."""
+    text = json.dumps(agreement(config, stage), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_keys(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys in which two agreements differ, as a refusal names them."""
+    missing = object()
+    return sorted(key for key in {**mine, **theirs} if mine.get(key, missing) != theirs.get(key, missing))
+
+
+def _read_by(optimizer: str, key: str) -> bool:
+    """Whether an optimizer of this type reads `key`; adamw reads the adam_* keys."""
+    family = "adam" if optimizer.startswith("adam") else optimizer
+    return key.partition("_")[0] == family or not key.startswith(("adam", "sgd"))
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    return {path: leaf for key in value for path, leaf in _flat(f"{prefix}.{key}", value[key]).items()}

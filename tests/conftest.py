@@ -1,0 +1,51 @@
+"""What holds for every test: one printed seed, no network, a deadline (pytest-timeout, in pyproject.toml)."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+# Before anything imports a library that reads them: no hub, no telemetry, no login.
+for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+SEED = int(os.environ.get("DISTQAT_TEST_SEED", "20240607"))
+UNIT = Path(__file__).parent / "unit"
+
+# Examples are derived from the test itself, so that a failure comes back in the next run.
+settings.register_profile("distqat", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("distqat")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests open no sockets, Unix ones excepted; `@pytest.mark.enable_socket` says where one must."""
+    for item in items:
+        if UNIT in item.path.parents and item.get_closest_marker("enable_socket") is None:
+            item.add_marker("disable_socket")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"seed {SEED} (DISTQAT_TEST_SEED)")
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """The seed of this test run."""
+    return SEED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    random.seed(SEED)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(SEED)
+    if "torch" in sys.modules:  # the unit tests of the configuration do without
+        sys.modules["torch"].manual_seed(SEED)
