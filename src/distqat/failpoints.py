@@ -1,0 +1,74 @@
+"""Named places where a test may inject a fault: `DISTQAT_FAILPOINTS=stage.commit.before_apply:kill9@3`.
+
+The value is a comma-separated list of `name:action@hit`; the action runs at the `hit`-th passage (from 1).
+Actions: `kill9`, `stop` (SIGSTOP), `exit`, `error` (raises), each reported on standard error before it runs,
+so that a fault test can prove that its fault fired. Off by default; the environment is read once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from distqat.errors import ConfigError, DistqatError
+
+ENVIRONMENT_VARIABLE = "DISTQAT_FAILPOINTS"
+ACTIONS = ("kill9", "stop", "exit", "error")
+
+
+class FailpointError(DistqatError):
+    """Raised by the action `error`."""
+
+
+@dataclass
+class Failpoints:
+    """The armed failpoints of one process; counts passages by name."""
+
+    armed: dict[str, tuple[str, int]] = field(default_factory=dict)
+    hits: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Failpoints:
+        """`name:action@hit,...`; raises ConfigError for anything else."""
+        armed = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, colon, rest = item.partition(":")
+            action, _, hit = rest.partition("@")
+            if not colon or action not in ACTIONS or not (hit or "1").isdigit():
+                raise ConfigError(
+                    f"{ENVIRONMENT_VARIABLE}: {item!r} is not name:action@hit with an action of {ACTIONS}"
+                )
+            armed[name] = (action, int(hit or "1"))
+        return cls(armed)
+
+    def passage(self, name: str) -> str | None:
+        """Count one passage of `name`; the action that is due, if any."""
+        if name not in self.armed:
+            return None
+        self.hits[name] = self.hits.get(name, 0) + 1
+        action, hit = self.armed[name]
+        return action if self.hits[name] == hit else None
+
+
+@lru_cache(maxsize=1)
+def _armed() -> Failpoints:
+    return Failpoints.parse(os.environ.get(ENVIRONMENT_VARIABLE, ""))
+
+
+def failpoint(name: str) -> None:
+    """Mark a place; does nothing unless a test armed it."""
+    action = _armed().passage(name)
+    if action is None:
+        return
+    sys.stderr.write(f"failpoint {name}: {action}\n")
+    sys.stderr.flush()
+    if action == "kill9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "exit":
+        os._exit(1)
+    raise FailpointError(f"failpoint {name} raised as asked by {ENVIRONMENT_VARIABLE}")

@@ -1,0 +1,231 @@
+"""One role's libp2p daemon and DHT node, in the role's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distqat.errors import DirectoryUnavailable, RoleError
+from distqat.swarm import guard
+from distqat.swarm.identity import Identity, peer_of_public_key
+from distqat.swarm.link import Address
+from distqat.swarm.transport import OnStream
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_NAME = "/distqat/1"
+MAX_RECORD_BYTES = 8 * 1024
+MAX_TTL_S = 120.0
+CLOCK_TOLERANCE_S = 3.0
+LOOKUP_TIMEOUT = 5.0
+STOP_TIMEOUT = 2.0
+_OWNER = re.compile(rb"\[owner:(.+?)\]")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a peer listens and whom it knows. `announce` empty means: what it listens on."""
+
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One signed record: who signed it, what it says, when it ends (DHT time)."""
+
+    owner: str
+    value: bytes
+    expires_at: float
+
+
+class Engine:
+    """A running p2pd with a DHT node on it. Start with `Engine.start`, end with `stop`."""
+
+    def __init__(self, identity: Identity, p2p: Any, node: Any) -> None:
+        self.identity = identity
+        self.peer = identity.peer
+        self.p2p = p2p
+        self._node = node
+        self._daemon_watch = asyncio.ensure_future(p2p._child.wait())
+
+    @classmethod
+    async def start(cls, identity: Identity, options: EngineOptions) -> Engine:
+        """Start the daemon and join the DHT. Raises RoleError when no initial peer answers."""
+        guard.install()
+        from hivemind.dht.crypto import RSASignatureValidator
+        from hivemind.dht.node import DHTNode
+        from hivemind.p2p import P2P
+        from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+
+        try:
+            p2p = await P2P.create(
+                initial_peers=options.initial_peers or None,
+                host_maddrs=options.listen,
+                announce_maddrs=options.announce or None,
+                identity_path=str(identity.path),
+                check_if_identity_free=False,
+                nat_port_map=False,
+                auto_nat=False,
+                startup_timeout=30,
+            )
+        except (P2PDaemonError, OSError) as error:
+            raise RoleError(f"the libp2p daemon did not start on {', '.join(options.listen)}: {error}") from error
+        try:
+            node = await DHTNode.create(
+                p2p=p2p,
+                initial_peers=list(options.initial_peers) or None,
+                record_validator=_validator(RSASignatureValidator(identity.private_key)),
+                cache_locally=False,
+                cache_on_store=False,
+                cache_nearest=0,
+                strict=False,
+            )
+        except Exception as error:
+            await p2p.shutdown()
+            peers = ", ".join(options.initial_peers)
+            raise RoleError(
+                f"no initial peer answered ({peers}): check that the monitor runs and that the address, "
+                f"with its /p2p/ part, is today's ({error})"
+            ) from error
+        return cls(identity, p2p, node)
+
+    async def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs under which others reach this peer."""
+        return tuple(str(maddr) for maddr in await self.p2p.get_visible_maddrs(latest=True))
+
+    async def daemon_death(self) -> int:
+        """Wait until the daemon ends; a role without it must end too."""
+        return int(await asyncio.shield(self._daemon_watch))
+
+    async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool:
+        """Put a record, signed and bound to this peer, under `key`. False if no node took it."""
+        if len(value) > MAX_RECORD_BYTES:
+            raise ValueError(f"record of {len(value)} bytes under {key}, at most {MAX_RECORD_BYTES}")
+        owner = self._signer().local_public_key
+        with _bounded(f"store {key}"):
+            stored = await asyncio.wait_for(
+                self._node.store(key, value, dht_time() + ttl_s, subkey=name.encode() + owner), LOOKUP_TIMEOUT
+            )
+        return bool(stored)
+
+    async def find(self, key: str) -> list[Found]:
+        """All live records under `key`, newest per owner. Raises DirectoryUnavailable: unknown is not empty."""
+        with _bounded(f"look up {key}"):
+            entry = await asyncio.wait_for(self._node.get(key, latest=True), LOOKUP_TIMEOUT)
+        if entry is None:
+            if not await self._connected():
+                raise DirectoryUnavailable(f"cannot look up {key}: this peer is connected to nobody")
+            return []
+        if not hasattr(entry.value, "items"):
+            return []
+        return [
+            Found(peer_of_public_key(match.group(1)), bytes(item.value), float(item.expiration_time))
+            for subkey, item in entry.value.items()
+            if isinstance(subkey, bytes) and isinstance(item.value, bytes) and (match := _OWNER.search(subkey))
+        ]
+
+    async def _connected(self) -> bool:
+        return not self._node.protocol.routing_table or bool(await self.p2p.list_peers())
+
+    def _signer(self) -> Any:
+        return self._node.protocol.record_validator._validators[0]
+
+    async def stop(self) -> None:
+        """Leave the DHT and end the daemon; never hangs, also when the daemon is dead already."""
+        if not self._daemon_watch.done():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._node.shutdown(), STOP_TIMEOUT)
+        self._daemon_watch.cancel()
+        await self.p2p.shutdown()
+
+
+class P2PStreams:
+    """Byte streams through the peer's libp2p daemon."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def reaches(self, to: Address) -> bool:
+        return True
+
+    async def listen(self, on_stream: OnStream) -> None:
+        async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await on_stream(info.peer_id.to_base58(), reader, writer)
+
+        await self._engine.p2p.add_binary_stream_handler(PROTOCOL_NAME, accept)
+
+    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        from hivemind.p2p import PeerID
+        from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+        from hivemind.utils.multiaddr import Multiaddr
+
+        peer = PeerID.from_base58(to.peer)
+        try:
+            maddrs = [Multiaddr(text.split("/p2p/")[0]) for text in to.maddrs]
+            if maddrs:
+                await self._engine.p2p._client.connect(peer, maddrs)
+            _, reader, writer = await self._engine.p2p.call_binary_stream_handler(peer, PROTOCOL_NAME)
+        except (ControlFailure, ValueError) as error:
+            raise OSError(f"libp2p: {error}") from error
+        return reader, writer
+
+    async def close(self) -> None:
+        return
+
+
+def dht_time() -> float:
+    """Wall clock: only for records; durations use the monotonic clock."""
+    return time.time()
+
+
+def _validator(signer: Any) -> Any:
+    """The signature, then the bounds that every record under our keys must keep."""
+    from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
+
+    class Bounds(RecordValidatorBase):  # type: ignore[misc]
+        """Owner-bound, sized, with a finite and near expiry. Anything else is not stored and not believed."""
+
+        def validate(self, record: Any) -> bool:
+            return record_is_bounded(record.subkey, record.value, record.expiration_time, dht_time())
+
+        @property
+        def priority(self) -> int:
+            return 20
+
+    return CompositeValidator([signer, Bounds()])
+
+
+def record_is_bounded(subkey: bytes | None, value: bytes, expires_at: float, now: float) -> bool:
+    """Whether a record keeps to size, ownership and expiry."""
+    if subkey is None or len(_OWNER.findall(subkey)) != 1 or len(subkey) > 1024:
+        return False
+    if len(value) > MAX_RECORD_BYTES + 1024:  # the signature comes on top
+        return False
+    return math.isfinite(expires_at) and expires_at <= now + MAX_TTL_S + CLOCK_TOLERANCE_S
+
+
+@contextlib.contextmanager
+def _bounded(what: str) -> Any:
+    try:
+        yield
+    except asyncio.TimeoutError:
+        raise DirectoryUnavailable(f"cannot {what}: no answer in {LOOKUP_TIMEOUT:.0f} s") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DirectoryUnavailable(f"cannot {what}: {error}") from error
+
+
+def public_and_loopback(port: int, public_ip: str | None) -> tuple[Sequence[str], Sequence[str]]:
+    """What to listen on and what to announce: the public address first, loopback second."""
+    loopback = f"/ip4/127.0.0.1/tcp/{port}"
+    if public_ip is None:
+        return [loopback], [loopback] if port else []
+    return [f"/ip4/0.0.0.0/tcp/{port}"], [f"/ip4/{public_ip}/tcp/{port}", loopback]

@@ -1,0 +1,186 @@
+"""The transport seam and its real form: frames over libp2p's raw streams or, on one host, Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from distqat.errors import PeerGone, SwarmError
+from distqat.swarm import hello
+from distqat.swarm.channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
+from distqat.swarm.frame import Message
+from distqat.swarm.hello import Admission, Hello
+from distqat.swarm.link import Address, Heartbeat, InboundLinks, Link, gone
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT = 10.0
+OnStream = Callable[[str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class LinkLike(Protocol):
+    """A way to call one peer."""
+
+    peer: str
+
+    @property
+    def alive(self) -> bool: ...
+    async def call(
+        self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+    ) -> Message: ...
+    def bytes_out(self) -> int: ...
+    def bytes_in(self) -> int: ...
+    def close(self, reason: str = ...) -> None: ...
+
+
+class Transport(Protocol):
+    """Calls between peers. A dead peer raises PeerGone at once, a silent one after the heartbeat's silence."""
+
+    peer: str
+    traffic: Traffic
+
+    async def serve(self, answer: Answer) -> None: ...
+    async def link(self, to: Address) -> LinkLike: ...
+    async def close(self) -> None: ...
+
+
+class Streams(Protocol):
+    """Where byte streams come from."""
+
+    async def listen(self, on_stream: OnStream) -> None: ...
+    def reaches(self, to: Address) -> bool: ...
+    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+    async def close(self) -> None: ...
+
+
+class UnixStreams:
+    """Unix sockets named after the peer in a private folder; reaches peers of the same host."""
+
+    def __init__(self, folder: Path, peer: str, host: str) -> None:
+        self._folder, self._peer, self._host = folder, peer, host
+        self._server: asyncio.AbstractServer | None = None
+
+    def _path(self, peer: str) -> Path:
+        return self._folder / f"{peer[-24:]}.sock"
+
+    def reaches(self, to: Address) -> bool:
+        return bool(to.host) and to.host == self._host and self._path(to.peer).exists()
+
+    async def listen(self, on_stream: OnStream) -> None:
+        path = self._path(self._peer)
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(lambda r, w: on_stream(None, r, w), path=str(path))
+
+    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(str(self._path(to.peer)))
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path(self._peer).unlink(missing_ok=True)
+
+
+class StreamTransport:
+    """Links over the first of `streams` that reaches a peer; one link per peer, redialled when it died."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        streams: list[Streams],
+        *,
+        heartbeat: Heartbeat | None = None,
+        max_payload: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.peer = admission.peer
+        self.traffic = Traffic()
+        self._admission = admission
+        self._streams = streams
+        self._heartbeat = heartbeat or Heartbeat()
+        self._max_payload = max_payload
+        self._links: dict[str, Link] = {}
+        self._dialling: dict[str, asyncio.Lock] = {}
+        self._inbound = InboundLinks(self._heartbeat)
+        self._writers: set[asyncio.StreamWriter] = set()  # a writer that is collected closes its stream
+        self._answer: Answer | None = None
+
+    async def serve(self, answer: Answer) -> None:
+        """Answer calls from now on."""
+        self._answer = answer
+        for streams in self._streams:
+            await streams.listen(self._accept)
+
+    async def link(self, to: Address) -> Link:
+        """The live link to a peer; dials if there is none. Raises PeerGone, Refused, ProtocolMismatch."""
+        async with self._dialling.setdefault(to.peer, asyncio.Lock()):
+            link = self._links.get(to.peer)
+            if link is None or not link.alive:
+                link = self._links[to.peer] = await self._dial(to)
+            return link
+
+    async def close(self) -> None:
+        """Say goodbye on every link and stop listening."""
+        for link in self._links.values():
+            link.close()
+        self._inbound.close()
+        for streams in self._streams:
+            await streams.close()
+
+    async def _dial(self, to: Address) -> Link:
+        data = Hello(self.peer, hello.DATA)
+        control = Hello(self.peer, hello.CONTROL, data.link)
+        first = await self._open(to, data)
+        try:
+            second = await self._open(to, control)
+        except SwarmError:
+            first.close()
+            raise
+        return Link(to.peer, first, second, self._heartbeat)
+
+    async def _open(self, to: Address, greeting: Hello) -> Channel:
+        streams = next((each for each in self._streams if each.reaches(to)), None)
+        if streams is None:
+            raise gone(to.peer, "no transport of this role reaches it")
+        try:
+            reader, writer = await asyncio.wait_for(streams.open(to), OPEN_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise gone(to.peer, f"no connection within {OPEN_TIMEOUT:.0f} s") from None
+        except OSError as error:
+            raise gone(to.peer, f"it cannot be connected to ({error})") from error
+        try:
+            await hello.greet(reader, writer, self._admission, to.peer, greeting)
+        except SwarmError:
+            writer.close()
+            raise
+        return self._channel(writer, to.peer, None)
+
+    async def _accept(
+        self, peer: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            greeting = await hello.receive(reader, writer, self._admission, peer)
+        except SwarmError as error:
+            logger.warning("refused a stream: %s", error)
+            with contextlib.suppress(OSError):
+                writer.close()
+            return
+        assert self._answer is not None
+        channel = self._channel(writer, greeting.peer, self._answer)
+        self._inbound.add(greeting.link, channel)
+        hello.welcome(writer)
+        await channel.closed
+
+    def _channel(self, writer: asyncio.StreamWriter, peer: str, answer: Answer | None) -> Channel:
+        transport = writer.transport
+        channel = Channel(
+            transport, peer, answer=answer, traffic=self.traffic, max_payload=self._max_payload
+        )
+        self._writers.add(writer)
+        channel.closed.add_done_callback(lambda _: self._writers.discard(writer))
+        return channel
+
+
+__all__ = ["Answer", "Call", "LinkLike", "PeerGone", "StreamTransport", "Streams", "Transport", "UnixStreams"]

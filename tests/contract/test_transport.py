@@ -1,0 +1,214 @@
+"""Every transport passes this suite: the in-memory fake, Unix sockets, libp2p's raw streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from distqat.errors import CallTimeout, PeerGone, ProtocolMismatch, Refused, StaleAttempt, SwarmError
+from distqat.swarm.channel import Call
+from distqat.swarm.engine import Engine, EngineOptions, P2PStreams
+from distqat.swarm.frame import Message
+from distqat.swarm.hello import Admission
+from distqat.swarm.identity import Identity
+from distqat.swarm.link import Address
+from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]
+
+
+@dataclass
+class Pair:
+    caller: Transport
+    server: Transport
+    address: Address
+    kill_server: Callable[[], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def memory_pair(folder: Path) -> AsyncIterator[Pair]:
+    network = MemoryNetwork()
+    caller, server = MemoryTransport(network, "caller"), MemoryTransport(network, "server")
+
+    async def kill() -> None:
+        network.kill("server")
+
+    yield Pair(caller, server, Address("server"), kill)
+
+
+@contextlib.asynccontextmanager
+async def unix_pair(folder: Path) -> AsyncIterator[Pair]:
+    caller, server = (
+        StreamTransport(Admission("run", name), [UnixStreams(folder, name, "here")]) for name in ("caller", "server")
+    )
+
+    async def kill() -> None:
+        for channels in list(server._inbound._channels.values()):
+            for channel in channels:
+                channel._transport.abort()
+
+    yield Pair(caller, server, Address("server", "here"), kill)
+    await caller.close()
+    await server.close()
+
+
+@contextlib.asynccontextmanager
+async def libp2p_pair(folder: Path) -> AsyncIterator[Pair]:
+    server_engine = await Engine.start(Identity.load_or_create(folder / "server.key"), EngineOptions())
+    addresses = await server_engine.addresses()
+    caller_engine = await Engine.start(
+        Identity.load_or_create(folder / "caller.key"), EngineOptions(initial_peers=addresses)
+    )
+    caller, server = (
+        StreamTransport(Admission("run", engine.peer), [P2PStreams(engine)])
+        for engine in (caller_engine, server_engine)
+    )
+
+    async def kill() -> None:
+        server_engine.p2p._child.kill()
+
+    yield Pair(caller, server, Address(server_engine.peer, maddrs=addresses), kill)
+    await caller.close()
+    await server.close()
+    await caller_engine.stop()
+    await server_engine.stop()
+
+
+@pytest.fixture(params=[memory_pair, unix_pair, libp2p_pair], ids=["memory", "unix", "libp2p"])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with request.param(tmp_path) as made:
+        yield made
+
+
+async def test_tensors_arrive_as_they_left(pair: Pair) -> None:
+    async def echo(call: Call) -> Message:
+        assert call.method == "echo"
+        assert call.message.needs_grad == frozenset({"a"})
+        return Message({"got": call.message.fields["n"]}, call.message.tensors)
+
+    await pair.server.serve(echo)
+    tensors = {
+        "a": torch.randn(3, 5),
+        "half": torch.randn(7).half(),
+        "brain": torch.randn(2, 2).bfloat16(),
+        "empty": torch.empty(0, 4),
+        "scalar": torch.tensor(3, dtype=torch.int64),
+        "mask": torch.tensor([True, False, True]),
+        "transposed": torch.randn(4, 6).t(),
+        "large": torch.randint(0, 255, (3_000_000,), dtype=torch.uint8),
+    }
+    link = await pair.caller.link(pair.address)
+    reply = await link.call("echo", Message({"n": 7}, tensors, frozenset({"a"})), timeout=10)
+    assert reply.fields == {"got": 7}
+    assert list(reply.tensors) == list(tensors)
+    for name, tensor in tensors.items():
+        assert reply.tensors[name].dtype == tensor.dtype
+        assert torch.equal(reply.tensors[name], tensor), name
+    assert pair.caller.traffic.bytes_out > 3_000_000
+    assert pair.caller.traffic.bytes_in > 3_000_000
+
+
+async def test_calls_overlap_and_answers_come_in_any_order(pair: Pair) -> None:
+    first_may_answer = asyncio.Event()
+
+    async def answer(call: Call) -> Message:
+        if call.message.fields["n"] == 1:
+            await first_may_answer.wait()
+        else:
+            first_may_answer.set()
+        return Message({"n": call.message.fields["n"]})
+
+    await pair.server.serve(answer)
+    link = await pair.caller.link(pair.address)
+    replies = await asyncio.gather(*(link.call("n", Message({"n": n}), timeout=10) for n in (1, 2)))
+    assert [reply.fields["n"] for reply in replies] == [1, 2]
+
+
+async def test_errors_keep_their_kind(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        if call.method == "stale":
+            raise StaleAttempt("attempt 2 runs already")
+        raise ZeroDivisionError("a bug")
+
+    await pair.server.serve(answer)
+    link = await pair.caller.link(pair.address)
+    with pytest.raises(StaleAttempt, match="attempt 2 runs already"):
+        await link.call("stale", timeout=10)
+    with pytest.raises(SwarmError, match="ZeroDivisionError: a bug"):
+        await link.call("bug", timeout=10)
+
+
+async def test_a_death_in_mid_call_is_noticed_at_once(pair: Pair) -> None:
+    arrived = asyncio.Event()
+
+    async def never(call: Call) -> Message:
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await pair.server.serve(never)
+    link = await pair.caller.link(pair.address)
+    call = asyncio.ensure_future(link.call("never", timeout=30))
+    await arrived.wait()
+    await pair.kill_server()
+    with pytest.raises(PeerGone):
+        await asyncio.wait_for(call, 5)
+    assert not link.alive
+
+
+async def test_a_call_without_answer_times_out(pair: Pair) -> None:
+    async def never(call: Call) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await pair.server.serve(never)
+    link = await pair.caller.link(pair.address)
+    with pytest.raises(CallTimeout, match="never"):
+        await link.call("never", timeout=0.05)
+    assert link.alive
+
+
+async def test_a_peer_that_closes_is_gone(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    await pair.server.serve(answer)
+    link = await pair.caller.link(pair.address)
+    await link.call("x", timeout=10)
+    await pair.server.close()
+    with pytest.raises(PeerGone):
+        await link.call("x", timeout=10)
+        await link.call("x", timeout=10)
+
+
+async def test_an_unknown_peer_is_gone(pair: Pair) -> None:
+    nobody = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+    with pytest.raises(PeerGone):
+        await pair.caller.link(Address(nobody))
+
+
+async def test_another_run_or_token_is_refused(tmp_path: Path) -> None:
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    server = StreamTransport(Admission("run", "server", "secret"), [UnixStreams(tmp_path, "server", "here")])
+    await server.serve(answer)
+    for admission, words in (
+        (Admission("other", "caller", "secret"), "experiment_prefix 'run'"),
+        (Admission("run", "caller"), "DISTQAT_TOKEN"),
+        (Admission("run", "caller", "wrong"), "DISTQAT_TOKEN"),
+    ):
+        caller = StreamTransport(admission, [UnixStreams(tmp_path, "caller", "here")])
+        with pytest.raises((Refused, ProtocolMismatch), match=words):
+            await caller.link(Address("server", "here"))
+    good = StreamTransport(Admission("run", "caller", "secret"), [UnixStreams(tmp_path, "caller", "here")])
+    await (await good.link(Address("server", "here"))).call("x", timeout=10)
+    await good.close()
+    await server.close()
