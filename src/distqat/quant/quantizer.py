@@ -1,0 +1,198 @@
+"""Quantizers of one tensor each, and their three states.
+
+    calibrating --activate--> active --freeze--> frozen
+
+calibrating: values pass in float; activation quantizers count what they see in training mode.
+active: values are fake-quantized and log(step) learns. frozen: the same, and the step stays.
+
+There is no way back. Everything a quantizer knows is a parameter (`log_step`) or a persistent buffer, so a
+state dict carries it to the bit and a snapshot of the buffers undoes what an aborted attempt observed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distqat.errors import QuantError
+from distqat.quant import mse
+from distqat.quant.lsq import fake_quantize, step_size
+
+QuantState = Literal["calibrating", "active", "frozen"]
+STATES: tuple[QuantState, ...] = ("calibrating", "active", "frozen")
+
+
+class Quantizer(nn.Module):
+    """What both kinds share: the learned `log_step`, and the state in a buffer. `name` stands in errors."""
+
+    log_step: nn.Parameter
+    state_code: Tensor
+
+    def __init__(self, name: str, bits: int, shape: tuple[int, ...], device: torch.device | None) -> None:
+        super().__init__()
+        self.name = name
+        self.bits = bits
+        self.log_step = nn.Parameter(torch.zeros(shape, device=device))
+        self.register_buffer("state_code", torch.zeros((), dtype=torch.uint8, device=device))
+        self._read: dict[str, tuple[Tensor, int, int]] = {}
+
+    @property
+    def state(self) -> QuantState:
+        """calibrating, active or frozen."""
+        return STATES[self._flag("state_code")]
+
+    @property
+    def step(self) -> Tensor:
+        """The step (not its logarithm), detached; meaningful once active."""
+        return step_size(self.log_step.detach())
+
+    def begin(self, step: Tensor) -> None:
+        """calibrating -> active, with this step. Raises QuantError in another state or for a bad step."""
+        if self.state != "calibrating":
+            raise QuantError(f"{self.name} is {self.state}; only a calibrating quantizer can be activated")
+        if not bool(torch.isfinite(step).all() & (step > 0).all()):
+            raise QuantError(
+                f"{self.name}: calibration found no positive finite step; check weights and data"
+            )
+        with torch.no_grad():
+            self.log_step.copy_(step.log())
+            self.state_code.fill_(STATES.index("active"))
+
+    def freeze(self) -> None:
+        """active -> frozen. Raises QuantError while calibrating; frozen stays frozen."""
+        if self.state == "calibrating":
+            raise QuantError(f"{self.name} is calibrating; activate it before it can be frozen")
+        self.state_code.fill_(STATES.index("frozen"))
+
+    def _learned_log_step(self) -> Tensor:
+        return self.log_step.detach() if self.state == "frozen" else self.log_step
+
+    def _flag(self, buffer_name: str) -> int:
+        """The value of a scalar buffer; on an accelerator it is read again only after it was written."""
+        buffer: Tensor = getattr(self, buffer_name)
+        if buffer.device.type == "cpu":
+            return int(buffer)
+        known = self._read.get(buffer_name)
+        if known is None or known[0] is not buffer or known[1] != buffer._version:
+            known = self._read[buffer_name] = (buffer, buffer._version, int(buffer))
+        return known[2]
+
+
+class WeightQuantizer(Quantizer):
+    """Symmetric, one step per index of `axis` (the output channel), codes in +-(2**(bits - 1) - 1)."""
+
+    def __init__(self, name: str, weight: Tensor, *, bits: int, axis: int) -> None:
+        super().__init__(name, bits, (weight.shape[axis],), weight.device)
+        self.axis = axis
+        self.qmax = 2 ** (bits - 1) - 1
+        self._gradient_scale = (weight.numel() / weight.shape[axis] * self.qmax) ** -0.5
+
+    def initial_step(self, weight: Tensor) -> Tensor:
+        """The step of least squared error for each output channel."""
+        return mse.channel_steps(weight.detach().movedim(self.axis, 0).flatten(1), self.qmax)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as the integers will have it; itself while calibrating."""
+        if self.state == "calibrating":
+            return weight
+        return fake_quantize(
+            weight,
+            self._learned_log_step(),
+            -self.qmax,
+            self.qmax,
+            axis=self.axis,
+            gradient_scale=self._gradient_scale,
+        )
+
+    def extra_repr(self) -> str:
+        """Shown in the printed module."""
+        return f"bits={self.bits}, axis={self.axis}, {self.state}"
+
+
+class ActivationQuantizer(Quantizer):
+    """One step per tensor; codes 0..2**bits - 1 where unsigned, else +-(2**(bits - 1) - 1).
+
+    `signed` "auto" is decided at activation: unsigned when nothing below zero (by 2**-24 or more) was seen.
+    """
+
+    signed: Tensor
+    counts: Tensor
+    batches: Tensor
+
+    def __init__(
+        self, name: str, *, bits: int, signed: Literal["auto"] | bool, device: torch.device | None = None
+    ) -> None:
+        super().__init__(name, bits, (), device)
+        self.signed_option = signed
+        self.observing = True
+        """False while the module that owns this is fed a dummy batch; see wrap.quantize_module."""
+        self.register_buffer("signed", torch.tensor(signed is not False, device=device))
+        self.register_buffer("counts", torch.zeros(2, mse.BINS, dtype=torch.int64, device=device))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """(lowest, highest) integer code."""
+        if self._flag("signed"):
+            return -(2 ** (self.bits - 1) - 1), 2 ** (self.bits - 1) - 1
+        return 0, 2**self.bits - 1
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Count one batch; an empty one, one of zeros only, and one that is not finite change nothing.
+
+        Raises QuantError unless calibrating.
+        """
+        if self.state != "calibrating":
+            raise QuantError(f"{self.name} is {self.state}; only a calibrating quantizer observes")
+        if x.numel() == 0 or not bool(x.any()) or not bool(torch.isfinite(x).all()):
+            return
+        self.counts += mse.histogram(x)
+        self.batches += 1
+
+    def initial_step(self) -> tuple[Tensor, bool]:
+        """(step of least squared error, signed) for what was observed; QuantError if that is nothing."""
+        above, below = mse.seen_values(self.counts)
+        if not above and not below:
+            raise QuantError(
+                f"{self.name} has seen no real data; run real batches through it in training mode before "
+                f"activating it, or put its layer under quant.skip"
+            )
+        signed = below if self.signed_option == "auto" else self.signed_option
+        if not signed and not above:
+            raise QuantError(
+                f"{self.name} is unsigned but saw no positive value; set quant.activation.signed: auto"
+            )
+        qmax = 2 ** (self.bits - 1) - 1 if signed else 2**self.bits - 1
+        step = mse.histogram_step(self.counts, -qmax if signed else 0, qmax)
+        return torch.tensor(step), signed
+
+    def begin_calibrated(self, step: Tensor, signed: bool) -> None:
+        """calibrating -> active; the statistics have served and are cleared."""
+        self.begin(step)
+        self.signed.fill_(signed)
+        self.counts.zero_()
+        self.batches.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, ...] as the integers will have it; itself while calibrating.
+
+        The N of the gradient scale is the size of one sample (the layer's features, as in the paper), so that
+        the gradients of microbatches add up to that of the batch.
+        """
+        if self.state == "calibrating":
+            if self.training and self.observing:
+                self.observe(x)
+            return x
+        qmin, qmax = self.code_range
+        features = max(x.numel() // max(x.shape[0], 1), 1) if x.dim() else 1
+        return fake_quantize(
+            x, self._learned_log_step(), qmin, qmax, axis=None, gradient_scale=(features * qmax) ** -0.5
+        )
+
+    def extra_repr(self) -> str:
+        """Shown in the printed module."""
+        kind = "signed" if self._flag("signed") else "unsigned"
+        return f"bits={self.bits}, {kind}, {self.state}"
