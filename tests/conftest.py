@@ -7,14 +7,14 @@ import random
 import sys
 from pathlib import Path
 
-# Before anything imports a library that reads them: no hub, no telemetry, no login.
+import pytest
+from hypothesis import settings
+
+# Test modules, which import the libraries that read these, come later: no hub, no telemetry, no login.
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import pytest
-from hypothesis import settings
 
 SEED = int(os.environ.get("DISTQAT_TEST_SEED", "20240607"))
 UNIT = Path(__file__).parent / "unit"

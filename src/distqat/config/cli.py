@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from distqat.config.fields import ConfigField, config_fields, field_at, nearest
 from distqat.config.load import DEFAULT_CONFIG, load_config
-from distqat.config.schema import Config
+from distqat.config.schema import Config, split_list
 from distqat.config.source import parse_value
 from distqat.errors import ConfigError
 
@@ -90,8 +90,10 @@ def read_text(field: ConfigField, text: str) -> Any:
     """The value that `text` on the command line means; the schema checks it later. Raises ConfigError."""
     if text == "null":
         return None
-    if field.is_text or field.is_number or field.is_bool or not text.strip():
+    if field.is_text or field.is_number or field.is_bool:
         return text
+    if field.is_text_list and not text.lstrip().startswith("["):
+        return split_list(text)
     return parse_value(text)
 
 
@@ -157,4 +159,4 @@ def _metavar(field: ConfigField) -> str:
         return "NUMBER"
     if field.is_text:
         return "TEXT"
-    return "A,B" if field.annotation == list[str] else "YAML"
+    return "A,B" if field.is_text_list else "YAML"

@@ -44,6 +44,11 @@ class ConfigField:
         return any(member is str or isinstance(member, str) for member in _members(self.annotation))
 
     @property
+    def is_text_list(self) -> bool:
+        """Whether the value is a list of texts, which the command line separates by commas."""
+        return _item(self.annotation) is str
+
+    @property
     def is_number(self) -> bool:
         return not self.is_bool and any(member in (int, float) for member in _members(self.annotation))
 
@@ -120,6 +125,8 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _item(annotation: Any) -> Any:
     for member in _members(annotation):
-        if typing.get_origin(member) in (list, tuple, dict):
-            return typing.get_args(member)[-1]
+        if typing.get_origin(member) in (list, tuple):
+            return typing.get_args(member)[0]
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1]
     return None

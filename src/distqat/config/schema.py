@@ -29,14 +29,14 @@ _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def split_addresses(value: Any) -> Any:
-    """A string of comma-separated addresses becomes a list; anything else stays as it is."""
+def split_list(value: Any) -> Any:
+    """A string of comma-separated texts becomes a list; anything else stays as it is."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
-Addresses = Annotated[list[str], BeforeValidator(split_addresses)]
+Addresses = Annotated[list[str], BeforeValidator(split_list)]
 
 
 class StageOptions(Options):

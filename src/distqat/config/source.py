@@ -12,8 +12,10 @@ import yaml
 from distqat.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+Lines = dict[KeyPath, int]
 
 MAX_DEPTH = 32
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
 def dotted(path: KeyPath) -> str:
@@ -62,43 +64,48 @@ class Source:
         return f"{self.name}:{line}" if line else self.name
 
 
+def parse(text: str, name: str) -> Source:
+    """Read a configuration file's text. Raises ConfigError naming file and line."""
+    values, lines = _load(text, name)
+    if values is None:
+        return Source(name)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}:{lines[()]}: expected `key: value` lines at the top level")
+    return Source(name, values, lines)
+
+
 def parse_value(text: str) -> Any:
     """One value of the command line, written as YAML. Raises ConfigError."""
     try:
-        return yaml.load(text, CoreLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not YAML: {getattr(error, 'problem', None) or error}") from None
+        return _load(text, "line")[0]
+    except ConfigError as error:
+        raise ConfigError(f"{text!r} is not YAML: {error}") from None
 
 
-def parse(text: str, name: str) -> Source:
-    """Read a configuration file's text. Raises ConfigError naming file and line."""
-    loader = CoreLoader(text)
+def _load(text: str, name: str) -> tuple[Any, Lines]:
+    lines: Lines = {}
     try:
+        loader = CoreLoader(text)
         root = loader.get_single_node()
         if root is None:
-            return Source(name)
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{name}:1: expected `key: value` lines at the top level")
+            return None, lines
         _refuse_duplicates(root, (), name, set())
-        lines: dict[KeyPath, int] = {}
-        values = _construct(loader, root, (), lines, name)
+        return _construct(loader, root, (), lines, name), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(f"{place}: {error.problem or error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    finally:
-        loader.dispose()
-    return Source(name, values, lines)
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
 
 
-def _construct(
-    loader: CoreLoader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str
-) -> Any:
+def _construct(loader: CoreLoader, node: yaml.Node, path: KeyPath, lines: Lines, name: str) -> Any:
+    line = node.start_mark.line + 1
+    lines.setdefault(path, line)
     if len(path) > MAX_DEPTH:  # also what an alias to its own parent ends in
-        raise ConfigError(f"{name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
-    lines.setdefault(path, node.start_mark.line + 1)
+        raise ConfigError(f"{name}:{line}: nested more than {MAX_DEPTH} deep")
+    if node.tag not in TAGS:
+        raise ConfigError(f"{name}:{line}: tag {node.tag!r} means nothing here")
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)  # `<<: *base`; a later key replaces a merged one
         mapping = {}
@@ -109,10 +116,13 @@ def _construct(
             mapping[key] = _construct(loader, value_node, below, lines, name)
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _construct(loader, item, (*path, index), lines, name) for index, item in enumerate(node.value)
-        ]
-    return loader.construct_object(node)
+        items = enumerate(node.value)
+        return [_construct(loader, item, (*path, index), lines, name) for index, item in items]
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError):  # `!!int many`, a number of ten thousand digits
+        kind = node.tag.rpartition(":")[2]
+        raise ConfigError(f"{name}:{line}: {str(node.value)[:40]!r} is no {kind}") from None
 
 
 def _refuse_duplicates(node: yaml.Node, path: KeyPath, name: str, seen: set[int]) -> None:
