@@ -1,0 +1,38 @@
+"""Processes: warm forking, supervision, titles, ports, logs, devices, and the frame that a role runs in."""
+
+from __future__ import annotations
+
+from distqat.distributed.process.command import RoleCommand
+from distqat.distributed.process.device import DeviceChoice, choose_device, resolve_device, threads_per_server
+from distqat.distributed.process.logs import LogClaim, claim_log, set_up_logging
+from distqat.distributed.process.ports import PortClaim, claim_port
+from distqat.distributed.process.restarts import RestartPolicy
+from distqat.distributed.process.role import announce_ready, run_role
+from distqat.distributed.process.runtime import host_id, runtime_dir
+from distqat.distributed.process.supervisor import Ended, Supervisor
+from distqat.distributed.process.title import set_title
+from distqat.distributed.process.zygote import PRELOAD, RoleProcess, Zygote
+
+__all__ = [
+    "PRELOAD",
+    "DeviceChoice",
+    "Ended",
+    "LogClaim",
+    "PortClaim",
+    "RestartPolicy",
+    "RoleCommand",
+    "RoleProcess",
+    "Supervisor",
+    "Zygote",
+    "announce_ready",
+    "choose_device",
+    "claim_log",
+    "claim_port",
+    "host_id",
+    "resolve_device",
+    "run_role",
+    "runtime_dir",
+    "set_title",
+    "set_up_logging",
+    "threads_per_server",
+]

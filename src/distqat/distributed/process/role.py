@@ -1,0 +1,146 @@
+"""The frame of a role: event loop, signals, exit code, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+
+from distqat.distributed.process.command import READY_FD
+from distqat.distributed.process.parent import PARENT_PID, before_exec, follow_parent_of_environment
+from distqat.errors import ConfigError, DistqatError
+
+INTERRUPTED = 130
+_ONE_GESTURE_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """Tells the first request to stop from the second.
+
+    A role with a launcher gets one gesture twice: `pkill -f distqat` reaches it, and the launcher passes
+    its own signal on. `gesture_s` is how long that counts as one.
+    """
+
+    def __init__(self, gesture_s: float) -> None:
+        self._gesture_s = gesture_s
+        self._first: float | None = None
+
+    def is_second(self, now: float) -> bool:
+        """Register a signal; True if it means: out at once."""
+        if self._first is None:
+            self._first = now
+            return False
+        return now - self._first >= self._gesture_s
+
+
+def announce_ready(body: Mapping[str, Any]) -> None:
+    """Tell whoever started this role that it serves; once, and nothing if nobody asked."""
+    text = os.environ.pop(READY_FD, "")
+    if not text.isdigit():
+        return
+    with suppress(BrokenPipeError), os.fdopen(int(text), "wb", buffering=0) as pipe:
+        pipe.write(json.dumps(dict(body), separators=(",", ":")).encode() + b"\n")
+
+
+def run_role(
+    name: str, factory: Callable[[asyncio.Event], Coroutine[Any, Any, int | None]], *, grace_s: float = 10.0
+) -> int:
+    """Run `factory(stop)` in an event loop of the main thread; its exit code.
+
+    SIGTERM or SIGINT sets `stop`; the role then has `grace_s` to end by itself. A second one ends the
+    process at once with 130. ConfigError: one line and 2. Any other DistqatError: one line and 1.
+    """
+    gesture = _ONE_GESTURE_S if PARENT_PID in os.environ else 0.0
+    follow_parent_of_environment()
+    loop = new_role_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_supervised(factory, StopSignals(gesture), name, grace_s)) or 0
+    except ConfigError as error:
+        _complain(name, error)
+        return 2
+    except DistqatError as error:
+        _complain(name, error)
+        return 1
+    finally:
+        _close(loop)
+
+
+def new_role_loop() -> asyncio.AbstractEventLoop:
+    """An event loop (uvloop where there is one) whose subprocesses, such as p2pd, end with this process."""
+    base: type[asyncio.AbstractEventLoop]
+    try:
+        import uvloop
+
+        base = uvloop.Loop
+    except ImportError:
+        base = asyncio.SelectorEventLoop
+    loop: asyncio.AbstractEventLoop = type("RoleLoop", (_BoundChildren, base), {})()
+    return loop
+
+
+class _BoundChildren:
+    """Mixed into an event loop class."""
+
+    def subprocess_exec(self, protocol_factory: Any, *args: Any, **options: Any) -> Awaitable[Any]:
+        options.setdefault("preexec_fn", before_exec())
+        started: Awaitable[Any] = super().subprocess_exec(protocol_factory, *args, **options)  # type: ignore[misc]
+        return started
+
+
+async def _supervised(
+    factory: Callable[[asyncio.Event], Coroutine[Any, Any, int | None]],
+    signals: StopSignals,
+    name: str,
+    grace_s: float,
+) -> int | None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal(signum: signal.Signals) -> None:
+        if signals.is_second(time.monotonic()):
+            os._exit(INTERRUPTED)
+        if not stop.is_set():
+            logger.info("%s: %s, ending; once more to leave at once", name, signum.name)
+            stop.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal, signum)
+    task = asyncio.ensure_future(factory(stop))
+    asked = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task}, timeout=grace_s)
+        if not task.done():
+            logger.error("%s did not end within %g s of being asked; given up", name, grace_s)
+            task.cancel()
+            await asyncio.wait({task}, timeout=1.0)
+            return 1
+        return task.result()
+    finally:
+        asked.cancel()
+
+
+def _complain(name: str, error: DistqatError) -> None:
+    sentence = " ".join(str(error).split())
+    print(f"distqat {name}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201  the user's line, no traceback
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """What asyncio.run does at its end, with a bound: cancel what is left, close generators and the loop."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=2.0))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    asyncio.set_event_loop(None)
+    loop.close()

@@ -1,0 +1,126 @@
+"""Keeps roles running, and ends all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distqat.distributed.process.command import RoleCommand
+from distqat.distributed.process.restarts import Finished, GiveUp, History, RestartPolicy, after_exit
+from distqat.distributed.process.zygote import RoleProcess, Zygote
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a role's run ended: its code, and what follows from it in one sentence."""
+
+    command: RoleCommand
+    pid: int
+    code: int
+    consequence: str
+
+
+class Supervisor:
+    """Starts roles from one zygote, restarts those that crash, and ends all of them on `stop`."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        *,
+        on_start: Callable[[RoleProcess], None] | None = None,
+        on_end: Callable[[Ended], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._zygote = zygote
+        self._on_start = on_start
+        self._on_end = on_end or _log
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._live: dict[int, RoleProcess] = {}
+
+    @property
+    def live(self) -> tuple[RoleProcess, ...]:
+        return tuple(self._live.values())
+
+    async def keep(self, command: RoleCommand, policy: RestartPolicy | None = None) -> int:
+        """Run a role until it finishes, is given up, or `stop` ends it; its last exit code."""
+        rules, history, code = policy or RestartPolicy(), History(), 0
+        while not self._stopping.is_set():
+            started = self._clock()
+            role = await self._zygote.spawn(command)
+            self._live[role.pid] = role
+            if self._on_start is not None:
+                self._on_start(role)
+            if self._stopping.is_set():  # `stop` came while it was being forked
+                role.terminate()
+            try:
+                code = await role.wait()
+            finally:
+                self._live.pop(role.pid, None)
+            if self._stopping.is_set():
+                self._on_end(Ended(command, role.pid, code, "stopped"))
+                break
+            now = self._clock()
+            decision, history = after_exit(history, rules, code=code, ran_s=now - started, now=now)
+            if isinstance(decision, Finished):
+                self._on_end(Ended(command, role.pid, code, "finished"))
+                break
+            if isinstance(decision, GiveUp):
+                self._on_end(Ended(command, role.pid, code, f"given up: {decision.reason}"))
+                break
+            self._on_end(Ended(command, role.pid, code, f"starting again in {decision.delay_s:g} s"))
+            await self._pause(decision.delay_s)
+        return code
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """SIGTERM to every role, SIGKILL to the process groups of those that are there after `grace_s`."""
+        self._stopping.set()
+        roles = self.live
+        for role in roles:
+            role.terminate()
+        if not roles:
+            return
+        waits = [asyncio.ensure_future(role.wait()) for role in roles]
+        _, late = await asyncio.wait(waits, timeout=grace_s)
+        for role in roles:
+            if role.returncode is None:
+                logger.warning(
+                    "%s (PID %d) did not end within %g s; killed", role.command.name, role.pid, grace_s
+                )
+                role.kill()
+        if late:
+            await asyncio.wait(late)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+
+def ending(code: int) -> str:
+    """An exit code in words: "code 1", "SIGKILL"."""
+    if code >= 0:
+        return f"code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _log(ended: Ended) -> None:
+    level = logging.INFO if ended.code == 0 or ended.consequence == "stopped" else logging.WARNING
+    logger.log(
+        level,
+        "%s (PID %d) ended with %s: %s",
+        ended.command.name,
+        ended.pid,
+        ending(ended.code),
+        ended.consequence,
+    )

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distqat.distributed.process.restarts import (
+    Decision,
+    Finished,
+    GiveUp,
+    History,
+    Restart,
+    RestartPolicy,
+    after_exit,
+)
+
+POLICY = RestartPolicy(
+    first_delay_s=1.0, factor=2.0, max_delay_s=5.0, crashes=4, window_s=100.0, healthy_s=50.0
+)
+
+
+def crash(history: History, now: float, ran_s: float = 0.0) -> tuple[Decision, History]:
+    return after_exit(history, POLICY, code=-9, ran_s=ran_s, now=now)
+
+
+def test_delays_double_up_to_the_bound_and_then_it_is_a_crash_loop() -> None:
+    history, delays = History(), []
+    for now in range(4):
+        decision, history = crash(history, float(now))
+        assert isinstance(decision, Restart)
+        delays.append(decision.delay_s)
+    assert delays == [1.0, 2.0, 4.0, 5.0]
+    decision, _ = crash(history, 4.0)
+    assert decision == GiveUp("it crashed 5 times within 100 s")
+
+
+def test_crashes_out_of_the_window_are_forgotten() -> None:
+    history = History()
+    for number in range(50):
+        decision, history = crash(history, number * 30.0)
+        assert isinstance(decision, Restart)
+    assert len(history.crashes) == 4
+
+
+def test_a_healthy_run_resets_the_delay() -> None:
+    _, history = crash(History(), 0.0)
+    _, history = crash(history, 1.0)
+    decision, _ = crash(history, 60.0, ran_s=59.0)
+    assert decision == Restart(1.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0, Finished), (2, GiveUp), (1, Restart), (-15, Restart), (130, Restart)]
+)
+def test_codes(code: int, kind: type) -> None:
+    decision, _ = after_exit(History(), POLICY, code=code, ran_s=0.0, now=0.0)
+    assert isinstance(decision, kind)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e4), st.integers(-15, 130)), max_size=40))
+def test_delays_are_bounded_and_no_more_than_crashes_fit_into_a_window(runs: list[tuple[float, int]]) -> None:
+    history, now = History(), 0.0
+    for ran_s, code in runs:
+        now += ran_s
+        decision, history = after_exit(history, POLICY, code=code, ran_s=ran_s, now=now)
+        if not isinstance(decision, Restart):
+            break
+        assert 1.0 <= decision.delay_s <= 5.0
+        assert sum(now - at < POLICY.window_s for at in history.crashes) <= POLICY.crashes
+        now += decision.delay_s
