@@ -1,0 +1,76 @@
+"""The optimizer that a stage steps at every commit, and its learning rate over the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import nn
+
+from distqat.diloco.options import DilocoOptions, InnerOptimOptions
+
+_DECAYED_TO = 0.1  # of the base rate: the usual tenth (Chinchilla, arXiv:2203.15556)
+
+
+def build_inner_optimizer(
+    module: nn.Module, options: InnerOptimOptions, no_decay: Set[str] = frozenset()
+) -> torch.optim.Optimizer:
+    """`torch.optim.Adam`, `AdamW` or `SGD` over the trainable parameters of `module`, in two groups.
+
+    Args:
+        no_decay: names (as in `named_parameters`) that get no weight decay: norms, biases, quantizer steps.
+    Raises:
+        ValueError when `no_decay` names a parameter that does not exist.
+
+    The first group decays, the second does not; either may be empty, so the state has one layout. `foreach`
+    and `fused` stay at torch's choice: for-loops on CPU, which equal a plain training loop to the bit, and
+    multi-tensor kernels on CUDA.
+    """
+    trainable = {name: param for name, param in module.named_parameters() if param.requires_grad}
+    unknown = sorted(no_decay - {name for name, _ in module.named_parameters()})
+    if unknown:
+        raise ValueError(f"no_decay names {unknown[:3]}, which are no parameters of {type(module).__name__}")
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trainable.items() if name not in no_decay]},
+        {"params": [p for name, p in trainable.items() if name in no_decay], "weight_decay": 0.0},
+    ]
+    if options.type == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=options.sgd_lr,
+            momentum=options.sgd_momentum,
+            nesterov=options.sgd_nesterov,
+            weight_decay=options.sgd_weight_decay,
+        )
+    adam = torch.optim.AdamW if options.type == "adamw" else torch.optim.Adam
+    return adam(
+        groups,
+        lr=options.adam_lr,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_eps,
+        weight_decay=options.adam_weight_decay,
+    )
+
+
+def learning_rate(step: int, total_steps: int, base_lr: float, options: DilocoOptions) -> float:
+    """The inner learning rate of inner step `step` (from 0) of `total_steps`.
+
+    Rises linearly over `warmup_steps`, then stays, or falls to a tenth along a cosine or a line. A
+    member that runs ahead of the last round keeps the tenth.
+    """
+    if step < options.warmup_steps:
+        return base_lr * (step + 1) / options.warmup_steps
+    if options.lr_schedule == "constant":
+        return base_lr
+    decaying = max(total_steps - options.warmup_steps - 1, 1)
+    progress = min((step - options.warmup_steps) / decaying, 1.0)
+    left = 1.0 - progress if options.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return base_lr * (_DECAYED_TO + (1.0 - _DECAYED_TO) * left)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,61 @@
+"""Attempts at steps: their names, which of two ends the other, and which are over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_STEPS_REMEMBERED = 16  # per trainer: far more than its steps in flight
+
+
+@dataclass(frozen=True, order=True)
+class StepId:
+    """One attempt at one step of one life of a trainer."""
+
+    trainer: str
+    incarnation: int
+    step: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"step {self.step} attempt {self.attempt} of trainer {self.trainer} (life {self.incarnation})"
+
+    def supersedes(self, other: StepId) -> bool:
+        """Whether this ends `other`: a later attempt at the same step, or a later life of the trainer."""
+        if self.trainer != other.trainer:
+            return False
+        if self.incarnation != other.incarnation:
+            return self.incarnation > other.incarnation
+        return self.step == other.step and self.attempt > other.attempt
+
+
+@dataclass
+class TrainerLife:
+    """What is over at this replica for one life of a trainer."""
+
+    incarnation: int
+    committed: tuple[int, int] = (-1, -1)  # step, attempt
+    closed: dict[int, int] = field(default_factory=dict)  # step -> highest attempt that is over
+    oldest: int = 0  # steps below are over
+
+    def close(self, step: int, attempt: int) -> None:
+        """Attempts at `step` up to `attempt` are over."""
+        if attempt < 0:
+            return
+        self.closed[step] = max(attempt, self.closed.get(step, -1))
+        while len(self.closed) > _STEPS_REMEMBERED:
+            forgotten = min(self.closed)
+            del self.closed[forgotten]
+            self.oldest = max(self.oldest, forgotten + 1)
+
+    def commit(self, step: int, attempt: int) -> None:
+        """`step` was applied with `attempt`: it and all steps before it are over."""
+        self.committed = step, attempt
+        self.closed = {other: n for other, n in self.closed.items() if other > step}
+
+    def is_over(self, id: StepId) -> bool:
+        """Whether nothing may happen for `id` any more."""
+        if id.incarnation != self.incarnation:
+            return id.incarnation < self.incarnation
+        if id.step <= self.committed[0] or id.step < self.oldest:
+            return True
+        return id.attempt <= self.closed.get(id.step, -1)
