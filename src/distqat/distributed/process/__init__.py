@@ -7,7 +7,7 @@ from distqat.distributed.process.device import DeviceChoice, choose_device, reso
 from distqat.distributed.process.logs import LogClaim, claim_log, set_up_logging
 from distqat.distributed.process.ports import PortClaim, claim_port
 from distqat.distributed.process.restarts import RestartPolicy
-from distqat.distributed.process.role import announce_ready, run_role
+from distqat.distributed.process.role import announce_ready, guarded, run_role
 from distqat.distributed.process.runtime import host_id, runtime_dir
 from distqat.distributed.process.supervisor import Ended, Supervisor
 from distqat.distributed.process.title import set_title
@@ -28,6 +28,7 @@ __all__ = [
     "choose_device",
     "claim_log",
     "claim_port",
+    "guarded",
     "host_id",
     "resolve_device",
     "run_role",

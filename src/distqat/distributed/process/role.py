@@ -63,16 +63,26 @@ def run_role(
     follow_parent_of_environment()
     loop = new_role_loop()
     asyncio.set_event_loop(loop)
-    try:
+
+    def run() -> int:
         return loop.run_until_complete(_supervised(factory, StopSignals(gesture), name, grace_s)) or 0
+
+    try:
+        return guarded(name, run)
+    finally:
+        _close(loop)
+
+
+def guarded(name: str, call: Callable[[], int]) -> int:
+    """`call()`, with the errors that DistQat raises on purpose as one line and exit code 2 or 1."""
+    try:
+        return call()
     except ConfigError as error:
         _complain(name, error)
         return 2
     except DistqatError as error:
         _complain(name, error)
         return 1
-    finally:
-        _close(loop)
 
 
 def new_role_loop() -> asyncio.AbstractEventLoop:

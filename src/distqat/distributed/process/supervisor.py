@@ -48,17 +48,23 @@ class Supervisor:
     def live(self) -> tuple[RoleProcess, ...]:
         return tuple(self._live.values())
 
-    async def keep(self, command: RoleCommand, policy: RestartPolicy | None = None) -> int:
+    async def keep(
+        self,
+        command: RoleCommand,
+        policy: RestartPolicy | None = None,
+        on_start: Callable[[RoleProcess], None] | None = None,
+    ) -> int:
         """Run a role until it finishes, is given up, or `stop` ends it; its last exit code."""
         rules, history, code = policy or RestartPolicy(), History(), 0
         while not self._stopping.is_set():
+            role = await self._spawn(command)
+            if role is None:
+                break
             started = self._clock()
-            role = await self._zygote.spawn(command)
             self._live[role.pid] = role
-            if self._on_start is not None:
-                self._on_start(role)
-            if self._stopping.is_set():  # `stop` came while it was being forked
-                role.terminate()
+            for tell in (self._on_start, on_start):
+                if tell is not None:
+                    tell(role)
             try:
                 code = await role.wait()
             finally:
@@ -96,6 +102,17 @@ class Supervisor:
                 role.kill()
         if late:
             await asyncio.wait(late)
+
+    async def _spawn(self, command: RoleCommand) -> RoleProcess | None:
+        """None: `stop` came while it was being forked; the zygote ends it as it closes."""
+        spawning = asyncio.ensure_future(self._zygote.spawn(command))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({spawning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return None if self._stopping.is_set() else await spawning
+        finally:
+            stopping.cancel()
+            spawning.cancel()
 
     async def _pause(self, seconds: float) -> None:
         try:
