@@ -48,11 +48,11 @@ def test_weighted_mean_is_separate_multiply_and_add_in_the_given_order() -> None
     one, two, three = tensors(1), tensors(2), tensors(3)
     by_hand = {}
     for name in one:
-        total = one[name] * 0.5
-        total = total + two[name] * 0.25
-        by_hand[name] = total + three[name] * 0.25
+        total = one[name] * 0.3
+        total = total + two[name] * 0.1
+        by_hand[name] = total + three[name] * 0.6
     before = state_digest(one)
-    assert state_digest(weighted_mean([one, two, three], [0.5, 0.25, 0.25])) == state_digest(by_hand)
+    assert state_digest(weighted_mean([one, two, three], [0.3, 0.1, 0.6])) == state_digest(by_hand)
     assert state_digest(one) == before
 
 

@@ -1,0 +1,67 @@
+"""UIDs and stage names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distqat.errors import ConfigError
+from distqat.topology.expert import ExpertId, stage_names
+
+
+@given(st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True), st.integers(0, 10**9 - 1))
+def test_the_uid_reads_back(stage: str, index: int) -> None:
+    expert = ExpertId(stage, index)
+    assert expert.uid == str(expert) == f"{stage}.0.{index}.0"
+    assert ExpertId.parse(expert.uid) == expert
+
+
+@pytest.mark.parametrize(
+    "uid",
+    ["", "front", "front.0.0", "front.1.0.0", "front.0.0.1", "front.0.-1.0", "front.0.01.0", ".0.0.0",
+     "a.b.0.0.0", "front.0.0.0\n", "front.0.\u0661.0", "front.0.9999999999.0", "fr ont.0.0.0"],
+)  # fmt: skip
+def test_other_texts_are_no_uid(uid: str) -> None:
+    with pytest.raises(ValueError, match="no expert UID"):
+        ExpertId.parse(uid)
+
+
+def test_an_expert_that_no_uid_could_name_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="letters"):
+        ExpertId("a.b", 0)
+    with pytest.raises(ValueError, match="index -1"):
+        ExpertId("front", -1)
+
+
+def test_experts_sort_by_stage_and_number() -> None:
+    assert sorted([ExpertId("b", 0), ExpertId("a", 10), ExpertId("a", 9)]) == [
+        ExpertId("a", 9), ExpertId("a", 10), ExpertId("b", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_names", "stages"),
+    [
+        (["resnet18.front", "resnet18.back"], ["front", "back"]),
+        (["mlp.full"], ["full"]),
+        (["mine"], ["mine"]),
+        (["a.b.head", "tail"], ["head", "tail"]),
+    ],
+)
+def test_stage_names_follow_the_last_dot(model_names: list[str], stages: list[str]) -> None:
+    assert stage_names(model_names) == stages
+
+
+@pytest.mark.parametrize(
+    ("model_names", "said"),
+    [
+        ([], "is empty"),
+        (["resnet18.front", "mlp.front"], r"\[0\] \('resnet18.front'\) and \[1\] .* another name"),
+        (["resnet18."], "after the last dot"),
+        (["res.fr ont"], "after the last dot"),
+    ],
+)
+def test_a_pipeline_without_clear_names_is_refused_with_the_fix(model_names: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        stage_names(model_names)
