@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 LOG_STEP_BOUND = 64.0
 """|log(step)| beyond this counts as this, so neither the step nor its inverse ever leaves float32."""
 
-EDGE = 1e-3
-"""In steps: a value on the outermost code is inside, however x / step rounds."""
+EDGE, TINY = 1 + 1e-6, 1e-30
+"""Widen the range so that a value on an outermost code (zero included) is inside, however x / step rounds."""
 
 
 def step_size(log_step: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ class _FakeQuantize(torch.autograd.Function):
         inverse = _aligned(step_size(log_step).reciprocal(), x.dim(), ctx.axis)
         wide = _wide(x)
         t = wide * inverse
-        grad_x = torch.ops.aten.hardtanh_backward(_wide(grad), t, ctx.qmin - EDGE, ctx.qmax + EDGE)
+        grad_x = torch.ops.aten.hardtanh_backward(_wide(grad), t, ctx.qmin * EDGE - TINY, ctx.qmax * EDGE)
         grad_step = None
         if ctx.needs_input_grad[1]:
             if ctx.axis is None:
                 total = _dot(grad, y) - _dot(grad_x, wide)
             else:
                 terms = (_wide(grad) * _wide(y)).addcmul_(grad_x, wide, value=-1)
-                total = terms.sum([dim for dim in range(x.dim()) if dim != ctx.axis])
+                total = terms.sum_to_size(inverse.shape).view(-1)
             grad_step = (total * ctx.gradient_scale).to(log_step.dtype)
         grad_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad_step, None, None, None, None

@@ -1,6 +1,6 @@
 """Steps of least squared quantization error, from weights or from a histogram of activations.
 
-The histogram counts values by sign, exponent and the first three bits of the mantissa, read from the bits of
+The histogram counts values by sign, exponent and the first four bits of the mantissa, read from the bits of
 float32. So it needs no range beforehand, counts are exact integers, and the histogram of two batches is the
 sum of theirs, in any order.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MANTISSA_BITS = 3
+MANTISSA_BITS = 4
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -24, 16
 BINS = 1 + (HIGHEST_EXPONENT - LOWEST_EXPONENT) * 2**MANTISSA_BITS
-"""Per sign: one for |x| < 2**-24 (zero), then eight per octave; what is above 2**16 counts into the last."""
+"""Per sign: one for |x| < 2**-24 (zero), then 16 per octave; what is above 2**16 counts into the last."""
 
 _FLOAT32_MANTISSA_BITS, _FLOAT32_BIAS = 23, 127
-_POINTS_PER_BIN = 8
+_POINTS_PER_BIN = 4
 
 
 def histogram(x: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from distqat.quant import QuantOptions
+
+
+def test_defaults() -> None:
+    options = QuantOptions()
+    assert options.enabled
+    assert (options.weight.bits, options.activation.bits, options.first_last_bits) == (8, 8, 8)
+    assert options.activation.signed == "auto"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"weight": {"bits": 1}},
+        {"weight": {"bits": 9}},
+        {"activation": {"bits": 16}},
+        {"first_last_bits": 0},
+        {"weight": {"bit": 8}},
+        {"activation": {"signed": "sometimes"}},
+        {"overrides": [{"weight": {"bits": 4}}]},
+        {"warmup": {"calibrate_batches": 0}},
+    ],
+)
+def test_what_cannot_be_is_refused(section: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        QuantOptions.model_validate(section)
+
+
+def test_a_section_as_in_yaml() -> None:
+    options = QuantOptions.model_validate(
+        {
+            "weight": {"bits": 4},
+            "activation": {"bits": 4, "signed": True},
+            "skip": ["*.wte"],
+            "overrides": [{"match": "layer4.*", "weight": {"bits": 2}}],
+            "warmup": {"calibrate_batches": 2},
+        }
+    )
+    assert options.activation.signed is True
+    assert options.overrides[0].weight is not None
+    assert options.overrides[0].weight.bits == 2
+    assert QuantOptions.model_validate(options.model_dump()) == options

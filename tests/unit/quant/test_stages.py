@@ -1,0 +1,35 @@
+"""Quantizing stage by stage is quantizing the whole model: same bits, same names, same results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from distqat.models import build_stage, full_state_dict
+from distqat.quant import QuantOptions, activate, quantize_module
+
+KWARGS: dict[str, Any] = {"num_classes": 4, "num_channels": 1, "img_size": 8, "hidden": 16, "depth": 3}
+OPTIONS = QuantOptions.model_validate({"weight": {"bits": 4}, "activation": {"bits": 4}})
+
+
+def test_quantized_stages_equal_the_quantized_model() -> None:
+    front, back, full = (build_stage(f"mlp.{name}", KWARGS) for name in ("front", "back", "full"))
+    reports = [
+        quantize_module(front, OPTIONS, stage="front", first=True, last=False),
+        quantize_module(back, OPTIONS, stage="back", first=False, last=True),
+    ]
+    whole = quantize_module(full, OPTIONS, stage="full", first=True, last=True)
+    assert whole.layers == reports[0].layers + reports[1].layers
+    x = torch.randn(6, 1, 8, 8)
+    back(front(x))
+    for stage in (front, back):
+        activate(stage)
+    full.load_state_dict(full_state_dict([front.state_dict(), back.state_dict()]))
+    outputs, expected = back(front(x)), full(x)
+    assert torch.equal(outputs, expected)
+    outputs.square().mean().backward()
+    expected.square().mean().backward()
+    of_stages = {**dict(front.named_parameters()), **dict(back.named_parameters())}
+    for name, parameter in full.named_parameters():
+        assert torch.equal(parameter.grad, of_stages[name].grad), name  # type: ignore[arg-type]
