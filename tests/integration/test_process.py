@@ -234,7 +234,7 @@ async def test_a_role_gets_what_it_was_given(zygote: Zygote, monkeypatch: pytest
         env={"SEEN": "ü", "GONE": None},
         threads=2,
     )
-    first, second = [await zygote.spawn(given) for _ in range(2)]
+    first, second = await asyncio.gather(zygote.spawn(given), zygote.spawn(given))
     said, other = await first.ready(20), await second.ready(20)
     assert said["argv"] == ["src/distqat/distributed/server.py", "--device", "cpu", "--token", "abc"]
     assert said["env"] == {"SEEN": "ü", "GONE": None, "OMP_NUM_THREADS": "2"}

@@ -112,9 +112,12 @@ class ForkServer:
         ready, said = os.pipe()
         os.set_blocking(ready, False)
         parent = os.getpid()
+        # Blocked, a signal that comes before the child has its own handlers waits; ignored, it would be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         try:
             pid = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(ready)
             os.close(said)
             self._tell({"event": "failed", "id": message["id"], "why": f"cannot fork: {error.strerror}"})
@@ -123,6 +126,7 @@ class ForkServer:
             os.close(ready)
             self._forget()
             become(command, said, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(said)
         child = self._children[pid] = _Child(ready)
         self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(pid, child))

@@ -43,10 +43,22 @@ class Supervisor:
         self._clock = clock
         self._stopping = asyncio.Event()
         self._live: dict[int, RoleProcess] = {}
+        self._kept: set[asyncio.Task[int]] = set()
 
     @property
     def live(self) -> tuple[RoleProcess, ...]:
         return tuple(self._live.values())
+
+    def start(
+        self,
+        command: RoleCommand,
+        policy: RestartPolicy | None = None,
+        on_start: Callable[[RoleProcess], None] | None = None,
+    ) -> asyncio.Task[int]:
+        """`keep` as a task, which `stop` waits for."""
+        task = asyncio.create_task(self.keep(command, policy, on_start))
+        self._kept.add(task)
+        return task
 
     async def keep(
         self,
@@ -70,6 +82,8 @@ class Supervisor:
             finally:
                 self._live.pop(role.pid, None)
             if self._stopping.is_set():
+                if code == -signal.SIGTERM:  # we asked before it had begun to listen: nothing was lost
+                    code = 0
                 self._on_end(Ended(command, role.pid, code, "stopped"))
                 break
             now = self._clock()
@@ -90,18 +104,17 @@ class Supervisor:
         roles = self.live
         for role in roles:
             role.terminate()
-        if not roles:
-            return
-        waits = [asyncio.ensure_future(role.wait()) for role in roles]
-        _, late = await asyncio.wait(waits, timeout=grace_s)
+        waits = [asyncio.create_task(role.wait()) for role in roles]
+        if waits:
+            await asyncio.wait(waits, timeout=grace_s)
         for role in roles:
             if role.returncode is None:
                 logger.warning(
                     "%s (PID %d) did not end within %g s; killed", role.command.name, role.pid, grace_s
                 )
                 role.kill()
-        if late:
-            await asyncio.wait(late)
+        await asyncio.gather(*waits)
+        await asyncio.gather(*self._kept, return_exceptions=True)  # whoever awaits a task sees its error
 
     async def _spawn(self, command: RoleCommand) -> RoleProcess | None:
         """None: `stop` came while it was being forked; the zygote ends it as it closes."""

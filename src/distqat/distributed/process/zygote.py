@@ -82,6 +82,7 @@ class Zygote:
         self._roles: dict[int, RoleProcess] = {}
         self._reader: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._attaching: asyncio.Task[asyncio.StreamWriter] | None = None
         self._warm: asyncio.Future[bool] | None = None
         self._lost = False
 
@@ -154,11 +155,16 @@ class Zygote:
         await asyncio.get_running_loop().run_in_executor(None, self._reap)
 
     async def _attach(self) -> asyncio.StreamWriter:
-        if self._writer is None:
-            self._connection.setblocking(False)
-            reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
+        """Read from the socket in this event loop; first callers may come together."""
+        if self._attaching is None:
             self._warm = asyncio.get_running_loop().create_future()
-            self._reader = asyncio.create_task(self._read(reader))
+            self._attaching = asyncio.create_task(self._connect())
+        return await asyncio.shield(self._attaching)
+
+    async def _connect(self) -> asyncio.StreamWriter:
+        self._connection.setblocking(False)
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
+        self._reader = asyncio.create_task(self._read(reader))
         return self._writer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

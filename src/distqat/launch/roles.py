@@ -1,0 +1,151 @@
+"""What every launcher shares: its settings, the commands of the roles it starts, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqat.distributed.process import (
+    LogClaim,
+    RestartPolicy,
+    RoleCommand,
+    RoleProcess,
+    Supervisor,
+    claim_log,
+    set_up_logging,
+)
+from distqat.errors import RoleError
+
+if TYPE_CHECKING:
+    from distqat.config import Config
+
+STOP_GRACE_S = 9.0  # a role's own bound is 10 s, and Ctrl-C must be over within 10 s
+LAUNCHER_GRACE_S = 13.0
+READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved configuration, and what the user gave to get it; roles are given the same."""
+
+    config: Config
+    config_path: str
+    overrides: Mapping[str, Any]
+
+    @property
+    def log_dir(self) -> Path:
+        return Path(self.config.log_dir)
+
+    @property
+    def log_level(self) -> str | None:
+        """The level that the user asked for; None leaves it to HIVEMIND_VERBOSITY."""
+        return self.config.log_level if "log_level" in self.config.model_fields_set else None
+
+    def argv(self, **changes: Any) -> tuple[str, ...]:
+        """The flags that give a role these settings, with `changes` (top-level fields) on top."""
+        from distqat.config import to_argv
+
+        return tuple(to_argv(self.config_path, {**self.overrides, **changes}))
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """From parsed flags; also sets up the launcher's own logging. Raises ConfigError."""
+    from distqat.config import config_from_args
+
+    settings = Settings(config_from_args(args), args.config_path or "", args.config_overrides)
+    set_up_logging("launcher", settings.log_level)
+    return settings
+
+
+def entry_of(kind: str) -> str:
+    """Where a role begins: `data-server` -> "distqat.distributed.data_server:main"."""
+    return f"distqat.distributed.{kind.replace('-', '_')}:main"
+
+
+def module_of(kind: str) -> str:
+    """The module to import before a role of this kind is forked."""
+    return entry_of(kind).partition(":")[0]
+
+
+def claim_role_log(settings: Settings, kind: str, number: int | None = None) -> LogClaim:
+    """`server_0.log`, or the next number where another launcher's server writes it. RoleError: unwritable."""
+    try:
+        return claim_log(settings.log_dir, kind.replace("-", "_"), number)
+    except OSError as error:
+        raise RoleError(f"cannot write logs in {settings.log_dir}: {error.strerror}") from error
+
+
+def role_command(
+    kind: str,
+    settings: Settings,
+    log: LogClaim,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    env: Mapping[str, str | None] | None = None,
+    threads: int | None = None,
+) -> RoleCommand:
+    """The command of a role; one that is numbered in its log's name is numbered in its title too."""
+    numbered = log.path.stem != kind.replace("-", "_")
+    return RoleCommand(
+        name=f"{kind} {log.number}" if numbered else kind,
+        entry=entry_of(kind),
+        argv=settings.argv(**(changes or {})),
+        log_path=log.path,
+        env=env or {},
+        threads=threads,
+    )
+
+
+async def keep_until_ready(
+    supervisor: Supervisor,
+    command: RoleCommand,
+    timeout_s: float = READY_S,
+    policy: RestartPolicy | None = None,
+) -> tuple[asyncio.Task[int], dict[str, Any]]:
+    """Keep a role running; returns when a run of it said that it serves, with what it said.
+
+    RoleError: it was given up, or no run of it was ready in `timeout_s`.
+    """
+    runs: asyncio.Queue[RoleProcess] = asyncio.Queue()
+    kept = supervisor.start(command, policy, runs.put_nowait)
+    while True:
+        started = asyncio.create_task(runs.get())
+        either: set[asyncio.Task[Any]] = {kept, started}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if kept.done():
+            started.cancel()
+            code = await kept
+            raise RoleError(
+                f"{command.name} ended with code {code} before it was ready; see {command.log_path}"
+            )
+        role = await started
+        try:
+            return kept, await role.ready(timeout_s)
+        except RoleError:
+            if role.returncode is None:  # it runs, but does not serve
+                raise
+
+
+async def until(stop: asyncio.Event, tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Return when all tasks are done, or when `stop` is set; raises what a task raised."""
+    pending = set(tasks)
+    asked = asyncio.create_task(stop.wait())
+    try:
+        while pending and not stop.is_set():
+            done, _ = await asyncio.wait({asked, *pending}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done & pending:
+                task.result()
+            pending -= done
+    finally:
+        asked.cancel()
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """A launcher's code: 0 if all roles ended well, 2 if one was refused, else 1."""
+    if all(code == 0 for code in codes):
+        return 0
+    return 2 if 2 in codes else 1

@@ -1,0 +1,78 @@
+"""start_trainer_client.py: the monitor, which bootstraps the swarm, and the client with its trainers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from distqat.distributed.process import PRELOAD, Supervisor, Zygote, guarded, run_role, set_title
+from distqat.errors import RoleError
+from distqat.launch.roles import (
+    LAUNCHER_GRACE_S,
+    STOP_GRACE_S,
+    Settings,
+    claim_role_log,
+    exit_code,
+    keep_until_ready,
+    module_of,
+    read_settings,
+    role_command,
+    until,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: training finished, or was stopped in order; 1: the client failed; 2: refused."""
+    set_title("trainer-client", argv)
+    zygote = Zygote.start((*PRELOAD, module_of("monitor"), module_of("client")))
+    return guarded("trainer-client", lambda: _main(argv, zygote))
+
+
+def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
+    from distqat.config import ConfigParser, add_config_arguments
+
+    parser = ConfigParser("start_trainer_client.py", description="Start a swarm: the monitor and the client.")
+    add_config_arguments(parser)
+    settings = read_settings(parser.parse_args(argv))
+
+    async def launcher(stop: asyncio.Event) -> int:
+        return await _train(stop, settings, zygote)
+
+    return run_role("trainer-client", launcher, grace_s=LAUNCHER_GRACE_S)
+
+
+async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote) -> int:
+    supervisor = Supervisor(zygote)
+    starting = asyncio.create_task(_start(supervisor, settings))
+    try:
+        await until(stop, [starting])
+        if not starting.done():  # stopped before the monitor served
+            return 0
+        client = starting.result()
+        await until(stop, [client])  # not the monitor: nothing depends on it once the peers know each other
+        await supervisor.stop(STOP_GRACE_S)
+        return exit_code([await client])
+    finally:
+        starting.cancel()
+        await supervisor.stop(STOP_GRACE_S)
+        await zygote.close()
+
+
+async def _start(supervisor: Supervisor, settings: Settings) -> asyncio.Task[int]:
+    """Start the monitor, print its addresses when it serves, start the client; the client's task."""
+    monitor = role_command("monitor", settings, claim_role_log(settings, "monitor"))
+    _, said = await keep_until_ready(supervisor, monitor)
+    peers = said.get("peers")
+    if not isinstance(peers, list) or not all(isinstance(peer, str) for peer in peers) or not peers:
+        raise RoleError(f"the monitor serves but told no addresses: {said}")
+    print(f"Initial peers: {','.join(peers)}", flush=True)  # noqa: T201  to be copied to start_servers.py
+    known = [*peers, *(peer for peer in settings.config.initial_peers if peer not in peers)]
+    client = role_command(
+        "client", settings, claim_role_log(settings, "client"), changes={"initial_peers": ",".join(known)}
+    )
+    return supervisor.start(client)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
