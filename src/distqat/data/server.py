@@ -1,0 +1,218 @@
+"""The data server: one order of samples, shared by all trainers of a client.
+
+A Unix socket in a directory of its own (0700) carries small messages; batches lie in shared memory.
+
+    hello {trainer, protocol, count}   -> {slots, slot_bytes} and the memory's descriptor
+    next {count}                       -> {batch_id, slot, size, tensors, epoch, spans}
+    consumed {batch_id}                the samples are done in this epoch
+    release {batch_id}                 they are not, and are the next to be given out, to anyone
+    position                           -> {state} for a checkpoint
+    ping                               what an idle trainer sends, so that a stopped one is noticed
+
+When a connection ends, for whatever reason, what the trainer had not consumed is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distqat.data import message
+from distqat.data.lease import BODY_S, MAX_COUNT, TrainerLink, refusal, send_welcome
+from distqat.data.options import DataOptions
+from distqat.data.prefetch import Prefetch
+from distqat.data.slots import SlotMemory, batch_nbytes
+from distqat.data.source import Source, open_source
+from distqat.errors import BadFrame, DataError, DistqatError, ProtocolMismatch
+from distqat.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+SLOTS = 4
+SLOT_MARGIN = 2  # batches of one count may differ in bytes; pages never written take no room
+SILENCE_S = 60.0
+MAX_PATH = 107  # bytes of a Unix socket's address
+
+
+class DataServer:
+    """Serves the samples of `source` as batches of `task` at a Unix socket."""
+
+    def __init__(
+        self,
+        source: Source,
+        task: Task,
+        *,
+        workers: int = 0,
+        slots: int = SLOTS,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """`silence_s`: a trainer that says nothing for this long is taken for dead."""
+        self._prefetch = Prefetch(source, task, workers=workers)
+        self._slots = slots
+        self._silence_s = silence_s
+        self._nbytes: dict[int, int] = {}
+        self._batch_ids = itertools.count()
+        self._listener: socket.socket | None = None
+        self._path: Path | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def restore(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position (blocking: call it before `start`); DataError if it is of other data."""
+        self._prefetch.restore(position)
+
+    def position(self) -> dict[str, Any]:
+        """Where to go on after a restart, such that every sample not consumed comes again, once."""
+        return self._prefetch.state()
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`; DataError if it is in use or its directory is open to others."""
+        self._listener = listen(path)
+        self._path = path
+        self._spawn(self._accept(self._listener))
+
+    async def stop(self) -> None:
+        """End all connections and remove the socket. Idempotent."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        self._prefetch.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            self._spawn(self._serve(sock))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        try:
+            link = await self._welcome(sock, reader, writer)
+            if link is not None:
+                await link.serve()
+        except (BadFrame, OSError, asyncio.TimeoutError) as error:
+            log.warning("A trainer's connection to the data server ended: %s", error or type(error).__name__)
+        finally:
+            writer.close()
+
+    async def _welcome(
+        self, sock: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> TrainerLink | None:
+        hello = await message.read(reader, silence_s=BODY_S, body_s=BODY_S)
+        if hello is None:
+            return None
+        try:
+            if hello.get("op") != "hello" or hello.get("protocol") != message.PROTOCOL:
+                raise ProtocolMismatch(
+                    f"the data server speaks protocol {message.PROTOCOL}, "
+                    f"the trainer {hello.get('protocol')!r}: start both from one installation"
+                )
+            trainer = message.text(hello, "trainer")
+            slot_bytes = await self._slot_bytes(message.integer(hello, "count", low=1, high=MAX_COUNT))
+        except DistqatError as error:
+            await message.write(writer, refusal(hello.get("id"), error), timeout_s=BODY_S)
+            return None
+        memory = SlotMemory.create(self._slots, slot_bytes)
+        try:
+            welcome = {
+                "id": hello.get("id"),
+                "ok": True,
+                "slots": self._slots,
+                "slot_bytes": memory.slot_bytes,
+            }
+            send_welcome(sock, welcome, memory)
+        finally:
+            memory.close_fd()
+        log.debug("Trainer %s connected; %d slots of %d bytes", trainer, self._slots, slot_bytes)
+        batch_ids = self._batch_ids.__next__
+        return TrainerLink(self._prefetch, memory, (reader, writer), batch_ids, silence_s=self._silence_s)
+
+    async def _slot_bytes(self, size: int) -> int:
+        """Room for a batch of `size` samples, measured on the first one."""
+        if size not in self._nbytes:
+            items, batch = await self._prefetch.next(size)
+            self._prefetch.give_back(items)
+            self._nbytes[size] = batch_nbytes(batch)
+        return max(self._nbytes[size] * SLOT_MARGIN, 4096)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening Unix socket at `path`, in a directory that only this user can enter.
+
+    The directory is made if it is missing; a socket left by a killed server is replaced.
+
+    Raises:
+        DataError: the directory is open to others, the path is too long, or a server listens there.
+    """
+    if len(str(path).encode()) > MAX_PATH:
+        raise DataError(f"the socket path {path} is longer than {MAX_PATH} bytes; choose a shorter directory")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(path.parent.stat().st_mode) & 0o077:
+        raise DataError(
+            f"the directory {path.parent} of the data server's socket is open to others; chmod 700 it"
+        )
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            else:
+                raise DataError(f"a data server already listens at {path}; stop it first")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise DataError(f"the data server cannot listen at {path}: {error}") from error
+    return listener
+
+
+async def serve_data(
+    socket_path: Path,
+    options: DataOptions,
+    task: Task,
+    *,
+    seed: int,
+    ready: Callable[[DataServer], None],
+    position: Mapping[str, Any] | None = None,
+) -> None:
+    """Open the configured source and serve it until cancelled.
+
+    Args:
+        ready: called once trainers can connect, with the server (for its `position()`).
+        position: where an earlier server of this run stood.
+
+    Raises:
+        HubUnavailable, DataError: the data cannot be opened, or the socket cannot be made.
+    """
+    loop = asyncio.get_running_loop()
+    source = await loop.run_in_executor(None, lambda: open_source(options, seed=seed))
+    server = DataServer(source, task, workers=options.num_workers)
+    try:
+        if position is not None:
+            server.restore(position)
+        await server.start(socket_path)
+        ready(server)
+        await loop.create_future()
+    finally:
+        await server.stop()

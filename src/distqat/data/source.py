@@ -1,0 +1,74 @@
+"""Where samples come from: one endless, repeatable order over the epochs of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from distqat.data.options import DataOptions
+from distqat.errors import DataError
+from distqat.tasks.base import Sample
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample and its place: `index` counts within the epoch, in the order of training."""
+
+    epoch: int
+    index: int
+    sample: Sample
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What items are ordered by."""
+        return self.epoch, self.index
+
+
+class Source(Protocol):
+    """Samples in an order fixed by the seed; each once per epoch. Not thread-safe.
+
+    Every method may raise DataError; a HubUnavailable leaves the position as it was, so one may try again.
+    """
+
+    @property
+    def order(self) -> str:
+        """Names the order; a position is valid only for the order that it was taken from."""
+
+    def take(self, count: int) -> list[Item]:
+        """The next 1 to `count` items; goes on with the next epoch, never ends."""
+
+    def state(self) -> dict[str, int]:
+        """`{"epoch", "index"}` of the next item."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; the next item is the one that `state` names."""
+
+    def heldout(self) -> Iterable[Sample]:
+        """The part that is never trained on: the same samples whatever the seed."""
+
+
+def open_source(options: DataOptions, *, seed: int) -> Source:
+    """The source that the configuration names; embedded names are looked up first.
+
+    May wait for the hub (bounded); call it off the event loop.
+
+    Raises:
+        HubUnavailable: the hub cannot be reached.
+        DataError: it has no such data set, configuration or split.
+    """
+    from distqat.data.embedded import EMBEDDED, open_embedded
+
+    if options.dataset_name in EMBEDDED:
+        return open_embedded(options, seed=seed)
+    from distqat.data.hub import HubStream
+
+    return HubStream(options, seed=seed)
+
+
+def parse_place(state: Mapping[str, Any]) -> tuple[int, int]:
+    """`(epoch, index)` of a saved position; DataError for anything else."""
+    epoch, index = state.get("epoch"), state.get("index")
+    if not (isinstance(epoch, int) and isinstance(index, int) and epoch >= 0 and index >= 0):
+        raise DataError(f"a data position needs epoch and index, both >= 0; found {dict(state)!r}")
+    return epoch, index
