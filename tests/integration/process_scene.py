@@ -11,6 +11,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, announce_ready, run_role
 from distqat.distributed.process.command import READY_FD
 from distqat.errors import ConfigError, RoleError
@@ -86,6 +88,39 @@ def tell(argv: Sequence[str]) -> int:
         }
     )
     return 7
+
+
+def compute(argv: Sequence[str]) -> int:
+    """Tells whether parallel work runs in a fork of a process that has imported everything."""
+    import torch
+
+    x = torch.ones(1000, 1000)
+    total = float((x @ x).sum())
+    announce_ready(
+        {
+            "total": total,
+            "torch_threads": torch.get_num_threads(),
+            "parent_threads": len(os.listdir(f"/proc/{os.getppid()}/task")),
+            "warm": "torch._dynamo" in sys.modules and "hivemind" in sys.modules,
+        }
+    )
+    return 0
+
+
+def daemon(argv: Sequence[str]) -> int:
+    """Runs the engine's real daemon."""
+
+    async def role(stop: asyncio.Event) -> int:
+        from hivemind.p2p import P2P
+
+        p2p = await P2P.create(host_maddrs=["/ip4/127.0.0.1/tcp/0"], auto_nat=False, nat_port_map=False)
+        daemons = [child.pid for child in psutil.Process().children()]
+        print(json.dumps({"pids": [os.getpid(), *daemons]}), flush=True)
+        await stop.wait()
+        await p2p.shutdown()
+        return 0
+
+    return run_role("server", role)
 
 
 def misconfigured(argv: Sequence[str]) -> int:

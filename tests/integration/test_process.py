@@ -212,6 +212,18 @@ def test_a_killed_role_without_owner_takes_its_daemon(start: Start, watch: Any) 
     assert watched.wait_gone(1.0) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
+def test_the_engines_daemon_ends_with_its_role(start: Start, watch: Any, signum: int, code: int) -> None:
+    role = start("daemon")
+    pids = line_of(role)["pids"]
+    assert len(pids) == 2
+    watched = watch(pids)
+    role.send_signal(signum)
+    assert role.wait(10.0) == code
+    assert watched.wait_gone(1.0) == []
+
+
 @pytest.mark.parametrize(
     ("scene", "code", "said"),
     [
@@ -247,6 +259,23 @@ async def test_a_role_gets_what_it_was_given(zygote: Zygote, monkeypatch: pytest
     assert said["random"] != other["random"]
     assert await first.wait() == 7
     assert first.returncode == 7
+
+
+async def test_a_signal_right_after_the_fork_is_not_lost(zygote: Zygote, tmp_path: Path) -> None:
+    for _ in range(20):
+        role = await zygote.spawn(command("serve", log=tmp_path / "log"))
+        role.terminate()
+        assert await asyncio.wait_for(role.wait(), 10) in (-signal.SIGTERM, 0)
+
+
+@pytest.mark.slow
+async def test_what_is_forked_from_the_warm_process_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    zygote = Zygote.start()
+    roles = await asyncio.gather(*(zygote.spawn(command("compute", threads=2)) for _ in range(3)))
+    said = [await role.ready(30) for role in roles]
+    await asyncio.wait_for(zygote.close(), 10)
+    assert said == [{"total": 1e9, "torch_threads": 2, "parent_threads": 1, "warm": True}] * 3
 
 
 async def test_not_ready(zygote: Zygote, tmp_path: Path) -> None:

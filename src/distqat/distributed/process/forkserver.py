@@ -1,4 +1,4 @@
-"""The warm process that roles are forked from: `python -m distqat.distributed.process.forkserver`.
+"""The warm process that roles are forked from: `python -m distqat.distributed.process`.
 
 It imports what roles need once, never starts a thread or an event loop, and forks on request. Its life:
 until its owner closes the socket or ends in any way; then it ends every child, waits, and exits.
@@ -252,7 +252,3 @@ def _kill(pid: int, signum: int, group: bool) -> None:
 
 def _noticed(signum: int, frame: object) -> None:
     """The wake-up descriptor tells the loop; a handler must exist for it to be written."""
-
-
-if __name__ == "__main__":
-    main()

@@ -102,7 +102,7 @@ class Zygote:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
         environment[forkserver.TITLE_ROOM] = "x" * 2048
         process = subprocess.Popen(
-            [sys.executable, "-m", forkserver.__name__, str(theirs.fileno()), str(owner), *preload],
+            [sys.executable, "-m", "distqat.distributed.process", str(theirs.fileno()), str(owner), *preload],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
