@@ -1,0 +1,333 @@
+"""The data server over a real Unix socket: leases, deaths, positions, hostile bytes."""
+
+# ruff: noqa: ASYNC240 - looking at a path does not block here
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from distqat.data import message
+from distqat.data.client import DataClient, LeasedBatch
+from distqat.data.options import DataOptions
+from distqat.data.server import DataServer, listen, serve_data
+from distqat.data.source import open_source
+from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch, TaskError
+from distqat.tasks import get_task
+
+OPTIONS = DataOptions(img_size=8, num_channels=1)
+TRAINING = 1438  # digits without the held-out fifth
+
+
+def digits_server(**kwargs: Any) -> DataServer:
+    task = get_task("cv", num_classes=kwargs.pop("num_classes", 10), num_channels=1, img_size=8)
+    return DataServer(open_source(OPTIONS, seed=kwargs.pop("seed", 3)), task, **kwargs)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "data.sock"
+
+
+@pytest_asyncio.fixture
+async def server(path: Path) -> AsyncIterator[DataServer]:
+    server = digits_server()
+    await server.start(path)
+    yield server
+    await server.stop()
+    assert not path.exists()
+
+
+async def connect(path: Path, count: int = 32, **kwargs: Any) -> DataClient:
+    return await DataClient.connect(path, trainer="0", count=count, **kwargs)
+
+
+def places(lease: LeasedBatch) -> list[tuple[int, int]]:
+    return [(epoch, i) for epoch, start, stop in lease.spans for i in range(start, stop)]
+
+
+async def lease_from(client: DataClient, first: tuple[int, int]) -> LeasedBatch:
+    """The lease that begins with this sample, as soon as the server has noticed who lost it."""
+    while places(lease := await client.next(32))[0] != first:
+        await client.release(lease.batch_id)
+    return lease
+
+
+async def test_batches_are_those_of_the_source(server: DataServer, path: Path) -> None:
+    client = await connect(path)
+    source, task = open_source(OPTIONS, seed=3), get_task("cv", num_channels=1, img_size=8)
+    for _ in range(5):
+        lease = await client.next(32)
+        expected = task.collate([item.sample for item in source.take(32)])
+        assert lease.batch.size == 32
+        assert torch.equal(lease.batch.inputs["x"], expected.inputs["x"])
+        assert torch.equal(lease.batch.labels["y"], expected.labels["y"])
+        await client.consumed(lease.batch_id)
+    await client.close()
+
+
+async def test_each_sample_once_per_epoch_over_all_trainers(server: DataServer, path: Path) -> None:
+    seen: Counter[tuple[int, int]] = Counter()
+
+    async def train(count: int) -> None:
+        client = await connect(path, count)
+        while not seen or max(seen)[0] < 2:
+            lease = await client.next(count)
+            seen.update(places(lease))
+            await client.consumed(lease.batch_id)
+        await client.close()
+
+    await asyncio.gather(train(32), train(32), train(20))
+    assert set(seen.values()) == {1}
+    assert {place for place in seen if place[0] < 2} == {(e, i) for e in range(2) for i in range(TRAINING)}
+
+
+async def test_a_closed_trainers_batches_are_next_for_the_others(server: DataServer, path: Path) -> None:
+    first, second = await connect(path), await connect(path)
+    a, b = await first.next(32), await first.next(32)
+    await first.consumed(a.batch_id)
+    await first.close()
+    assert (await lease_from(second, (0, 32))).spans == b.spans
+    with pytest.raises(DataServerGone, match="closed"):
+        await first.next(32)
+    await second.close()
+
+
+async def test_released_batches_are_next(server: DataServer, path: Path) -> None:
+    client = await connect(path)
+    a, _ = await client.next(32), await client.next(32)
+    await client.release(a.batch_id)
+    assert places(await client.next(16)) == places(a)[:16]
+    with pytest.raises(DataError, match="not leased"):
+        await client.consumed(a.batch_id)
+    await client.close()
+
+
+async def test_a_killed_trainers_batches_come_back(server: DataServer, path: Path) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from distqat.data.client import DataClient\n"
+        "async def main():\n"
+        "    client = await DataClient.connect(Path(sys.argv[1]), trainer='1', count=32)\n"
+        "    lease = await client.next(32); print(lease.batch_id, flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 50)
+    finally:
+        process.kill()
+        await process.wait()
+    client = await connect(path)
+    lease = await lease_from(client, (0, 0))
+    assert places(lease) == [(0, i) for i in range(32)]
+    await client.close()
+
+
+async def test_a_silent_trainer_loses_its_leases(path: Path) -> None:
+    server = digits_server(silence_s=1.0)
+    await server.start(path)
+    stopped, live = await connect(path, ping_s=600), await connect(path, ping_s=0.1)
+    lease = await stopped.next(32)
+    await asyncio.wait_for(asyncio.shield(stopped._tasks[0]), 20)  # its receiver ends with the connection
+    again = await live.next(32)
+    assert places(again) == places(lease)
+    assert lease.batch.inputs["x"].isfinite().all()  # its own memory stays readable
+    with pytest.raises(DataServerGone):
+        await stopped.consumed(lease.batch_id)
+    await live.close()
+    await stopped.close()
+    await server.stop()
+
+
+async def test_slots_are_bounded(server: DataServer, path: Path) -> None:
+    client = await connect(path, 4)
+    leases = [await client.next(4) for _ in range(4)]
+    with pytest.raises(Busy, match="all 4 batches are leased"):
+        await client.next(4)
+    await client.consumed(leases[0].batch_id)
+    assert places(await client.next(4)) == [(0, i) for i in range(16, 20)]
+    await client.close()
+
+
+async def test_a_batch_larger_than_announced_is_refused_and_lost_by_nobody(
+    server: DataServer, path: Path
+) -> None:
+    client = await connect(path, 4)
+    with pytest.raises(DataError, match="announce the largest batch"):
+        await client.next(256)
+    assert places(await client.next(4)) == [(0, i) for i in range(4)]
+    await client.close()
+
+
+async def test_restart_from_a_position(path: Path) -> None:
+    server = digits_server()
+    await server.start(path)
+    client = await connect(path)
+    leases = [await client.next(32) for _ in range(3)]
+    await client.consumed(leases[1].batch_id)
+    position = await client.position()
+    assert position == server.position()
+    await server.stop()
+    with pytest.raises(DataServerGone):
+        await client.next(32)
+    again = digits_server()
+    again.restore(position)
+    await again.start(path)
+    other = await connect(path)
+    got = [await other.next(32) for _ in range(2)]
+    assert [places(lease) for lease in got] == [places(leases[0]), places(leases[2])]
+    assert torch.equal(got[1].batch.inputs["x"], leases[2].batch.inputs["x"])
+    with pytest.raises(DataError, match="belongs to 'digits seed=3"):
+        digits_server(seed=4).restore(position)
+    for each in (client, other):
+        await each.close()
+    await again.stop()
+
+
+async def test_errors_of_the_task_reach_the_trainer(path: Path) -> None:
+    server = digits_server(num_classes=2)
+    await server.start(path)
+    with pytest.raises(TaskError, match="outside the classes"):
+        await connect(path)
+    await server.stop()
+
+
+async def test_nobody_there(path: Path) -> None:
+    with pytest.raises(DataServerGone, match="no data server answers"):
+        await connect(path)
+
+
+async def test_a_stopped_server_is_noticed(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    listener = listen(path)
+    with pytest.raises(DataServerGone, match="no answer in time"):
+        await connect(path, timeout_s=0.1)
+    listener.close()
+
+
+async def test_the_directory_is_private_and_the_socket_exclusive(server: DataServer, path: Path) -> None:
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(DataError, match="already listens"):
+        await digits_server().start(path)
+    path.parent.chmod(0o755)
+    with pytest.raises(DataError, match="open to others"):
+        listen(path.with_name("other.sock"))
+    with pytest.raises(DataError, match="longer than"):
+        listen(path.with_name("x" * 100))
+
+
+async def test_a_socket_left_behind_is_replaced(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    listen(path).close()
+    assert path.is_socket()
+    server = digits_server()
+    await server.start(path)
+    await (await connect(path)).close()
+    await server.stop()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xff" * 64,
+        b"\x00\x00\x00\x00",
+        message.encode({"op": "next", "id": 0}),
+        message.encode({"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": 5, "count": 1}),
+        message.encode({"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": "x", "count": -1}),
+        message.encode({"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1}),
+    ],
+)
+async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(sent)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    if answer:
+        assert message.decode(answer[4:])["ok"] is False
+    writer.close()
+    client = await connect(path)
+    assert places(await client.next(4)) == [(0, i) for i in range(4)]
+    await client.close()
+
+
+async def test_protocols_must_agree(server: DataServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = {"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1}
+    real = message.encode
+    monkeypatch.setattr(message, "encode", lambda sent: real(hello if sent.get("op") == "hello" else sent))
+    with pytest.raises(ProtocolMismatch, match="protocol 1, the trainer 99"):
+        await connect(path)
+
+
+@pytest.mark.parametrize("request_", [{"op": "steal"}, {"op": "next", "count": 0}, {"op": "consumed"}])
+async def test_bad_requests_fail_alone(server: DataServer, path: Path, request_: dict[str, Any]) -> None:
+    client = await connect(path)
+    with pytest.raises(BadFrame):
+        await client._call(request_, 5.0)
+    assert (await client.next(4)).batch.size == 4
+    await client.close()
+
+
+async def test_nothing_is_left_behind(path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    server = digits_server(workers=2)
+    await server.start(path)
+    client = await connect(path)
+    kept = (await client.next(32)).batch
+    await client.close()
+    await server.stop()
+    await asyncio.sleep(0)
+    after = os.listdir("/proc/self/fd")
+    assert sorted(after) == before
+    assert list(path.parent.iterdir()) == []
+    assert kept.labels["y"].numel() == 32
+
+
+async def test_served_from_a_configuration(path: Path) -> None:
+    servers: list[DataServer] = []
+    started = asyncio.Event()
+
+    def ready(server: DataServer) -> None:
+        servers.append(server)
+        started.set()
+
+    task = get_task("cv", num_classes=10, num_channels=1, img_size=8)
+    role = asyncio.create_task(serve_data(path, OPTIONS, task, seed=3, ready=ready))
+    await asyncio.wait_for(started.wait(), 20)
+    client = await connect(path)
+    lease = await client.next(32)
+    await client.consumed(lease.batch_id)
+    assert servers[0].position()["index"] == 32
+    await client.close()
+    role.cancel()
+    await asyncio.gather(role, return_exceptions=True)
+    assert not path.exists()
+
+
+def test_works_on_uvloop(path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
+
+    async def run() -> None:
+        server = digits_server()
+        await server.start(path)
+        client = await connect(path)
+        lease = await client.next(32)
+        await client.consumed(lease.batch_id)
+        assert (await client.position())["index"] == 32
+        await client.close()
+        await server.stop()
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(run())
+    finally:
+        loop.close()
