@@ -9,11 +9,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from distqat.data.options import DataOptions
-from distqat.data.order import derive_seed, permutation
+from distqat.data.order import permutation
 from distqat.data.source import Item, parse_place
 from distqat.errors import DataError, HubUnavailable
 from distqat.tasks.base import Sample
@@ -23,6 +23,7 @@ HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test spl
 HELDOUT_SAMPLES = 1000  # taken from the start of the stream where there is no such split
 PROBE_TIMEOUT_S = 15.0
 READ_RETRIES = 3  # the libraries' own 20 would wait for about ten minutes
+FILES = -1  # the place of the order of files among the blocks of samples, which count from 0
 REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
@@ -98,14 +99,12 @@ class HubStream:
         return None
 
     def _open_epoch(self, *, skip: int) -> Iterator[Sample]:
-        dataset = self._train
         if self._heldout is None:
-            dataset = dataset.skip(HELDOUT_SAMPLES)  # keeps the order of the files, or they would overlap
-        elif dataset.num_shards > 1:
-            dataset = dataset.shuffle(
-                seed=derive_seed(self.seed, self._epoch), buffer_size=1
-            )  # the order of the files alone
-        rows = _reachable(self.name, dataset)
+            rows = _reachable(self.name, self._train.skip(HELDOUT_SAMPLES))
+        else:
+            files = permutation(self.seed, self._epoch, FILES, self._train.num_shards)
+            parts = (self._train.shard(num_shards=len(files), index=i) for i in files)
+            rows = _reachable(self.name, chain.from_iterable(parts))
         return islice(rows, skip, None) if skip else rows
 
 
