@@ -49,9 +49,10 @@ class UnknownName(ConfigError):
 
 
 class SwarmError(DistqatError):
-    """Something about peers; `code` travels on the wire."""
+    """Something about peers; `code` travels on the wire, and `at`: the UID of the replica that it is about."""
 
     code = "error"
+    at: str | None = None
 
 
 class StageUnavailable(SwarmError):

@@ -1,0 +1,83 @@
+"""From the configuration to stages and tasks: the same way for servers, the baseline and tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distqat.config import Config
+from distqat.models import build_stage, full_state_dict, sample_input
+from distqat.quant import check_patterns, module_names, quantize_module
+from distqat.tasks import get_task
+from distqat.tasks.base import Task
+
+
+def build_task(config: Config) -> Task:
+    """The task of the run. Raises TaskError, UnknownName."""
+    classes = [entry.num_classes for entry in config.model_pipeline.pipeline if entry.num_classes]
+    return get_task(
+        config.data.task_type,
+        num_classes=classes[-1] if classes else None,
+        num_channels=config.data.num_channels,
+        img_size=config.data.img_size,
+    )
+
+
+def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Module:
+    """One stage, initialised from the run's seed; in a quantized run with quantizers that calibrate.
+
+    Only the granted founder of a stage keeps this initialisation; the others load the founder's.
+    Raises ModelError, UnknownName, QuantError.
+    """
+    position = config.stages.index(stage)
+    entry = config.model_pipeline.pipeline[position]
+    torch.manual_seed(stage_seed(config, stage))
+    module = build_stage(entry.model_name, stage_kwargs(config, stage))
+    if quantize:
+        last = position == len(config.stages) - 1
+        quantize_module(module, config.quant, stage=stage, first=position == 0, last=last)
+    return module
+
+
+def stage_kwargs(config: Config, stage: str) -> dict[str, object]:
+    """What the stage's constructor may take."""
+    entry = config.model_pipeline.pipeline[config.stages.index(stage)]
+    return {**entry.kwargs, "num_channels": config.data.num_channels, "img_size": config.data.img_size}
+
+
+def stage_seed(config: Config, stage: str) -> int:
+    """A seed of its own for every stage of a run."""
+    digest = hashlib.sha256(f"{config.seed}|{stage}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_model(config: Config) -> None:
+    """Find at start what would fail later: patterns that match nothing, stages that do not fit together.
+
+    Stages are built one after the other on the meta device, so this takes no memory.
+    Raises ModelError, QuantError, UnknownName.
+    """
+    names = {}
+    with torch.device("meta"):
+        for stage in config.stages:
+            names[stage] = module_names(build_module(config, stage, quantize=False))
+    if config.quant.enabled:
+        check_patterns(config.quant, names)
+
+
+def stage_sample(config: Config, stage: str, batch_size: int) -> Mapping[str, Tensor] | None:
+    """Tensors of the shapes that a stage takes, or None if its model does not say."""
+    entry = config.model_pipeline.pipeline[config.stages.index(stage)]
+    return sample_input(entry.model_name, batch_size, stage_kwargs(config, stage))
+
+
+def assemble(config: Config, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state dict of the whole model; names are prefixed by stage where two stages share one."""
+    ordered = [states[stage] for stage in config.stages]
+    shared = len({name for state in ordered for name in state}) < sum(len(state) for state in ordered)
+    if not shared:
+        return full_state_dict(ordered)
+    return {f"{stage}.{name}": t for stage in config.stages for name, t in states[stage].items()}

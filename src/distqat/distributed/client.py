@@ -1,0 +1,263 @@
+"""The client: finds complete pipelines, spawns trainers, grants slots, convenes rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.finish import collect_result
+from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.coordination.slots import Slots, check_agreement
+from distqat.distributed.coordination.trainers import Trainers
+from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.process import (
+    PRELOAD,
+    Zygote,
+    announce_ready,
+    run_role,
+    set_title,
+    set_up_logging,
+)
+from distqat.distributed.wire import Hop, take
+from distqat.errors import BadFrame, Refused
+from distqat.metrics import Sink, open_sinks
+from distqat.swarm.channel import Call
+from distqat.swarm.directory import DirectoryWatch, keep_announced
+from distqat.swarm.frame import Message
+from distqat.topology.expert import ExpertId
+from distqat.topology.snapshot import SwarmSnapshot
+
+logger = logging.getLogger(__name__)
+
+FINISH_S = 5.0  # how long servers get to hear that the run is finished
+
+
+class Client:
+    """The client role of one run."""
+
+    def __init__(self, config: Config, argv: Sequence[str], peer: Peer, zygote: Zygote, sink: Sink) -> None:
+        self._config = config
+        self._peer = peer
+        self._sink = sink
+        stages = tuple(config.stages)
+        self._log = CommitLog(Path(config.log_dir) / "commit_log.jsonl", config.experiment_prefix)
+        self._slots = Slots(self._log, stages, config.max_expert_index)
+        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record)
+        self._watch = DirectoryWatch(peer.directory, stages)
+        self._trainers = Trainers(config, argv, zygote, sink)
+        self._agreements = {stage: agreement(config, stage) for stage in stages}
+        self._finished = asyncio.Event()
+        self._empty = asyncio.Event()  # no server holds a slot any more
+        self._found: set[str] = set()
+        self._told = ""
+        self._began = time.time()
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Exit code 0: the run finished, or the client was stopped in order."""
+        await self._peer.transport.serve(self._answer, self._gone)
+        await self._trainers.start()
+        background: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(
+                keep_announced(lambda: self._peer.directory.announce_role("client", self._peer.host))
+            ),
+            asyncio.ensure_future(self._watch.run()),
+            asyncio.ensure_future(self._look_at_pipelines()),
+        ]
+        announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
+        daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
+        rounds: asyncio.Future[Any] = asyncio.ensure_future(self._rounds.finished.wait())
+        failed: asyncio.Future[Any] = asyncio.ensure_future(self._trainers.failure())
+        try:
+            ended = await first_of(stop, rounds, daemon, failed)
+            if ended is not None and ended is not rounds:
+                ended.result()
+            if ended is rounds:
+                await self._finish()
+            return 0
+        finally:
+            for task in (*background, daemon, rounds, failed):
+                task.cancel()
+            await self._trainers.stop()
+            self._rounds.close()
+            self._log.close()
+
+    # what others call
+
+    async def _answer(self, call: Call) -> Message:
+        fields = dict(call.message.fields)
+        if call.method == "slot":
+            return Message(self._slot(call.peer, fields))
+        if call.method == "beat":
+            return Message(self._beat(call.peer, fields))
+        if call.method == "report":
+            return Message(self._trainers.report(fields, finished=self._finished.is_set()))
+        if call.method == "members":
+            return Message(await self._members(call.peer, fields))
+        if call.method == "leave":
+            self._gone(call.peer)
+            return Message()
+        if call.method == "status":
+            return Message(self._status())
+        return Message(await self._round_call(call.method, call.peer, fields))
+
+    async def _round_call(self, method: str, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+        stage, rounds = take(fields, "stage", str), self._rounds
+        uid = take(fields, "uid", str)
+        holder = self._slots.of_peer(peer)
+        if holder is None or holder.grant.uid != uid or ExpertId.parse(uid).stage != stage:
+            raise Refused(f"{peer} does not hold slot {uid}; ask for a slot again")
+        if method == "zero":
+            rounds.zero(stage, take(fields, "digest", str))
+            return {}
+        if method == "joined":
+            return rounds.join(stage, holder.hop, take(fields, "round", int))
+        if method == "ready":
+            return await rounds.ready(stage, uid, take(fields, "round", int))
+        if method == "contribute":
+            return await rounds.contribute(stage, uid, fields)
+        if method == "vote":
+            digest = fields.get("digest")
+            return await rounds.vote(stage, uid, take(fields, "round", int), str(digest) if digest else None)
+        raise BadFrame(f"the client does not answer {method!r}")
+
+    def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+        check_agreement(self._agreements, fields.get("agreements"), peer)
+        self._gone(peer)
+        holding = fields.get("holding")
+        holder = self._slots.grant(
+            peer, Hop.parse(fields), self._watch.snapshot, str(holding) if holding else None
+        )
+        stage = ExpertId.parse(holder.grant.uid).stage
+        logger.info("granted %s to %s, epoch %d", holder.grant.uid, peer, holder.grant.epoch)
+        alone = len(self._slots.of_stage(stage)) == 1
+        founder = alone and self._rounds.round_of(stage) is None
+        return {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
+
+    def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+        holder = self._slots.of_peer(peer)
+        if holder is None or holder.grant.uid != fields.get("uid"):
+            return {"unknown": True, "finished": self._finished.is_set()}
+        holder.status = fields
+        return {"finished": self._finished.is_set(), "move": holder.leaving}
+
+    async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+        stage = take(fields, "stage", str)
+        if stage not in self._config.stages:
+            raise Refused(f"this run has no stage {stage!r}")
+        if fields.get("wait"):
+            await self._rounds.wait_for_zero(stage)
+        newest = self._rounds.round_of(stage)
+        if newest is None:
+            raise Refused(f"stage {stage} has no round 0 yet")
+        members = [hop.fields() for hop in self._rounds.members(stage).values()]
+        return {"members": members, "round": newest[0], "digest": newest[1]}
+
+    def _gone(self, peer: str) -> None:
+        holder = self._slots.free(peer)
+        if holder is None:
+            return
+        uid = holder.grant.uid
+        logger.info("%s is gone", uid)
+        if not self._slots.holders:
+            self._empty.set()
+        self._found.discard(uid)
+        self._rounds.left(ExpertId.parse(uid).stage, uid)
+
+    # what it does by itself
+
+    async def _look_at_pipelines(self) -> None:
+        while True:
+            snapshot = await self._watch.next_change()
+            self._tell(snapshot)
+            self._trainers.want(snapshot.complete_pipelines())
+            move = self._slots.next_move(snapshot)
+            if move is not None:
+                holder = self._slots.of_peer(move.server.peer_id)
+                if holder is not None and not holder.leaving:
+                    holder.leaving = True
+                    logger.info("asking %s to move to stage %s", holder.grant.uid, move.target.stage)
+
+    def _tell(self, snapshot: SwarmSnapshot) -> None:
+        for server in snapshot.servers:
+            uid = str(server.expert)
+            if server.takes_steps and uid not in self._found:
+                self._found.add(uid)
+                address = server.addresses[0] if server.addresses else server.peer_id
+                logger.info("Found expert %s at %s", uid, address)
+        complete, missing = snapshot.complete_pipelines(), snapshot.missing()
+        line = (
+            f"Complete pipelines: {len(complete)} - {complete}"
+            if complete
+            else f"No complete pipelines found; nobody serves {', '.join(missing)}"
+        )
+        if line != self._told:
+            self._told = line
+            logger.info(line)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self._sink.write(record)
+        self._trainers.rounds.append(record)
+
+    def _status(self) -> dict[str, Any]:
+        """Everything that the progress display and the monitor's table show."""
+        newest = {stage: self._rounds.round_of(stage) for stage in self._config.stages}
+        return {
+            "rounds": {stage: entry[0] if entry else None for stage, entry in newest.items()},
+            "outer_steps": self._config.diloco.outer_steps,
+            "servers": [h.status for h in self._slots.holders if h.status],
+            "trainers": self._trainers.latest(),
+            "ended_rounds": self._trainers.rounds[-8:],
+            "finished": self._finished.is_set(),
+        }
+
+    async def _finish(self) -> None:
+        """All rounds are done: assemble and evaluate the model, write the summary, let everybody go."""
+        await self._trainers.stop_training()
+        summary = await collect_result(
+            self._config, self._peer.transport, self._rounds, self._trainers, self._slots
+        )
+        self._log.finish()
+        self._finished.set()
+        logger.info("finished: %s", summary.line())
+        if self._slots.holders:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), FINISH_S)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: the run finished, or the client was stopped in order; 1: it failed; 2: refused."""
+    zygote = Zygote.start((*PRELOAD, "distqat.distributed.trainer", "distqat.distributed.data_server"))
+    parser = ConfigParser("distqat client", description="Find pipelines and train over them.")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    set_title("client", argv)
+
+    async def role(stop: asyncio.Event) -> int:
+        config = config_from_args(args)
+        set_up_logging("client", config.log_level if "log_level" in config.model_fields_set else None)
+        given = "client_port" in config.model_fields_set
+        peer = await Peer.start(
+            config, port=config.client_port, port_given=given, initial_peers=config.initial_peers
+        )
+        sink = open_sinks(config.log_dir, "client", config.wandb_project)
+        try:
+            trainer_argv = to_argv(args.config_path or "", args.config_overrides)
+            return await Client(config, trainer_argv, peer, zygote, sink).run(stop)
+        finally:
+            await peer.stop()
+            await zygote.close()
+            sink.close()
+
+    return run_role("client", role)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The one place where outcomes are decided: a small durable log of compare-and-set entries. PROTOCOL.md.
+
+One JSON object per line, synced before anybody hears of it. The first proposal for a round wins. A line cut
+short by a power cut was never told to anybody and is dropped at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distqat.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A slot given to a peer; a higher epoch of the same slot is a later tenancy."""
+
+    uid: str
+    peer: str
+    epoch: int
+
+
+class CommitLog:
+    """The log of one run."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path = path
+        self._rounds: dict[tuple[str, int], str] = {}
+        self._epochs: dict[str, int] = {}
+        self.finished = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._read(run)
+        self._file = path.open("a", encoding="utf-8")
+        if self._file.tell() == 0:
+            self._append({"kind": "run", "run": run, "generation": 0})
+
+    @property
+    def generation(self) -> int:
+        """The line of history that rounds belong to."""
+        return 0
+
+    def newest_round(self, stage: str) -> tuple[int, str] | None:
+        """The last committed round of a stage and its digest; None before round 0."""
+        rounds = [number for name, number in self._rounds if name == stage]
+        return (max(rounds), self._rounds[stage, max(rounds)]) if rounds else None
+
+    def digest(self, stage: str, round: int) -> str | None:
+        """What round `round` ended with."""
+        return self._rounds.get((stage, round))
+
+    def commit_round(self, stage: str, round: int, digest: str) -> str:
+        """Propose the outcome of a round; the digest that stands, ours or that of who came first."""
+        standing = self._rounds.get((stage, round))
+        if standing is not None:
+            return standing
+        newest = self.newest_round(stage)
+        expected = 0 if newest is None else newest[0] + 1
+        if round != expected:
+            raise ValueError(f"stage {stage}: round {round} cannot be logged, the next is {expected}")
+        self._append({"kind": "round", "generation": 0, "stage": stage, "round": round, "digest": digest})
+        self._rounds[stage, round] = digest
+        return digest
+
+    def grant(self, uid: str, peer: str) -> Grant:
+        """Give a slot to a peer under a new epoch."""
+        grant = Grant(uid, peer, self._epochs.get(uid, 0) + 1)
+        self._append({"kind": "grant", "uid": uid, "peer": peer, "epoch": grant.epoch})
+        self._epochs[uid] = grant.epoch
+        return grant
+
+    def finish(self) -> None:
+        """The run is over."""
+        if not self.finished:
+            self._append({"kind": "finished"})
+            self.finished = True
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, run: str) -> None:
+        text = self._path.read_text(encoding="utf-8")
+        whole, _, torn = text.rpartition("\n")
+        if torn:
+            logger.warning("%s: dropped its last line, which was cut short", self._path)
+            self._path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        for number, line in enumerate(filter(None, whole.split("\n")), start=1):
+            try:
+                self._take(json.loads(line), run)
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{self._path}:{number} is no entry of a commit log ({error}); "
+                    "move the file away to start a new run"
+                ) from error
+
+    def _take(self, entry: dict[str, Any], run: str) -> None:
+        kind = entry["kind"]
+        if kind == "run" and entry["run"] != run:
+            raise ValueError(f"it belongs to run {entry['run']!r}, this is {run!r}")
+        if kind == "round":
+            self._rounds[entry["stage"], int(entry["round"])] = entry["digest"]
+        elif kind == "grant":
+            self._epochs[entry["uid"]] = int(entry["epoch"])
+        elif kind == "finished":
+            self.finished = True

@@ -1,0 +1,138 @@
+"""The end of a run: fetch the committed stages, assemble the model, evaluate it, write the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distqat.config import Config
+from distqat.data.source import open_source
+from distqat.distributed.building import assemble, build_module, build_task
+from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.coordination.slots import Slots
+from distqat.distributed.coordination.trainers import Trainers
+from distqat.distributed.evaluation import evaluate
+from distqat.distributed.serving.shared import Shared, as_local
+from distqat.distributed.serving.transfer import fetch_snapshot
+from distqat.models import named_tensors
+from distqat.swarm.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Summary:
+    """What the user is told when the run is over; also `summary.json` in the log folder."""
+
+    mode: str
+    metric: str
+    accuracy: float
+    heldout_samples: int
+    heldout_loss: float
+    loss_first: float | None
+    loss_last: float | None
+    samples: int
+    samples_per_s: float
+    seconds: float
+    rounds: int
+    model: str
+    logs: str
+    checkpoints: str
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    discarded_rounds: int = 0
+
+    def line(self) -> str:
+        """One sentence."""
+        judged = f"{self.metric} {self.accuracy:.4f} on {self.heldout_samples} held-out samples"
+        return f"{judged}, model {self.model}"
+
+    def write(self, folder: Path) -> None:
+        """Write `summary.json` in one piece."""
+        path = folder / "summary.json"
+        fresh = path.with_name(".summary.json")
+        fresh.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        fresh.replace(path)
+
+
+async def collect_result(
+    config: Config, transport: Transport, rounds: RoundService, trainers: Trainers, slots: Slots
+) -> Summary:
+    """Assemble the last committed round of every stage and judge it. Raises SwarmError if a stage is lost."""
+    states: dict[str, Shared] = {}
+    for stage in config.stages:
+        newest = rounds.round_of(stage)
+        assert newest is not None
+        donors = list(rounds.members(stage).values())
+        got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1], own_uid="")
+        states[stage] = got.shared
+    modules = {stage: build_module(config, stage) for stage in config.stages}
+    for stage, module in modules.items():
+        as_local(states[stage]).load(module)
+    metric, loss, count = await asyncio.to_thread(judge, config, modules)
+    path = await asyncio.to_thread(save_model, config, modules)
+    sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in slots.holders}
+    sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
+    summary = Summary(
+        mode="swarm",
+        metric=build_task(config).metric,
+        accuracy=metric,
+        heldout_samples=count,
+        heldout_loss=loss,
+        loss_first=trainers.first_loss,
+        loss_last=mean(trainers.recent_losses),
+        samples=trainers.samples,
+        samples_per_s=trainers.samples_per_s(),
+        seconds=trainers.ended - (trainers.began or trainers.ended),
+        rounds=config.diloco.outer_steps,
+        model=str(path),
+        logs=str(config.log_dir),
+        checkpoints=str(config.checkpoint_dir),
+        bytes_sent={**sent, "client": transport.traffic.bytes_out},
+        digests={stage: shared.digest for stage, shared in states.items()},
+        discarded_rounds=sum(not record["committed"] for record in trainers.rounds),
+    )
+    summary.write(Path(config.log_dir))
+    return summary
+
+
+def judge(config: Config, modules: Mapping[str, nn.Module]) -> tuple[float, float, int]:
+    """Metric, loss and size of the held-out part for the composed stages, in eval mode."""
+    stages = [modules[stage].eval() for stage in config.stages]
+
+    @torch.no_grad()
+    def forward(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        named = dict(inputs)
+        for stage in stages:
+            named = named_tensors(stage(*named.values()))
+        return named
+
+    source = open_source(config.data, seed=config.seed)
+    return evaluate(build_task(config), source.heldout(), forward)
+
+
+def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
+    """All stages as one safetensors file, written in one piece."""
+    from safetensors.torch import save_file
+
+    states = {stage: module.state_dict() for stage, module in modules.items()}
+    folder = config.checkpoint_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    path, fresh = folder / "model.safetensors", folder / f".model.{os.getpid()}.tmp"
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in assemble(config, states).items()}
+    save_file(tensors, fresh, metadata={"format": "pt", "run": config.experiment_prefix})
+    fresh.replace(path)
+    return path
+
+
+def mean(values: list[float]) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,220 @@
+"""The shell of the conveners: answers members' calls, writes commits to the log, tells everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from distqat.diloco.convener import Action, Commit, Convener, Discard, Exchange, Offer, Open
+from distqat.diloco.grace import Grace
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.wire import Hop, take
+from distqat.errors import Refused
+from distqat.failpoints import failpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Stage:
+    """One stage: its convener once round 0 exists, and who waits for what."""
+
+    convener: Convener | None = None
+    members: dict[str, Hop] = field(default_factory=dict)
+    waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
+    round_zero: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class RoundService:
+    """Rounds of all stages. `report` gets one record per ended round."""
+
+    def __init__(
+        self,
+        stages: list[str],
+        options: DilocoOptions,
+        log: CommitLog,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.finished = asyncio.Event()
+        self._options = options
+        self._log = log
+        self._report = report
+        self._stages = {stage: _Stage() for stage in stages}
+        for stage in stages:
+            newest = log.newest_round(stage)
+            if newest is not None:
+                self._begin(stage, *newest)
+        self._timer = asyncio.ensure_future(self._tick())
+
+    def round_of(self, stage: str) -> tuple[int, str] | None:
+        """The last committed round and its digest."""
+        return self._log.newest_round(stage)
+
+    def members(self, stage: str) -> dict[str, Hop]:
+        """Who holds the committed state of a stage."""
+        return dict(self._stages[stage].members)
+
+    def zero(self, stage: str, digest: str) -> None:
+        """The founder of a stage publishes round 0. The first one stands."""
+        if self._log.commit_round(stage, 0, digest) != digest:
+            raise Refused(f"stage {stage} has a round 0 of another founder; join it")
+        if self._stages[stage].convener is None:
+            self._begin(stage, 0, digest)
+
+    async def wait_for_zero(self, stage: str) -> None:
+        """Wait until somebody has founded the stage."""
+        await self._stages[stage].round_zero.wait()
+
+    def join(self, stage: str, hop: Hop, round: int) -> dict[str, Any]:
+        """A server holds the state of `round`; it is a member if that is the newest."""
+        own = self._stages[stage]
+        newest = self.round_of(stage)
+        if own.convener is None or newest is None or newest[0] != round:
+            return self._behind(stage)
+        own.members[hop.uid] = hop
+        self._act(stage, own.convener.joined(hop.uid, time.monotonic()))
+        return {"round": round, "outer_steps": self._options.outer_steps}
+
+    def left(self, stage: str, uid: str) -> None:
+        """A server is gone, drained or moved."""
+        own = self._stages[stage]
+        own.members.pop(uid, None)
+        waiting = own.waiting.pop(uid, None)
+        if waiting is not None and not waiting[1].done():
+            waiting[1].set_result({"behind": True})
+        if own.convener is not None:
+            self._act(stage, own.convener.left(uid, time.monotonic()))
+
+    async def ready(self, stage: str, uid: str, round: int) -> dict[str, Any]:
+        """Answered when the round opens, with its attempt and members; `behind` when it is over already."""
+        convener, newest = self._convener(stage), self.round_of(stage)
+        if newest is None or newest[0] != round or uid not in convener.members:
+            return self._behind(stage)
+        return await self._wait(stage, uid, "open", lambda: convener.ready(uid, time.monotonic()))
+
+    async def contribute(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Answered with the set of contributions to fetch."""
+        convener = self._convener(stage)
+        if convener.phase != "collecting" or take(fields, "round", int) != convener.round + 1:
+            return {"discarded": "the round went on without this contribution"}
+        offer = Offer(take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int))
+        return await self._wait(
+            stage, uid, "exchange", lambda: convener.contributed(uid, offer, time.monotonic())
+        )
+
+    async def vote(self, stage: str, uid: str, round: int, digest: str | None) -> dict[str, Any]:
+        """Answered with the outcome of the round."""
+        convener = self._convener(stage)
+        if convener.phase != "voting" or round != convener.round + 1:
+            standing = self._log.digest(stage, round)
+            return {"committed": standing} if standing else {"discarded": "the round is over"}
+        return await self._wait(stage, uid, "outcome", lambda: convener.voted(uid, digest, time.monotonic()))
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    # inside
+
+    def _begin(self, stage: str, round: int, digest: str) -> None:
+        own = self._stages[stage]
+        own.convener = Convener(
+            round, digest, Grace(self._options.grace_spread), self._options.averaging_timeout
+        )
+        own.round_zero.set()
+        self._check_finished()
+
+    def _convener(self, stage: str) -> Convener:
+        convener = self._stages[stage].convener
+        if convener is None:
+            raise Refused(f"stage {stage} has no round 0 yet")
+        return convener
+
+    def _behind(self, stage: str) -> dict[str, Any]:
+        newest = self.round_of(stage)
+        return {"behind": True, "round": newest[0] if newest else None}
+
+    async def _wait(
+        self, stage: str, uid: str, phase: str, event: Callable[[], list[Action]]
+    ) -> dict[str, Any]:
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._stages[stage].waiting[uid] = phase, answer
+        self._act(stage, event())
+        return await answer
+
+    def _act(self, stage: str, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Open):
+                fields = {"round": action.round, "attempt": action.attempt, "members": list(action.members)}
+                self._tell(stage, action.members, fields)
+            elif isinstance(action, Exchange):
+                self._tell(stage, action.members, {"set": self._set(stage, action)})
+            elif isinstance(action, Commit):
+                self._commit(stage, action)
+            elif isinstance(action, Discard):
+                logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
+                self._tell(stage, action.members, {"discarded": action.reason})
+                self._report(
+                    _record(stage, action.round, len(action.members), action.duration_s, action.reason)
+                )
+
+    def _commit(self, stage: str, action: Commit) -> None:
+        failpoint("round.before_log")
+        self._log.commit_round(stage, action.round, action.digest)
+        failpoint("round.after_log")
+        logger.info(
+            "Round %d of %s committed by %d members in %.2f s, %.2f MB, digest %s",
+            action.round,
+            stage,
+            len(action.contributors),
+            action.duration_s,
+            action.nbytes / 1e6,
+            action.digest[:12],
+        )
+        self._tell(stage, action.members, {"committed": action.digest})
+        record = _record(stage, action.round, len(action.contributors), action.duration_s, None)
+        self._report({**record, "nbytes": action.nbytes, "digest": action.digest})
+        self._check_finished()
+
+    def _set(self, stage: str, action: Exchange) -> list[dict[str, Any]]:
+        hops = self._stages[stage].members
+        return [
+            {**hops[uid].fields(), "digest": offer.digest, "samples": offer.samples}
+            for uid, offer in action.offers.items()
+            if uid in hops
+        ]
+
+    def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any]) -> None:
+        waiting = self._stages[stage].waiting
+        for uid in members:
+            _, answer = waiting.pop(uid, ("", None))
+            if answer is not None and not answer.done():
+                answer.set_result(fields)
+
+    def _check_finished(self) -> None:
+        newest = [self.round_of(stage) for stage in self._stages]
+        if all(entry is not None and entry[0] >= self._options.outer_steps for entry in newest):
+            self.finished.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            for stage, own in self._stages.items():
+                if own.convener is not None:
+                    self._act(stage, own.convener.tick(time.monotonic()))
+
+
+def _record(stage: str, round: int, members: int, duration_s: float, reason: str | None) -> dict[str, Any]:
+    return {
+        "event": "round",
+        "stage": stage,
+        "round": round,
+        "members": members,
+        "duration_s": duration_s,
+        "committed": reason is None,
+        "reason": reason,
+    }

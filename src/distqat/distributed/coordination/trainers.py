@@ -1,0 +1,129 @@
+"""The client's children: the data server and one trainer per complete pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distqat.config import Config
+from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, claim_log, runtime_dir
+from distqat.errors import RoleError
+from distqat.metrics import Sink
+
+logger = logging.getLogger(__name__)
+
+DATA_READY_S = 120.0  # the first batch may come from the hub
+PIPELINE_ID = "DISTQAT_PIPELINE"
+DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+STOP_GRACE_S = 8.0
+LOG_EVERY = 10
+
+
+class Trainers:
+    """Starts what the client needs, restarts what crashes, keeps what trainers report."""
+
+    def __init__(self, config: Config, argv: Sequence[str], zygote: Zygote, sink: Sink) -> None:
+        self.rounds: list[dict[str, Any]] = []
+        self.totals: dict[int, dict[str, Any]] = {}  # last report by pipeline
+        self.first_loss: float | None = None
+        self.recent_losses: list[float] = []
+        self.began: float | None = None
+        self.ended = 0.0
+        self.samples = 0
+        self._config = config
+        self._argv = list(argv)
+        self._sink = sink
+        self._supervisor = Supervisor(zygote)
+        self._wanted: set[int] = set()
+        self._kept: dict[int, asyncio.Task[int]] = {}
+        self._data: asyncio.Task[int] | None = None
+        self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
+
+    async def start(self) -> None:
+        """Start the data server; trainers follow when pipelines are complete."""
+        log = claim_log(Path(self._config.log_dir), "data_server")
+        command = RoleCommand(
+            "data-server",
+            "distqat.distributed.data_server:main",
+            tuple(self._argv),
+            log.path,
+            {DATA_SOCKET: str(self._socket)},
+            threads=1,
+        )
+        started: asyncio.Queue[RoleProcess] = asyncio.Queue()
+        self._data = self._supervisor.start(command, on_start=started.put_nowait)
+        self._data.add_done_callback(lambda task: self._give_up("the data server", task))
+
+    async def failure(self) -> None:
+        """Raises RoleError when the data server or a trainer is given up."""
+        await self._failed
+
+    def want(self, pipelines: list[int]) -> None:
+        """One trainer per complete pipeline; a trainer whose pipeline broke pauses and stays."""
+        for pipeline in pipelines:
+            if pipeline not in self._wanted:
+                self._wanted.add(pipeline)
+                self._start_trainer(pipeline)
+
+    def report(self, fields: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+        """What a trainer says of a step."""
+        pipeline, step = int(fields.get("pipeline", 0)), int(fields.get("step", 0))
+        loss = float(fields.get("loss", float("nan")))
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.recent_losses = [*self.recent_losses[-19:], loss]
+        now = asyncio.get_running_loop().time()
+        self.began = now - float(fields.get("seconds", 0.0)) if self.began is None else self.began
+        self.ended = now
+        self.samples += int(fields.get("samples", 0))
+        self.totals[pipeline] = fields
+        if step == 1 or step % LOG_EVERY == 0:
+            sps = float(fields.get("sps", 0.0))
+            logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, sps)
+        self._sink.write({"event": "step", **fields})
+        return {"finished": finished}
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The last report of every trainer."""
+        return [self.totals[pipeline] for pipeline in sorted(self.totals)]
+
+    def samples_per_s(self) -> float:
+        """Over all trainers, from the first step's begin to the last report."""
+        return self.samples / max(self.ended - (self.began or self.ended), 1e-9)
+
+    async def stop_training(self) -> None:
+        """End the trainers in order, and the data server behind them."""
+        await self._supervisor.stop(STOP_GRACE_S)
+
+    async def stop(self) -> None:
+        await self._supervisor.stop(STOP_GRACE_S)
+        self._socket.unlink(missing_ok=True)
+
+    def _start_trainer(self, pipeline: int) -> None:
+        log = claim_log(Path(self._config.log_dir), "trainer", pipeline)
+        command = RoleCommand(
+            f"trainer {pipeline}",
+            "distqat.distributed.trainer:main",
+            tuple(self._argv),
+            log.path,
+            {PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket)},
+            threads=1,
+        )
+
+        def said(role: RoleProcess) -> None:
+            logger.info("Spawned trainer %d with PID %d", pipeline, role.pid)
+
+        task = self._supervisor.start(command, on_start=said)
+        self._kept[pipeline] = task
+        task.add_done_callback(lambda done: self._give_up(f"trainer {pipeline}", done))
+
+    def _give_up(self, what: str, task: asyncio.Task[int]) -> None:
+        if task.cancelled() or self._failed.done() or task.result() == 0:
+            return
+        self._failed.set_exception(
+            RoleError(f"{what} ended with code {task.result()} and is not started again; see its log")
+        )

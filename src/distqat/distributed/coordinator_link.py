@@ -1,0 +1,65 @@
+"""A role's way to the client: found in the directory, dialled again when it died or moved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from distqat.errors import DirectoryUnavailable, StageUnavailable, SwarmError
+from distqat.swarm.directory import Directory
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import LinkLike, Transport
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+CALL_TIMEOUT = 15.0
+
+
+class Coordinator:
+    """Calls the run's client, whoever that is now."""
+
+    def __init__(self, transport: Transport, directory: Directory) -> None:
+        self._transport = transport
+        self._directory = directory
+        self._link: LinkLike | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None and self._link.alive
+
+    async def call(
+        self, method: str, fields: dict[str, Any], *, timeout: float = CALL_TIMEOUT
+    ) -> dict[str, Any]:
+        """Call the client; its answer's fields. StageUnavailable when nobody is found, or its error."""
+        link = await self._connect()
+        reply = await link.call(method, Message(fields), timeout=timeout, urgent=True)
+        return dict(reply.fields)
+
+    async def wait(self) -> None:
+        """Return once the client answers."""
+        said = False
+        while True:
+            try:
+                await self._connect()
+                return
+            except SwarmError as error:
+                if not said:
+                    logger.info("waiting for the client of this run: %s", error)
+                    said = True
+                await asyncio.sleep(RETRY_S)
+
+    async def _connect(self) -> LinkLike:
+        if self._link is not None and self._link.alive:
+            return self._link
+        last: SwarmError = StageUnavailable("no client of this run is in the directory; start one")
+        for address in await self._directory.roles("client"):
+            try:
+                self._link = await self._transport.link(address)
+                return self._link
+            except DirectoryUnavailable:
+                raise
+            except SwarmError as error:  # a record of a client that is gone; the next may live
+                last = error
+        raise last

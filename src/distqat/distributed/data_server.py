@@ -1,0 +1,62 @@
+"""The data server: reads the data set once per host and hands batches to trainers in shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.data.server import DataServer
+from distqat.data.source import open_source
+from distqat.distributed.building import build_task
+from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
+
+logger = logging.getLogger(__name__)
+
+DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+
+
+def socket_path() -> Path:
+    """Where the data server of this environment listens."""
+    given = os.environ.get(DATA_SOCKET)
+    return Path(given) if given else runtime_dir() / "data.sock"
+
+
+async def serve(config: Config, stop: asyncio.Event) -> int:
+    """Serve until asked to stop. Raises DataError, HubUnavailable, TaskError."""
+    task = build_task(config)
+    source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    server = DataServer(source, task, workers=config.data.num_workers)
+    await server.start(socket_path())
+    logger.info("serving %s in batches over %s", config.data.dataset_name, socket_path())
+    announce_ready({"role": "data-server", "socket": str(socket_path())})
+    try:
+        await stop.wait()
+        return 0
+    finally:
+        await server.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: stopped in order; 1: the data cannot be read; 2: refused."""
+    parser = ConfigParser(
+        "distqat data-server", description="Hand out the data set to trainers of this host."
+    )
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    set_title("data-server", argv)
+
+    async def role(stop: asyncio.Event) -> int:
+        config = config_from_args(args)
+        set_up_logging("data-server", config.log_level if "log_level" in config.model_fields_set else None)
+        return await serve(config, stop)
+
+    return run_role("data-server", role)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

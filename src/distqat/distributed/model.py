@@ -1,0 +1,207 @@
+"""The model as one module: over the swarm (`SwarmModel`) or in this process (`SwarmBaselineModel`)."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distqat.config import Config
+from distqat.distributed.building import build_module
+from distqat.distributed.wire import Hop, step_fields, take
+from distqat.models import named_tensors
+from distqat.quant import activate, calibrated, quantizers
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import LinkLike, Transport
+from distqat.topology.attempts import StepId
+
+T = TypeVar("T")
+
+
+class SwarmBaselineModel(nn.Module):
+    """All stages of the configuration in one process, cut and initialised as servers would have them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict({stage: build_module(config, stage) for stage in config.stages})
+        self._quant = config.quant
+
+    def forward(self, *inputs: Tensor) -> Tensor | Mapping[str, Tensor]:
+        """Through all stages; a single tensor if the last stage gives one, else named tensors."""
+        named = self.outputs(*inputs)
+        return named["x"] if list(named) == ["x"] else named
+
+    def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The last stage's outputs by name."""
+        tensors: Sequence[Tensor] = inputs
+        named: dict[str, Tensor] = {}
+        for stage in self.stages.values():
+            named = named_tensors(stage(*tensors))
+            tensors = list(named.values())
+        return named
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether quantizers still have to see real data before the first step."""
+        return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self))
+
+    def activate_if_calibrated(self) -> None:
+        """As servers do after each calibration batch: a stage that has seen enough becomes active."""
+        for stage in self.stages.values():
+            if any(q.state == "calibrating" for _, q in quantizers(stage)) and calibrated(stage, self._quant):
+                activate(stage)
+
+
+class EventLoopThread:
+    """An event loop beside synchronous code, such as a custom training loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="swarm", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run a coroutine there and wait for it. Raises TimeoutError after `timeout` seconds."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise TimeoutError(f"the swarm did not answer within {timeout:.1f} s") from None
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+        self._loop.close()
+
+
+class SwarmModel(nn.Module):
+    """A pipeline of servers as an ordinary module: call it, call `backward`, then `step()`.
+
+        logits = model(images)
+        loss_function(logits, labels).backward()
+        model.step()
+
+    Gradients of several calls before one `step()` add up, as with local modules. The parameters live on
+    the servers, so `parameters()` is empty and the servers' own optimizer steps them.
+    """
+
+    def __init__(
+        self, transport: Transport, hops: Sequence[Hop], loop: EventLoopThread, *, timeout: float = 60.0
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._hops = list(hops)
+        self._loop = loop
+        self._timeout = timeout
+        self._incarnation = int(time.time() * 1000)
+        self._step = 1
+        self._calls = 0
+        self._samples = 0
+        self._links: list[LinkLike] = []
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Outputs of the last stage (a single tensor), connected to autograd; in eval mode without a step."""
+        if not self.training:
+            return self._loop.run(self._evaluate(inputs), self._timeout)
+        grad = torch.zeros((), requires_grad=True)  # so that backward is called though no input needs it
+        output: Tensor = _SwarmCall.apply(self, grad, *inputs)  # type: ignore[no-untyped-call]
+        return output
+
+    def step(self, max_grad_norm: float | None = None) -> dict[str, float]:
+        """Commit the step on every stage; squared gradient norm over all of them."""
+        return self._loop.run(self._commit(max_grad_norm), self._timeout)
+
+    def abort(self) -> None:
+        """Forget the calls since the last step, on every stage."""
+        self._loop.run(self._abort(), self._timeout)
+
+    # what happens on the event loop
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return step_fields(StepId(self._transport.peer, self._incarnation, self._step, 0))
+
+    async def _open(self) -> None:
+        fields = {**self._fields, "route": [hop.fields() for hop in self._hops], "train": True}
+        for hop in self._hops:
+            link = await self._transport.link(hop.address)
+            await link.call(
+                "open", Message({**fields, "microbatches": 0}), timeout=self._timeout, urgent=True
+            )
+            self._links.append(link)
+
+    async def run_forward(self, inputs: Sequence[Tensor]) -> tuple[int, dict[str, Tensor]]:
+        """One call through all stages; its number, for the way back."""
+        if not self._links:
+            await self._open()
+        number, self._calls = self._calls, self._calls + 1
+        self._samples += int(inputs[0].shape[0])
+        fields = {**self._fields, "microbatch": number, "budget": self._timeout}
+        needs = frozenset(n for n, t in named_tensors(tuple(inputs)).items() if t.requires_grad)
+        message = Message(fields, named_tensors(tuple(inputs)), needs)
+        reply = await self._links[0].call("forward", message, timeout=self._timeout)
+        return number, dict(reply.tensors)
+
+    async def run_backward(self, number: int, gradient: Tensor) -> dict[str, Tensor]:
+        """Gradients of the inputs of call `number`."""
+        fields = {**self._fields, "microbatch": number, "budget": self._timeout}
+        reply = await self._links[0].call("backward", Message(fields, {"x": gradient}), timeout=self._timeout)
+        return dict(reply.tensors)
+
+    async def _evaluate(self, inputs: Sequence[Tensor]) -> Tensor:
+        link = await self._transport.link(self._hops[0].address)
+        route = [hop.fields() for hop in self._hops[1:]]
+        fields = {"route": route, "budget": self._timeout}
+        reply = await link.call(
+            "evaluate", Message(fields, named_tensors(tuple(inputs))), timeout=self._timeout
+        )
+        return reply.tensors["x"]
+
+    async def _commit(self, max_grad_norm: float | None) -> dict[str, float]:
+        message = Message({**self._fields, "microbatches": self._calls})
+        prepared = [await self._control(link, "prepare", message) for link in self._links]
+        squared = sum(take(reply.fields, "squared_norm", float) for reply in prepared)
+        skip = any(take(reply.fields, "overflow", bool) for reply in prepared)
+        factor = 1.0
+        if max_grad_norm is not None:
+            factor = min(1.0, max_grad_norm / (squared**0.5 + 1e-6))
+        fields = {**self._fields, "skip": skip, "factor": factor, "samples": self._samples}
+        for link in self._links:
+            await self._control(link, "commit", Message(fields))
+        self._next()
+        return {"squared_norm": squared, "skipped": float(skip)}
+
+    async def _abort(self) -> None:
+        for link in self._links:
+            await self._control(link, "abort", Message(self._fields))
+        self._next()
+
+    async def _control(self, link: LinkLike, method: str, message: Message) -> Message:
+        return await link.call(method, message, timeout=self._timeout, urgent=True)
+
+    def _next(self) -> None:
+        self._step, self._calls, self._samples = self._step + 1, 0, 0
+        self._links = []
+
+
+class _SwarmCall(torch.autograd.Function):
+    """A call through the swarm as one node of the autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, model: SwarmModel, anchor: Tensor, *inputs: Tensor) -> Tensor:
+        number, outputs = model._loop.run(model.run_forward(inputs), model._timeout)
+        ctx.model, ctx.number, ctx.names = model, number, list(named_tensors(tuple(inputs)))
+        return outputs["x"]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        model: SwarmModel = ctx.model
+        answer = model._loop.run(model.run_backward(ctx.number, gradients[0].contiguous()), model._timeout)
+        return None, None, *(answer.get(name) for name in ctx.names)

@@ -1,0 +1,159 @@
+"""The monitor: bootstraps the DHT, writes the addresses to join, collects and shows metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.errors import ConfigError, SwarmError
+from distqat.metrics import Sink, open_sinks
+from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
+
+logger = logging.getLogger(__name__)
+
+ASK_EVERY_S = 2.0
+ASK_TIMEOUT = 5.0
+
+
+class Monitor:
+    """Asks every server and the client how they are."""
+
+    def __init__(self, config: Config, peer: Peer) -> None:
+        self._config = config
+        self._peer = peer
+        self._watch = DirectoryWatch(peer.directory, config.stages)
+
+    async def collect(self) -> dict[str, Any]:
+        """Statuses of all servers and, if it answers, of the client."""
+        snapshot = await self._watch.refresh()
+        asked = [self._ask(address_of(record)) for record in snapshot.servers]
+        servers = [status for status in await asyncio.gather(*asked) if status is not None]
+        client: dict[str, Any] | None = None
+        with contextlib.suppress(SwarmError):
+            for address in await self._peer.directory.roles("client"):
+                client = await self._ask(address)
+                if client is not None:
+                    break
+        client = client or {}
+        return {
+            "servers": sorted(servers, key=lambda status: str(status.get("uid"))),
+            "trainers": client.get("trainers", []),
+            "rounds": client.get("ended_rounds", []),
+        }
+
+    async def _ask(self, address: Any) -> dict[str, Any] | None:
+        try:
+            link = await self._peer.transport.link(address)
+            return dict((await link.call("status", timeout=ASK_TIMEOUT, urgent=True)).fields)
+        except SwarmError as error:
+            logger.debug("no status from %s: %s", address.peer, error)
+            return None
+
+
+def write_addresses(path: Path, addresses: Sequence[str]) -> None:
+    """Comma-separated, in one piece: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(",".join(addresses) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+async def serve(config: Config, stop: asyncio.Event) -> int:
+    """Bootstrap the swarm and record its metrics until asked to stop."""
+    given = "monitor_port" in config.model_fields_set
+    peer = await Peer.start(
+        config,
+        port=config.monitor_port,
+        port_given=True if given else config.monitor_port != 0,
+        initial_peers=config.initial_peers,
+        identity=Path(config.log_dir) / "monitor.key",
+    )
+    sink = open_sinks(config.log_dir, "monitor", config.wandb_project)
+    addresses = list(peer.maddrs)
+    write_addresses(Path(config.store_ip_addresses_path), addresses)
+    logger.info("initial peers, also in %s: %s", config.store_ip_addresses_path, ",".join(addresses))
+    monitor = Monitor(config, peer)
+    announcing = asyncio.ensure_future(
+        keep_announced(lambda: peer.directory.announce_role("monitor", peer.host))
+    )
+    recording = asyncio.ensure_future(_record(monitor, sink, config.refresh_period))
+    daemon = asyncio.ensure_future(peer.lost_daemon())
+    announce_ready({"role": "monitor", "peers": addresses})
+    try:
+        ended = await first_of(stop, daemon, recording)
+        if ended is not None:
+            ended.result()
+        return 0
+    finally:
+        for task in (announcing, recording, daemon):
+            task.cancel()
+        await peer.stop()
+        sink.close()
+
+
+async def _record(monitor: Monitor, sink: Sink, period_s: float) -> None:
+    """Write what servers tell, every `period_s`."""
+    while True:
+        await asyncio.sleep(period_s)
+        for status in (await monitor.collect())["servers"]:
+            sink.write({"event": "server", **status})
+
+
+async def watch(config: Config, stop: asyncio.Event) -> int:
+    """Show the table of a running swarm, renewed every two seconds."""
+    from rich.live import Live
+
+    from distqat.metrics import swarm_table
+
+    peers = config.initial_peers or _written_peers(config)
+    peer = await Peer.start(config, port=0, port_given=False, initial_peers=peers)
+    monitor = Monitor(config, peer)
+    try:
+        with Live(refresh_per_second=2) as live:
+            while not stop.is_set():
+                live.update(swarm_table(await monitor.collect()))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(stop.wait(), ASK_EVERY_S)
+        return 0
+    finally:
+        await peer.stop()
+
+
+def _written_peers(config: Config) -> list[str]:
+    path = Path(config.store_ip_addresses_path)
+    if not path.exists():
+        raise ConfigError(f"no --initial-peers, and {path} is not there; is a monitor of this run running?")
+    return [text for text in path.read_text(encoding="utf-8").strip().split(",") if text]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: stopped in order; 1: it could not serve; 2: refused."""
+    parser = ConfigParser("distqat monitor", description="Bootstrap a swarm, or watch one.")
+    parser.add_argument("--watch", action="store_true", help="print the table of a running swarm instead")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    set_title("monitor --watch" if args.watch else "monitor", argv)
+
+    async def role(stop: asyncio.Event) -> int:
+        config = config_from_args(args)
+        level = config.log_level if "log_level" in config.model_fields_set else None
+        set_up_logging("monitor", "WARNING" if args.watch and level is None else level)
+        return await (watch if args.watch else serve)(config, stop)
+
+    return run_role("monitor", role)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

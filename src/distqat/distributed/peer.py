@@ -1,0 +1,106 @@
+"""What every role has on the network: an identity, the engine, a transport and the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distqat.config import Config
+from distqat.distributed.process import PortClaim, claim_port, host_id, runtime_dir
+from distqat.errors import RoleError
+from distqat.swarm.directory import DhtDirectory
+from distqat.swarm.engine import Engine, EngineOptions, P2PStreams, public_and_loopback
+from distqat.swarm.hello import Admission
+from distqat.swarm.identity import Identity
+from distqat.swarm.transport import StreamTransport, UnixStreams
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "DISTQAT_TOKEN"
+
+
+@dataclass
+class Peer:
+    """One role's presence in the swarm."""
+
+    identity: Identity
+    engine: Engine
+    transport: StreamTransport
+    directory: DhtDirectory
+    host: str
+    maddrs: tuple[str, ...]
+    _port: PortClaim
+    _streams: UnixStreams
+
+    @classmethod
+    async def start(
+        cls,
+        config: Config,
+        *,
+        port: int,
+        port_given: bool,
+        initial_peers: Sequence[str],
+        identity: Path | None = None,
+    ) -> Peer:
+        """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers."""
+        claim = claim_port("0.0.0.0" if config.public_ip else "127.0.0.1", port, port_given)
+        key = identity or runtime_dir() / f"{os.getpid()}-{secrets.token_hex(4)}.key"
+        try:
+            own = Identity.load_or_create(key)
+            engine = await Engine.start(own, _options(config, claim.port, initial_peers))
+        finally:
+            if identity is None:  # p2pd has read it; the key lives as long as the process
+                key.unlink(missing_ok=True)
+        host = host_id()
+        unix = UnixStreams(runtime_dir(), own.peer, host)
+        token = os.environ.get(TOKEN) or None
+        admission = Admission(config.experiment_prefix, own.peer, token)
+        if config.public_ip is None:
+            logger.info("announcing on loopback only; give --public-ip to be reachable from other machines")
+        logger.info(
+            "admission: %s", "by token" if token else f"open to anybody; set {TOKEN} to close the swarm"
+        )
+        return cls(
+            identity=own,
+            engine=engine,
+            transport=StreamTransport(admission, [unix, P2PStreams(engine)]),
+            directory=DhtDirectory(engine, config.experiment_prefix, tuple(config.stages)),
+            host=host,
+            maddrs=await engine.addresses(),
+            _port=claim,
+            _streams=unix,
+        )
+
+    async def lost_daemon(self) -> None:
+        """Raises RoleError when the libp2p daemon ends: a role without it must end too."""
+        code = await self.engine.daemon_death()
+        raise RoleError(f"the libp2p daemon of this role ended with code {code}; the role ends with it")
+
+    async def stop(self) -> None:
+        """Say goodbye and end the daemon."""
+        await self.transport.close()
+        await self.engine.stop()
+        self._port.release()
+
+
+def _options(config: Config, port: int, initial_peers: Sequence[str]) -> EngineOptions:
+    listen, announce = public_and_loopback(port, config.public_ip)
+    return EngineOptions(
+        tuple(config.host_maddrs or listen), tuple(config.announce_maddrs or announce), tuple(initial_peers)
+    )
+
+
+async def first_of(stop: asyncio.Event, *work: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
+    """Wait for `stop` or the first of `work` to end; that one, or None when stopped."""
+    asked: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait({asked, *work}, return_when=asyncio.FIRST_COMPLETED)
+        return next((each for each in work if each in done), None)
+    finally:
+        asked.cancel()

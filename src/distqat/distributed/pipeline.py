@@ -1,0 +1,201 @@
+"""One inner step over a route, as its trainer drives it: open, microbatches, prepare, commit or abort."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from distqat.config.schema import PipelineOptions
+from distqat.distributed.scaler import LossScaler
+from distqat.distributed.wire import Hop, step_fields, take
+from distqat.errors import SwarmError
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import LinkLike, Transport
+from distqat.tasks.base import Batch
+from distqat.topology.attempts import StepId
+
+T = TypeVar("T")
+CONTROL_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a committed step tells: mean loss, summed scores, samples; `lost` names stages that died in it."""
+
+    loss: float
+    scores: dict[str, float]
+    samples: int
+    skipped: bool = False
+    lost: tuple[str, ...] = ()
+    squared_norm: float = 0.0
+
+
+@dataclass
+class Stepper:
+    """Runs steps of one trainer over whatever route it is given."""
+
+    transport: Transport
+    trainer: str
+    incarnation: int
+    options: PipelineOptions
+    window_timeout: float  # how long a window may be waited for: other trainers' steps and outer rounds
+    max_grad_norm: float | None = None
+    scaler: LossScaler = field(default_factory=LossScaler)
+
+    async def run(
+        self,
+        batch: Sequence[Batch],
+        hops: Sequence[Hop],
+        step: int,
+        attempt: int,
+        *,
+        consumed: Callable[[], Awaitable[None]],
+    ) -> StepResult:
+        """Train one step on `batch`, cut into its microbatches.
+
+        `consumed` is awaited just before the first commit: from then on the samples are spent. Raises a
+        SwarmError whose `at` names the replica it is about; the attempt is then aborted on every stage.
+        """
+        run = _Attempt(self, batch, hops, StepId(self.trainer, self.incarnation, step, attempt), train=True)
+        try:
+            await run.open()
+            scores = await run.microbatches()
+            prepared = await run.prepare()
+        except BaseException:
+            await run.abort()
+            raise
+        await consumed()
+        squared = sum(norm for norm, _ in prepared) / self.scaler.scale**2
+        skip = any(overflow for _, overflow in prepared)
+        lost = await run.commit({"skip": skip, "factor": self._factor(squared, skip), "samples": run.samples})
+        self.scaler.update(overflow=skip)
+        loss = scores.pop("loss", math.nan)
+        return StepResult(loss, scores, run.samples, skip, lost, squared)
+
+    async def calibrate(self, batch: Sequence[Batch], hops: Sequence[Hop], step: int, attempt: int) -> None:
+        """Show one batch to quantizers that still calibrate. No step is taken, no sample is spent."""
+        run = _Attempt(self, batch, hops, StepId(self.trainer, self.incarnation, step, attempt), train=False)
+        try:
+            await run.open()
+            await run.microbatches()
+            await run.prepare()
+        except BaseException:
+            await run.abort()
+            raise
+        await run.commit({"skip": False, "factor": 1.0, "samples": 0})
+
+    def _factor(self, squared_norm: float, skip: bool) -> float:
+        """Unscaling and clipping in one: min(1, max_norm / norm) / scale, as torch's clip_grad_norm_."""
+        if skip:
+            return 0.0
+        clip = 1.0
+        if self.max_grad_norm is not None:
+            clip = min(1.0, self.max_grad_norm / (math.sqrt(squared_norm) + 1e-6))
+        return clip / self.scaler.scale
+
+
+class _Attempt:
+    """One attempt at one step."""
+
+    def __init__(
+        self, stepper: Stepper, batch: Sequence[Batch], hops: Sequence[Hop], id: StepId, *, train: bool
+    ) -> None:
+        self.samples = sum(part.size for part in batch)
+        self._stepper = stepper
+        self._parts = batch
+        self._hops = list(hops)
+        self._id = id
+        self._train = train
+        self._links: list[LinkLike] = []
+
+    async def open(self) -> None:
+        """Take the windows in stage order, so that trainers that share replicas cannot deadlock."""
+        fields = {
+            **step_fields(self._id),
+            "route": [hop.fields() for hop in self._hops],
+            "microbatches": len(self._parts),
+            "train": self._train,
+        }
+        for hop in self._hops:
+            link = await _about(hop, self._stepper.transport.link(hop.address))
+            self._links.append(link)
+            timeout = self._stepper.window_timeout
+            await _about(hop, link.call("open", Message(fields), timeout=timeout, urgent=True))
+
+    async def microbatches(self) -> dict[str, float]:
+        """All microbatches at once; stages take them in order. Summed scores."""
+        options = self._stepper.options
+        budget = (options.forward_timeout + options.backward_timeout) * len(self._hops)
+        totals: dict[str, float] = {}
+        for scores in await _all(self._one(n, part, budget) for n, part in enumerate(self._parts)):
+            for name, value in scores.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+    async def _one(self, number: int, part: Batch, budget: float) -> dict[str, float]:
+        fields = {
+            **step_fields(self._id),
+            "microbatch": number,
+            "share": part.size / self.samples,
+            "scale": self._stepper.scaler.scale,
+            "budget": budget,
+        }
+        train = _about(
+            self._hops[0], self._links[0].call("train", Message(fields, part.inputs), timeout=budget)
+        )
+        if not self._train:
+            return take((await train).fields, "scores", dict)
+        labels = self._links[-1].call("labels", Message(fields, part.labels), timeout=budget)
+        reply, _ = await _all([train, _about(self._hops[-1], labels)])
+        return take(reply.fields, "scores", dict)
+
+    async def prepare(self) -> list[tuple[float, bool]]:
+        """Squared norm and overflow of every stage."""
+        replies = await _all(
+            self._control(i, "prepare", {"microbatches": len(self._parts)}) for i in range(len(self._hops))
+        )
+        return [(take(r.fields, "squared_norm", float), take(r.fields, "overflow", bool)) for r in replies]
+
+    async def commit(self, fields: dict[str, Any]) -> tuple[str, ...]:
+        """Commit everywhere; the UIDs of stages that died before theirs. The step stands in any case."""
+        calls = (self._control(i, "commit", fields) for i in range(len(self._hops)))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, SwarmError):
+                raise outcome
+        pairs = zip(self._hops, outcomes, strict=True)
+        return tuple(hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException))
+
+    async def abort(self) -> None:
+        """Undo on every stage that may have begun; those that cannot be reached undo it by themselves."""
+        calls = (self._control(i, "abort", {}) for i in range(len(self._links)))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _control(self, position: int, method: str, fields: dict[str, Any]) -> Message:
+        message = Message({**step_fields(self._id), **fields})
+        link = self._links[position]
+        call = link.call(method, message, timeout=CONTROL_TIMEOUT, urgent=True)
+        return await _about(self._hops[position], call)
+
+
+async def _about(hop: Hop, call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except SwarmError as error:
+        error.at = error.at or hop.uid
+        raise
+
+
+async def _all(calls: Any) -> list[Any]:
+    """Wait for all; the first failure cancels the rest at once and is raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

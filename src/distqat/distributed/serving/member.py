@@ -1,0 +1,270 @@
+"""A replica's side of the outer rounds: ready, contribute, fetch, vote, merge (PROTOCOL.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
+from distqat.distributed.serving.steps import Steps
+from distqat.distributed.serving.transfer import fetch_snapshot
+from distqat.distributed.wire import Hop, take
+from distqat.errors import BadContribution, SwarmError
+from distqat.failpoints import failpoint
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Our own contribution to one attempt at a round."""
+
+    round: int
+    attempt: int
+    tensors: Named
+    digest: str
+    samples: int
+
+
+class RoundMember:
+    """Takes one replica through its rounds. `shared` is the committed state that it serves with."""
+
+    def __init__(
+        self,
+        hop: Hop,
+        replica: StageReplica,
+        shared: Shared,
+        parts: MemberParts,
+        on_round: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.shared = shared
+        self._hop = hop
+        self._replica = replica
+        self._parts = parts
+        self._options = parts.options
+        self._on_round = on_round
+        self._since = 0  # inner steps since the last commit or discard
+        self._samples = 0  # committed samples that the next delta holds
+        self._due = asyncio.Event()
+        self._published: _Published | None = None
+        self._publication = asyncio.Event()
+        parts.steps.on_commit = self._step_committed
+
+    async def run(self, outer_steps: int) -> None:
+        """Round after round until `outer_steps` are committed."""
+        while self.shared.round < outer_steps:
+            await self._due.wait()
+            await self._one_round()
+
+    async def contribution(self, call: Call) -> Message:
+        """Our encoded contribution, for another member."""
+        fields = call.message.fields
+        wanted = take(fields, "round", int), take(fields, "attempt", int)
+        while self._published is None or (self._published.round, self._published.attempt) < wanted:
+            self._publication.clear()
+            await self._publication.wait()
+        if (self._published.round, self._published.attempt) != wanted:
+            raise BadContribution(f"the contribution to round {wanted[0]} attempt {wanted[1]} is gone")
+        return Message({}, self._published.tensors)
+
+    def _step_committed(self, samples: int) -> None:
+        self._since += 1
+        self._samples += samples
+        if self._since >= self._options.inner_steps:
+            self._due.set()
+
+    async def _one_round(self) -> None:
+        steps = self._parts.steps
+        await steps.pause()
+        paused = True
+        try:
+            opened, paused = await self._until_open()
+            if opened.get("behind"):
+                await self.catch_up()
+            else:
+                paused = await self._take_part(take(opened, "round", int), take(opened, "attempt", int))
+        except SwarmError as error:
+            logger.warning(
+                "round %d at %s: %s; inner steps go on", self.shared.round + 1, self._hop.uid, error
+            )
+            self._postpone()
+        finally:
+            if paused:
+                steps.resume()
+
+    async def _until_open(self) -> tuple[dict[str, Any], bool]:
+        """Hold for about one median step; then go on with inner steps until the round opens."""
+        fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": self.shared.round}
+        ready = asyncio.ensure_future(self._parts.coordinator.call("ready", fields, timeout=READY_TIMEOUT))
+        hold = median(self._parts.steps.step_seconds or [0.0])
+        done, _ = await asyncio.wait({ready}, timeout=hold)
+        if not done:
+            self._parts.steps.resume()
+            try:
+                await asyncio.wait({ready})
+            finally:
+                await self._parts.steps.pause()
+        return await ready, True
+
+    async def _take_part(self, round: int, attempt: int) -> bool:
+        """From the opening to the outcome; whether steps are still paused."""
+        steps, began = self._parts.steps, time.monotonic()
+        samples, since = self._samples, self._since
+        base: Local = await self._compute(lambda: Local.of(self._replica.module))
+        sent: Named = await self._compute(lambda: self._parts.rounds.contribution(self.shared, base))
+        own = _Published(round, attempt, sent, contribution_digest(sent), samples)
+        self._published = own
+        self._publication.set()
+        if self._options.overlap:
+            steps.resume()
+        failpoint("round.before_contribute")
+        answer = await self._ask("contribute", own, nbytes=sum(t.nbytes for t in sent.values()))
+        result, included = None, False
+        if "set" in answer:
+            result, included = await self._result(own, answer["set"])
+            failpoint("round.before_vote")
+            answer = await self._vote(round, result.digest if result else None)
+        if self._options.overlap:
+            await steps.pause()
+        committed = answer.get("committed")
+        if committed is None:
+            self._postpone()
+        elif result is not None and committed == result.digest:
+            await self._adopt(result, base if included else as_local(self.shared), (samples, since))
+        else:
+            logger.warning("round %d: %s has another result than the group; re-syncing", round, self._hop.uid)
+            await self.catch_up()
+        self._on_round(
+            {
+                "event": "round",
+                "round": round,
+                "committed": committed is not None,
+                "digest": self.shared.digest if committed else None,
+                "duration_s": time.monotonic() - began,
+            }
+        )
+        return True
+
+    async def _result(self, own: _Published, members: list[Any]) -> tuple[Shared | None, bool]:
+        """Fetch and decode the agreed set in its order; None if it cannot be had or verified."""
+        included = any(take(member, "uid", str) == self._hop.uid for member in members)
+        try:
+            sets = await asyncio.gather(*(self._fetch(own, member) for member in members))
+            counts = [take(member, "samples", int) for member in members]
+            return (
+                await self._compute(lambda: self._parts.rounds.result(self.shared, sets, counts)),
+                included,
+            )
+        except SwarmError as error:
+            logger.warning("round %d: no result here: %s", own.round, error)
+            return None, included
+
+    async def _fetch(self, own: _Published, member: Any) -> Named:
+        hop, digest = Hop.parse(member), take(member, "digest", str)
+        if hop.uid == self._hop.uid:
+            return own.tensors
+        link = await self._parts.transport.link(hop.address)
+        fields = {"round": own.round, "attempt": own.attempt}
+        timeout = self._options.averaging_timeout
+        reply = await link.call("contribution", Message(fields), timeout=timeout)
+        tensors = dict(reply.tensors)
+        if contribution_digest(tensors) != digest:
+            raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
+        return tensors
+
+    async def _vote(self, round: int, digest: str | None) -> dict[str, Any]:
+        """Vote until the outcome is known: unknown is neither commit nor discard."""
+        fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": round, "digest": digest}
+        while True:
+            try:
+                return await self._parts.coordinator.call("vote", fields, timeout=READY_TIMEOUT)
+            except SwarmError as error:
+                logger.warning("the outcome of round %d is unknown (%s); asking again", round, error)
+                await self._parts.coordinator.wait()
+
+    async def _ask(self, method: str, own: _Published, nbytes: int) -> dict[str, Any]:
+        fields = {
+            "stage": self._replica.stage,
+            "uid": self._hop.uid,
+            "round": own.round,
+            "digest": own.digest,
+            "samples": own.samples,
+            "nbytes": nbytes,
+        }
+        return await self._parts.coordinator.call(method, fields, timeout=3 * self._options.averaging_timeout)
+
+    async def _adopt(self, result: Shared, base: Local, spent: tuple[int, int]) -> None:
+        """Swap anchor, outer state and round number, and merge the weights, between two inner steps."""
+
+        def merge() -> None:
+            now = Local.of(self._replica.module)
+            self._parts.rounds.merge(result, now, base).load(self._replica.module)
+
+        await self._compute(merge)
+        self.shared = result
+        samples, since = spent
+        self._samples, self._since = self._samples - samples, self._since - since
+        self._rearm()
+
+    async def catch_up(self) -> None:
+        """After a missed commit: take the committed state and keep the local work, then be a member again."""
+        stage = self._replica.stage
+        while True:
+            known = await self._parts.coordinator.call("members", {"stage": stage})
+            donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+            round, digest = take(known, "round", int), take(known, "digest", str)
+            if round > self.shared.round:
+                fetched = await fetch_snapshot(
+                    self._parts.transport, donors, round=round, digest=digest, own_uid=self._hop.uid
+                )
+                old = as_local(self.shared)
+                await self._adopt(fetched.shared, old, (self._samples, self._since))
+            answer = await self._parts.coordinator.call(
+                "joined", {"stage": stage, **self._hop.fields(), "round": self.shared.round}
+            )
+            if not answer.get("behind"):
+                return
+
+    def _postpone(self) -> None:
+        """The next attempt comes after as many inner steps again; its delta spans both."""
+        self._since = 0
+        self._rearm()
+
+    def _rearm(self) -> None:
+        self._due.clear()
+        if self._since >= self._options.inner_steps:
+            self._due.set()
+
+    async def _compute(self, job: Callable[[], Any]) -> Any:
+        return await self._parts.compute.submit(Priority.CONTROL, "round", job)
+
+
+@dataclass(frozen=True)
+class MemberParts:
+    """What a member works with."""
+
+    options: DilocoOptions
+    rounds: Rounds
+    steps: Steps
+    compute: ComputeThread
+    transport: Transport
+    coordinator: Coordinator
+
+
+READY_TIMEOUT = 3600.0  # a round opens when its members are ready; a dead client ends the call at once

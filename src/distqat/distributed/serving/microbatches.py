@@ -1,0 +1,151 @@
+"""One microbatch at one stage: the nested call of a training step, and the two halves of autograd's road."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distqat.distributed.serving.attempt import OpenAttempt
+from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.replica import StageReplica, Weighing
+from distqat.distributed.wire import take
+from distqat.errors import BadFrame, SwarmError
+from distqat.failpoints import failpoint
+from distqat.swarm.frame import Message
+
+
+class Microbatches:
+    """The work of one replica on microbatches; who may ask for it is decided elsewhere."""
+
+    def __init__(self, replica: StageReplica, compute: ComputeThread) -> None:
+        self._replica = replica
+        self._compute = compute
+
+    async def run(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
+        """Answer one of the four calls."""
+        if method == "labels":
+            return self._labels(attempt, message)
+        if method == "forward":
+            return await self._forward(attempt, message)
+        if method == "backward":
+            return await self._backward(attempt, message)
+        if not attempt.train:
+            return await self._observe(attempt, message)
+        if attempt.last:
+            return await self._train_last(attempt, message)
+        return await self._train_through(attempt, message)
+
+    def _labels(self, attempt: OpenAttempt, message: Message) -> Message:
+        """Labels of a microbatch, from the trainer straight to the last stage."""
+        waiting = attempt.labels_of(_number(attempt, message))
+        if not waiting.done():
+            waiting.set_result(dict(message.tensors))
+        return Message()
+
+    async def _train_last(self, attempt: OpenAttempt, message: Message) -> Message:
+        number = _number(attempt, message)
+        labels: Mapping[str, Tensor] = await attempt.labels_of(number)
+        weighing = Weighing(take(message.fields, "share", float), take(message.fields, "scale", float))
+        await attempt.forward_turns.mine(number)
+        job = self._compute.submit(
+            Priority.FORWARD,
+            "forward",
+            lambda: self._replica.loss(number, message.tensors, message.needs_grad, labels, weighing),
+        )
+        attempt.forward_turns.through(number)
+        gradients, scores = await job
+        failpoint("stage.backward.before_answer")
+        return Message({"scores": scores}, gradients)
+
+    async def _train_through(self, attempt: OpenAttempt, message: Message) -> Message:
+        number = _number(attempt, message)
+        await attempt.forward_turns.mine(number)
+        async with attempt.hold:
+            failpoint("stage.forward")
+            job = self._compute.submit(
+                Priority.FORWARD,
+                "forward",
+                lambda: self._replica.forward(number, message.tensors, message.needs_grad),
+            )
+            attempt.forward_turns.through(number)
+            outputs = await job
+            reply = await self._call_next(attempt, Message(message.fields, outputs, _floating(outputs)))
+            await attempt.backward_turns.mine(number)
+            failpoint("stage.backward.before_apply")
+            back = self._compute.submit(
+                Priority.BACKWARD, "backward", lambda: self._replica.backward(number, reply.tensors)
+            )
+            attempt.backward_turns.through(number)
+            gradients = await back
+        failpoint("stage.backward.before_answer")
+        return Message({"scores": reply.fields.get("scores", {})}, gradients)
+
+    async def _observe(self, attempt: OpenAttempt, message: Message) -> Message:
+        number = _number(attempt, message)
+        await attempt.forward_turns.mine(number)
+        job = self._compute.submit(
+            Priority.FORWARD, "forward", lambda: self._replica.observe(number, message.tensors)
+        )
+        attempt.forward_turns.through(number)
+        outputs = await job
+        if attempt.last:
+            return Message({"scores": {}})
+        return await self._call_next(attempt, Message(message.fields, outputs))
+
+    async def _call_next(self, attempt: OpenAttempt, message: Message, method: str = "train") -> Message:
+        assert attempt.next_link is not None
+        budget = take(message.fields, "budget", float)
+        behind = len(attempt.route) - attempt.position
+        budget = budget * (behind - 1) / behind
+        fields = {**message.fields, "budget": budget}
+        try:
+            return await attempt.next_link.call(
+                method, Message(fields, message.tensors, message.needs_grad), timeout=budget
+            )
+        except SwarmError as error:
+            raise about(error, attempt.route[attempt.position + 1].uid) from error
+
+    async def _forward(self, attempt: OpenAttempt, message: Message) -> Message:
+        """Forward through this stage and those behind it; the graph stays until `backward`."""
+        number = _number(attempt, message)
+        await attempt.forward_turns.mine(number)
+        job = self._compute.submit(
+            Priority.FORWARD,
+            "forward",
+            lambda: self._replica.forward(number, message.tensors, message.needs_grad),
+        )
+        attempt.forward_turns.through(number)
+        outputs = await job
+        if attempt.last:
+            return Message(tensors=outputs)
+        return await self._call_next(attempt, Message(message.fields, outputs, _floating(outputs)), "forward")
+
+    async def _backward(self, attempt: OpenAttempt, message: Message) -> Message:
+        """Gradients of the last stage's outputs to gradients of this stage's inputs."""
+        number = _number(attempt, message)
+        gradients: Mapping[str, Tensor] = message.tensors
+        if not attempt.last:
+            gradients = (await self._call_next(attempt, message, "backward")).tensors
+        job = self._compute.submit(
+            Priority.BACKWARD, "backward", lambda: self._replica.backward(number, gradients)
+        )
+        return Message(tensors=await job)
+
+
+def _number(attempt: OpenAttempt, message: Message) -> int:
+    number = take(message.fields, "microbatch", int)
+    if number < 0 or 0 < attempt.microbatches <= number:
+        raise BadFrame(f"microbatch {number} of {attempt.microbatches}")
+    return number
+
+
+def _floating(outputs: Mapping[str, Tensor]) -> frozenset[str]:
+    return frozenset(name for name, tensor in outputs.items() if tensor.is_floating_point())
+
+
+def about(error: SwarmError, uid: str) -> SwarmError:
+    """Say which stage an error is about, unless a stage further behind said so already."""
+    if getattr(error, "at", None) is None:
+        error.at = uid
+    return error

@@ -1,0 +1,234 @@
+"""One replica of a stage: its module, its optimizer, and the attempt at a step that it is working on.
+
+Everything here is synchronous and runs on the compute thread. What a forward pass changes besides gradients
+(BatchNorm statistics, calibration) is undone when its attempt is aborted, and dropout is seeded by the
+microbatch, so a repeated attempt gives the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.serving.precision import Precision
+from distqat.errors import BadFrame, SwarmError
+from distqat.models import named_tensors
+from distqat.quant import QuantOptions, activate, calibrated, quantizers, step_parameter_names
+from distqat.tasks.base import Task
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How a microbatch counts: its share of the batch, and the loss scale of the step."""
+
+    share: float = 1.0
+    scale: float = 1.0
+
+
+@dataclass
+class Graph:
+    """One microbatch between its forward and its backward pass."""
+
+    inputs: Named
+    outputs: Named
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Answer to a prepare: microbatches counted, squared norm of the gradient, not-finite flag."""
+
+    count: int
+    squared_norm: float
+    overflow: bool
+
+
+@dataclass
+class Attempt:
+    """What one attempt has done so far here, and the buffers from before it."""
+
+    seed: str
+    buffers: Named
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    done: int = 0
+
+
+class StageReplica:
+    """Module and optimizer of one replica; at most one attempt at a time."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        options: DilocoOptions,
+        quant: QuantOptions,
+        *,
+        stage: str,
+        device: torch.device,
+        precision: Precision,
+        task: Task | None,
+    ) -> None:
+        self.module = module.to(device).train()
+        self.stage = stage
+        self.device = device
+        self.precision = precision
+        self.task = task  # of the last stage only: it computes the loss
+        self.options = options
+        self._quant = quant
+        self.steps = step_parameter_names(module)
+        no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
+        self.optimizer = build_inner_optimizer(module, options.inner_optim, no_decay)
+        self.step = 0  # inner steps of this replica's life line, counted on by joiners
+        self._attempt: Attempt | None = None
+
+    # one attempt at a step
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether its quantizers still have to see real data."""
+        return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self.module))
+
+    def begin(self, seed: str) -> None:
+        """A new attempt starts; `seed` names run, stage, trainer and step, but not the attempt."""
+        if self._attempt is not None:
+            raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
+        self.optimizer.zero_grad(set_to_none=True)
+        self._attempt = Attempt(seed, {name: buffer.clone() for name, buffer in self.module.named_buffers()})
+
+    def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
+        """Run a microbatch forward and hold its graph; the outputs, detached."""
+        outputs = self._run(microbatch, tensors, needs_grad)
+        return {name: tensor.detach() for name, tensor in outputs.items()}
+
+    def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
+        """Gradients of the outputs to gradients of the inputs that need one."""
+        graph = self._open().graphs.pop(microbatch)
+        roots = [(graph.outputs[name], gradients[name].to(self.device)) for name in gradients]
+        if any(tensor.shape != gradient.shape for tensor, gradient in roots):
+            raise BadFrame(f"stage {self.stage}: a gradient has another shape than its output")
+        torch.autograd.backward([t for t, _ in roots], [g.to(t.dtype) for t, g in roots])
+        return self._finish(graph)
+
+    def loss(
+        self,
+        microbatch: int,
+        tensors: Mapping[str, Tensor],
+        needs_grad: frozenset[str],
+        labels: Mapping[str, Tensor],
+        weighing: Weighing,
+    ) -> tuple[Named, dict[str, float]]:
+        """Forward, loss and backward of the last stage; the inputs' gradients and the microbatch's scores."""
+        assert self.task is not None
+        outputs = self._run(microbatch, tensors, needs_grad)
+        labels = {name: tensor.to(self.device) for name, tensor in labels.items()}
+        loss = self.task.loss(outputs, labels)
+        (loss * (weighing.share * weighing.scale)).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            scores = {"loss": float(loss) * weighing.share, **self.task.score(outputs, labels)}
+        return self._finish(self._open().graphs.pop(microbatch)), scores
+
+    @torch.no_grad()
+    def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> Named:
+        """Forward without a graph: calibrating quantizers see the data."""
+        attempt = self._open()
+        self._seed(attempt, microbatch)
+        outputs = self._call(tensors)
+        attempt.done += 1
+        return outputs
+
+    @torch.no_grad()
+    def evaluate(self, tensors: Mapping[str, Tensor]) -> Named:
+        """Forward in eval mode, outside any attempt."""
+        self.module.eval()
+        try:
+            return self._call(tensors)
+        finally:
+            self.module.train()
+
+    def prepare(self) -> Prepared:
+        """Count, squared gradient norm (of scaled gradients) and overflow of the open attempt."""
+        squared = sum(float(g.double().square().sum()) for g in self._gradients())
+        return Prepared(self._open().done, squared, not math.isfinite(squared))
+
+    def commit(self, factor: float, *, skip: bool = False) -> int:
+        """Step the optimizer on the summed gradients times `factor` (clipping, unscaling); the step number.
+
+        `skip` closes the attempt without a step: the whole pipeline skips, after an overflow somewhere.
+        """
+        attempt = self._open()
+        if skip:
+            self._restore(attempt)
+        else:
+            if factor != 1.0:
+                for gradient in self._gradients():
+                    gradient.mul_(factor)
+            lr = learning_rate(self.step, self.options.total_steps, self.options.inner_optim.lr, self.options)
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+            self.step += 1
+        self._close()
+        return self.step
+
+    def commit_calibration(self) -> None:
+        """Keep what the open attempt observed; once quantizers have seen enough they become active."""
+        self._close()
+        if self.calibrating and calibrated(self.module, self._quant):
+            activate(self.module)
+
+    def abort(self) -> None:
+        """Undo everything of the open attempt."""
+        if self._attempt is not None:
+            self._restore(self._attempt)
+            self._close()
+
+    # inside
+
+    def _run(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
+        attempt = self._open()
+        inputs = {}
+        for name, tensor in tensors.items():
+            own = tensor.to(self.device)
+            if name in needs_grad and not torch.isfinite(own).all():
+                raise SwarmError(f"stage {self.stage}: activation {name!r} holds NaN or infinity")
+            inputs[name] = own.detach().requires_grad_(name in needs_grad)
+        self._seed(attempt, microbatch)
+        outputs = self._call(inputs)
+        attempt.graphs[microbatch] = Graph({n: inputs[n] for n in needs_grad}, outputs)
+        return outputs
+
+    def _call(self, tensors: Mapping[str, Tensor]) -> Named:
+        inputs: Sequence[Tensor] = [tensor.to(self.device) for tensor in tensors.values()]
+        with self.precision.context(self.device):
+            return named_tensors(self.module(*inputs))
+
+    def _seed(self, attempt: Attempt, microbatch: int) -> None:
+        digest = hashlib.sha256(f"{attempt.seed}|{microbatch}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def _finish(self, graph: Graph) -> Named:
+        self._open().done += 1
+        return {n: t.grad if t.grad is not None else torch.zeros_like(t) for n, t in graph.inputs.items()}
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.module.parameters() if p.grad is not None]
+
+    def _open(self) -> Attempt:
+        if self._attempt is None:
+            raise RuntimeError(f"stage {self.stage}: no attempt is open")
+        return self._attempt
+
+    @torch.no_grad()
+    def _restore(self, attempt: Attempt) -> None:
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(attempt.buffers[name])
+
+    def _close(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._attempt = None

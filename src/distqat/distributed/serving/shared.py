@@ -1,0 +1,194 @@
+"""What all replicas of a stage hold to the bit after a round, and how a round makes the next of it.
+
+Shared are the anchor, the outer optimizer's state, the quantizers' steps and the buffers. Steps (logarithms)
+and buffers are averaged as they are, outside the outer momentum; only weights have a pseudo-gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from distqat.codec import Codec, decode_tensors, encode_tensors
+from distqat.diloco import average, outer
+from distqat.diloco.digest import state_digest
+from distqat.diloco.options import DilocoOptions
+from distqat.diloco.outer import OuterState
+from distqat.errors import BadContribution
+from distqat.quant import quantizer_buffer_names, step_parameter_names
+
+Named = dict[str, Tensor]
+_PARTS = ("anchor", "outer", "step", "buffer")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The committed state of round `round`; its tensors are never changed in place."""
+
+    round: int
+    anchor: Named
+    outer: OuterState
+    steps: Named
+    buffers: Named
+    counters: dict[str, int] = field(default_factory=dict)  # inner steps of the donor; not part of the digest
+
+    def tensors(self) -> Named:
+        """One flat dict: `anchor/...`, `outer/...`, `step/...`, `buffer/...`."""
+        parts = (self.anchor, self.outer.tensors(), self.steps, self.buffers)
+        return {
+            f"{part}/{name}": t for part, own in zip(_PARTS, parts, strict=True) for name, t in own.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, round: int, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> Shared:
+        """What `tensors()` wrote, as its own memory."""
+        parts: dict[str, Named] = {part: {} for part in _PARTS}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise BadContribution(f"a snapshot holds {key!r}, which is no part of a stage's state")
+            parts[part][name] = tensor.clone()
+        state = OuterState.from_tensors(parts["outer"])
+        return cls(round, parts["anchor"], state, parts["step"], parts["buffer"], dict(counters))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything that replicas must have in common."""
+        return state_digest(self.tensors())
+
+
+@dataclass(frozen=True)
+class Local:
+    """The weights, steps and buffers of one replica at one moment, on the CPU."""
+
+    weights: Named
+    steps: Named
+    buffers: Named
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, module: nn.Module) -> Local:
+        """A copy."""
+        names = step_parameter_names(module)
+        copies = {name: _copy(param) for name, param in module.named_parameters()}
+        return cls(
+            weights={name: t for name, t in copies.items() if name not in names},
+            steps={name: t for name, t in copies.items() if name in names},
+            buffers={name: _copy(buffer) for name, buffer in module.named_buffers()},
+        )
+
+    @torch.no_grad()
+    def load(self, module: nn.Module) -> None:
+        """Write into a module."""
+        for name, target in (*module.named_parameters(), *module.named_buffers()):
+            source = self.weights.get(name, self.steps.get(name, self.buffers.get(name)))
+            if source is None or source.shape != target.shape:
+                raise BadContribution(f"the state for {name!r} is missing or of another shape")
+            target.copy_(source)
+
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        groups = (self.weights, self.steps, self.buffers)
+        return all(bool(torch.isfinite(t).all()) for g in groups for t in g.values() if t.is_floating_point())
+
+
+def initial(module: nn.Module) -> Shared:
+    """Round 0: the founder's weights."""
+    local = Local.of(module)
+    return Shared(0, local.weights, outer.init(local.weights), local.steps, local.buffers)
+
+
+def as_local(shared: Shared) -> Local:
+    """The weights that a replica has that starts from the committed state."""
+    return Local(shared.anchor, shared.steps, shared.buffers)
+
+
+class Rounds:
+    """Contribution, result and merge of one stage's rounds; pure but for the codec and options it was given."""
+
+    def __init__(self, options: DilocoOptions, codec: Codec, module: nn.Module) -> None:
+        self._options = options
+        self._codec = codec
+        self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
+
+    def contribution(self, shared: Shared, base: Local) -> Named:
+        """Encoded pseudo-gradient, steps and buffers as named tensors."""
+        delta = average.pseudo_gradient(shared.anchor, base.weights)
+        sent = {f"delta/{key}": part for key, part in encode_tensors(self._codec, delta).items()}
+        sent.update({f"step/{name}": tensor for name, tensor in base.steps.items()})
+        sent.update({f"buffer/{n}": tensor for n, tensor in base.buffers.items() if n not in self._fixed})
+        return sent
+
+    def result(self, shared: Shared, contributions: Sequence[Named], samples: Sequence[int]) -> Shared:
+        """The next committed state from all contributions in the agreed order.
+
+        A contribution that is malformed, not finite or of an outlying norm is left out; every member decides
+        so from the same bytes. Raises BadContribution when none remains.
+        """
+        schema = average.schema_of(shared.anchor)
+        decoded: list[tuple[Named, Named, Named, int, float]] = []
+        refused: list[str] = []
+        for tensors, count in zip(contributions, samples, strict=True):
+            try:
+                delta, steps, buffers = self._decode(shared, tensors, schema)
+                decoded.append((delta, steps, buffers, count, average.check_contribution(delta, schema)))
+            except BadContribution as error:
+                refused.append(str(error))
+        bound = average.norm_bound([entry[4] for entry in decoded], self._options.max_delta_norm_ratio)
+        kept = [entry for entry in decoded if entry[4] <= bound]
+        if not kept:
+            raise BadContribution(f"no contribution of {len(contributions)} can be used: {refused[:2]}")
+        weights = average.capped_weights([entry[3] for entry in kept])
+        gradient = average.weighted_mean([entry[0] for entry in kept], weights)
+        anchor, state = outer.update(shared.anchor, gradient, shared.outer, self._options.outer_optim)
+        steps = average.mean_buffers([entry[1] for entry in kept], weights)
+        moved = average.mean_buffers([entry[2] for entry in kept], weights)
+        return Shared(
+            shared.round + 1, anchor, state, steps, {**shared.buffers, **moved}, dict(shared.counters)
+        )
+
+    def merge(self, new: Shared, now: Local, base: Local) -> Local:
+        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. PROTOCOL.md."""
+        floats = {n for n, t in new.buffers.items() if t.is_floating_point()}
+        moved = average.merge(
+            *({n: t for n, t in b.items() if n in floats} for b in _buffers(new, now, base))
+        )
+        merged = Local(
+            weights=average.merge(new.anchor, now.weights, base.weights),
+            steps=average.merge(new.steps, now.steps, base.steps),
+            buffers={**new.buffers, **moved},
+        )
+        return merged if merged.finite() else as_local(new)
+
+    def _decode(
+        self, shared: Shared, tensors: Named, schema: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Named, Named, Named]:
+        parts: dict[str, Named] = {"delta": {}, "step": {}, "buffer": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise BadContribution(f"a contribution holds {key!r}")
+            parts[part][name] = tensor
+        moving = {n: t for n, t in shared.buffers.items() if n not in self._fixed}
+        for name, own, theirs in (("step", shared.steps, parts["step"]), ("buffer", moving, parts["buffer"])):
+            if average.schema_of(own) != average.schema_of(theirs):
+                raise BadContribution(f"the {name}s of a contribution have other names or shapes")
+            average.mean_buffers([own, theirs], [0.5, 0.5])  # raises unless dtypes agree and all is finite
+        return decode_tensors(self._codec, parts["delta"], schema), parts["step"], parts["buffer"]
+
+
+def contribution_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Names a contribution by its content."""
+    return state_digest(tensors)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _buffers(new: Shared, now: Local, base: Local) -> tuple[Named, Named, Named]:
+    return new.buffers, now.buffers, base.buffers

@@ -1,0 +1,288 @@
+"""Inner steps at one stage: open, microbatches, prepare, commit or abort. PROTOCOL.md, an inner step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distqat.distributed.serving.attempt import OpenAttempt
+from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.microbatches import Microbatches, about
+from distqat.distributed.serving.replica import Prepared, StageReplica
+from distqat.distributed.wire import Hop, parse_step, step_fields, take
+from distqat.errors import Refused, StaleAttempt, SwarmError
+from distqat.failpoints import failpoint
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import Transport
+from distqat.topology.attempts import StepId
+from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
+
+COMMITS_REMEMBERED = 64
+COMMIT_FIELDS = ("samples", "skip", "factor")
+
+
+class Steps:
+    """Serves the inner steps of one replica. All methods run on the event loop."""
+
+    def __init__(
+        self,
+        replica: StageReplica,
+        compute: ComputeThread,
+        transport: Transport,
+        *,
+        uid: str,
+        run: str,
+        lease_s: float,
+    ) -> None:
+        self.samples = 0  # committed since the server started
+        self.on_commit: Callable[[int], None] = lambda samples: None
+        self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
+        self.counts = {"applied": 0, "skipped": 0, "aborted": 0}
+        self._replica = replica
+        self._compute = compute
+        self._transport = transport
+        self._uid = uid
+        self._run = run
+        self._windows = StepWindows(lease_s=lease_s)
+        self._work = Microbatches(replica, compute)
+        self._granted: dict[StepId, asyncio.Future[None]] = {}
+        self._open: OpenAttempt | None = None
+        self._opened_at = 0.0
+        self._committed: dict[StepId, tuple[Message, dict[str, Any]]] = {}  # answer, and what was asked
+        self._quiet = asyncio.Event()
+        self._ticker = asyncio.ensure_future(self._tick())
+        self._undoing: set[asyncio.Future[Any]] = set()
+
+    # the calls
+
+    async def open(self, call: Call) -> Message:
+        """Wait for the window of this replica; granted means that the attempt may send microbatches."""
+        fields = call.message.fields
+        id = parse_step(fields)
+        route = tuple(Hop.parse(hop) for hop in take(fields, "route", list))
+        position = next((i for i, hop in enumerate(route) if hop.uid == self._uid), None)
+        if position is None:
+            raise Refused(f"{self._uid} is not on the route of {id}")
+        if self._open is not None and self._open.id == id:
+            return Message({"calibrating": self._replica.calibrating})
+        granted = self._granted.setdefault(id, asyncio.get_running_loop().create_future())
+        try:
+            self._act(self._windows.request(id, time.monotonic()))
+            await granted
+        finally:
+            self._granted.pop(id, None)
+        if self._windows.holder != id:
+            raise StaleAttempt(f"{id} lost the window of {self._uid} before it could begin")
+        following = route[position + 1] if position + 1 < len(route) else None
+        behind = len(route) - position - 1
+        self._open = OpenAttempt(
+            id=id,
+            route=route,
+            position=position,
+            microbatches=take(fields, "microbatches", int),  # 0: as many as come before the prepare
+            train=take(fields, "train", bool),
+            hold=asyncio.Semaphore(behind + 2),
+            next_link=None,
+        )
+        self._opened_at = time.monotonic()
+        seed = f"{self._run}|{self._replica.stage}|{id.trainer}|{id.step}"
+        await self._compute.submit(Priority.CONTROL, "control", lambda: self._replica.begin(seed))
+        if following is not None:
+            try:
+                self._open.next_link = await self._transport.link(following.address)
+            except SwarmError as error:
+                await self._drop(id)
+                raise about(error, following.uid) from error
+        return Message({"calibrating": self._replica.calibrating})
+
+    async def microbatch(self, call: Call) -> Message:
+        """`train`, `labels`, `forward` or `backward` of one microbatch of the attempt that holds the window."""
+        attempt = self._attempt_of(parse_step(call.message.fields))
+        task = asyncio.current_task()
+        assert task is not None
+        attempt.running.add(task)
+        try:
+            return await self._work.run(call.method, attempt, call.message)
+        except asyncio.CancelledError:
+            if self._open is attempt:
+                raise
+            raise StaleAttempt(f"{attempt.id} was aborted at {self._uid}") from None
+        finally:
+            attempt.running.discard(task)
+            if self._open is attempt and self._windows.holder == attempt.id:
+                self._windows.touch(attempt.id, time.monotonic())
+
+    async def prepare(self, call: Call) -> Message:
+        """Count, squared norm and overflow; from here on only commit or abort end the step."""
+        attempt = self._attempt_of(parse_step(call.message.fields))
+        failpoint("stage.prepare")
+        answer: Prepared = await self._compute.submit(Priority.CONTROL, "control", self._replica.prepare)
+        expected = take(call.message.fields, "microbatches", int)
+        if answer.count != expected:
+            raise Refused(f"{self._uid} holds {answer.count} of {expected} microbatches of {attempt.id}")
+        self._windows.prepare(attempt.id, time.monotonic())
+        attempt.prepared = True
+        return Message({"squared_norm": answer.squared_norm, "overflow": answer.overflow})
+
+    async def commit(self, call: Call) -> Message:
+        """Apply the step; repeating it gets the same answer."""
+        fields = call.message.fields
+        id = parse_step(fields)
+        if id in self._committed:
+            return self._committed[id][0]
+        attempt = self._attempt_of(id)
+        if not attempt.prepared:
+            raise Refused(f"commit of {id} at {self._uid}: it was never prepared")
+        failpoint("stage.commit.before_apply")
+        samples, skip = take(fields, "samples", int), take(fields, "skip", bool)
+        if attempt.train:
+            factor = take(fields, "factor", float)
+            job = self._compute.submit(
+                Priority.CONTROL, "optimizer", lambda: self._replica.commit(factor, skip=skip)
+            )
+            step = await asyncio.shield(job)
+        else:
+            await self._compute.submit(Priority.CONTROL, "control", self._replica.commit_calibration)
+            step, samples = self._replica.step, 0
+        answer = Message({"step": step})
+        self._remember(id, answer, {key: fields[key] for key in COMMIT_FIELDS if key in fields})
+        self._open = None
+        if attempt.train and not skip:
+            self.samples += samples
+            self.counts["applied"] += 1
+            self.step_seconds = [*self.step_seconds[-31:], time.monotonic() - self._opened_at]
+            self.on_commit(samples)
+        elif attempt.train:
+            self.counts["skipped"] += 1
+        failpoint("stage.commit.after_apply")
+        self._act(self._windows.commit(id, time.monotonic()))
+        return answer
+
+    async def abort(self, call: Call) -> Message:
+        """Undo the attempt; repeating it changes nothing."""
+        await self._drop(parse_step(call.message.fields))
+        return Message()
+
+    async def evaluate(self, call: Call) -> Message:
+        """Forward in eval mode through this stage and those behind it, outside any step."""
+        fields, tensors = call.message.fields, dict(call.message.tensors)
+        route = [Hop.parse(hop) for hop in take(fields, "route", list)]
+        outputs = await self._compute.submit(
+            Priority.FORWARD, "evaluate", lambda: self._replica.evaluate(tensors)
+        )
+        if not route:
+            return Message(tensors=outputs)
+        link = await self._transport.link(route[0].address)
+        following = {**fields, "route": [hop.fields() for hop in route[1:]]}
+        return await link.call("evaluate", Message(following, outputs), timeout=take(fields, "budget", float))
+
+    # what the server does with the window
+
+    def gone(self, trainer: str) -> None:
+        """A trainer's link is lost."""
+        self._act(self._windows.gone(trainer, time.monotonic()))
+
+    async def pause(self) -> None:
+        """Let the running step end, grant no other; returns between two inner steps."""
+        self._quiet.clear()
+        self._act(self._windows.pause(time.monotonic()))
+        await self._quiet.wait()
+
+    def resume(self) -> None:
+        self._act(self._windows.resume(time.monotonic()))
+
+    async def close(self) -> None:
+        self._ticker.cancel()
+        if self._open is not None:
+            await self._drop(self._open.id)
+
+    # inside
+
+    def _attempt_of(self, id: StepId) -> OpenAttempt:
+        if self._open is None or self._open.id != id:
+            raise StaleAttempt(f"{id} does not hold the window of {self._uid}")
+        return self._open
+
+    def _remember(self, id: StepId, answer: Message, asked: dict[str, Any]) -> None:
+        self._committed[id] = answer, asked
+        while len(self._committed) > COMMITS_REMEMBERED:
+            self._committed.pop(next(iter(self._committed)))
+
+    async def _drop(self, id: StepId) -> None:
+        if id in self._committed:
+            raise StaleAttempt(f"{id} is committed at {self._uid} and cannot be aborted")
+        if self._open is not None and self._open.id == id:
+            attempt, self._open = self._open, None
+            attempt.cancel()
+            self.counts["aborted"] += 1
+            await self._compute.submit(Priority.CONTROL, "control", self._replica.abort)
+        self._act(self._windows.abort(id, time.monotonic()))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Quiet):
+                self._quiet.set()
+            elif isinstance(action, Grant):
+                self._settle(action.id, None)
+            elif isinstance(action, Refuse):
+                self._settle(action.id, StaleAttempt(f"{action.id} at {self._uid}: {action.reason}"))
+            elif isinstance(action, Expire):
+                self._undo(action.id, action.reason)
+            elif isinstance(action, Resolve):
+                self._later(self._resolve(action.id))
+
+    def _settle(self, id: StepId, error: SwarmError | None) -> None:
+        granted = self._granted.get(id)
+        if granted is None or granted.done():
+            return
+        if error is None:
+            granted.set_result(None)
+        else:
+            granted.set_exception(error)
+
+    def _undo(self, id: StepId, reason: str) -> None:
+        """The window passed on already; undo the work before the next attempt begins (jobs keep their order)."""
+        attempt = self._open
+        if attempt is None or attempt.id != id:
+            return
+        self._open = None
+        attempt.cancel()
+        self.counts["aborted"] += 1
+        self._later(self._compute.submit(Priority.CONTROL, "control", self._replica.abort))
+
+    async def _resolve(self, id: StepId) -> None:
+        """The trainer of a prepared step is silent: committed anywhere on its route means commit, else abort."""
+        attempt = self._open
+        if attempt is None or attempt.id != id:
+            return
+        for hop in attempt.route:
+            if hop.uid == self._uid:
+                continue
+            with contextlib.suppress(SwarmError):
+                link = await self._transport.link(hop.address)
+                reply = await link.call("outcome", Message(step_fields(id)), timeout=5.0, urgent=True)
+                if take(reply.fields, "committed", bool):
+                    fields = {**step_fields(id), **take(reply.fields, "commit", dict)}
+                    await self.commit(Call(id.trainer, "commit", Message(fields)))
+                    return
+        await self._drop(id)
+
+    async def outcome(self, call: Call) -> Message:
+        """Whether a step was committed here, and with what."""
+        id = parse_step(call.message.fields)
+        committed = self._committed.get(id)
+        return Message({"committed": committed is not None, "commit": committed[1] if committed else {}})
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._act(self._windows.tick(time.monotonic()))

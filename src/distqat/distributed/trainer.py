@@ -1,0 +1,248 @@
+"""The trainer: takes batches and drives them through a pipeline, step after step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.data.client import DataClient, LeasedBatch
+from distqat.distributed.building import build_task
+from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.data_server import socket_path
+from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.pipeline import Stepper, StepResult
+from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.distributed.scaler import LossScaler
+from distqat.distributed.wire import Hop
+from distqat.errors import DataServerGone, StageUnavailable, SwarmError
+from distqat.metrics import Sink, open_sinks
+from distqat.swarm.directory import DirectoryWatch
+from distqat.tasks.base import Batch
+from distqat.topology.expert import ExpertId
+from distqat.topology.routing import Route, Router
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_ID = "DISTQAT_PIPELINE"
+WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
+
+
+@dataclass
+class Speed:
+    """Samples per second over the last steps."""
+
+    window: float = 0.9
+    value: float = 0.0
+
+    def add(self, samples: int, seconds: float) -> float:
+        rate = samples / max(seconds, 1e-9)
+        self.value = rate if self.value == 0 else self.window * self.value + (1 - self.window) * rate
+        return self.value
+
+
+class Trainer:
+    """Trains over whatever complete pipeline there is; pauses when there is none."""
+
+    def __init__(self, config: Config, peer: Peer, pipeline: int, data: DataClient, sink: Sink) -> None:
+        self._config = config
+        self._peer = peer
+        self._pipeline = pipeline
+        self._data = data
+        self._sink = sink
+        self._watch = DirectoryWatch(peer.directory, config.stages)
+        self._coordinator = Coordinator(peer.transport, peer.directory)
+        self._router = Router()
+        self._speed = Speed()
+        self._retries = 0
+        scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
+        self._stepper = Stepper(
+            transport=peer.transport,
+            trainer=peer.identity.peer,
+            incarnation=int(time.time() * 1000),
+            options=config.model_pipeline,
+            window_timeout=WINDOW_PATIENCE * config.diloco.averaging_timeout
+            + config.model_pipeline.forward_timeout
+            + config.model_pipeline.backward_timeout,
+            max_grad_norm=config.diloco.max_grad_norm,
+            scaler=LossScaler.for_fp16() if scaled else LossScaler(),
+        )
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Step after step until the client says that the run is finished, or until asked to stop."""
+        watching = asyncio.ensure_future(self._watch.run())
+        try:
+            await self._coordinator.wait()
+            step = 1
+            while not stop.is_set():
+                leased = await self._lease()
+                try:
+                    finished = await self._one_batch(leased, step, stop)
+                finally:
+                    await asyncio.gather(*(self._release(lease) for lease in leased if lease is not None))
+                if finished:
+                    break
+                step += 1
+            return 0
+        finally:
+            watching.cancel()
+
+    async def _lease(self) -> list[LeasedBatch | None]:
+        """The batches of one inner step: gradient accumulation takes several."""
+        options = self._config.diloco
+        batches = options.gradient_accumulation_steps
+        return [await self._data.next(options.batch_size_per_step) for _ in range(batches)]
+
+    async def _release(self, lease: LeasedBatch) -> None:
+        with contextlib.suppress(DataServerGone):
+            await self._data.release(lease.batch_id)
+
+    async def _one_batch(self, leased: list[LeasedBatch | None], step: int, stop: asyncio.Event) -> bool:
+        """Run one step until it is committed, over as many routes as it takes; whether the run is finished."""
+        parts: list[Batch] = []
+        for lease in leased:
+            assert lease is not None
+            parts += lease.batch.microbatches(self._config.model_pipeline.microbatches)
+
+        async def consumed() -> None:
+            for position, lease in enumerate(leased):
+                assert lease is not None
+                await self._data.consumed(lease.batch_id)
+                leased[position] = None
+
+        attempt = 0
+        while not stop.is_set():
+            route = await self._route(stop)
+            if route is None:
+                return True
+            hops = [Hop.of(server) for server in route.servers]
+            began = time.monotonic()
+            try:
+                if any(server.state == "calibrating" for server in route.servers):
+                    await self._stepper.calibrate(parts, hops, step, attempt)
+                    await self._watch.refresh()
+                    return False
+                result = await self._stepper.run(parts, hops, step, attempt, consumed=consumed)
+            except SwarmError as error:
+                attempt += 1
+                self._retries += 1
+                await self._step_failed(error, route, step, attempt)
+                continue
+            return await self._report(step, result, route, time.monotonic() - began)
+        return True
+
+    async def _route(self, stop: asyncio.Event) -> Route | None:
+        """A replica for every stage, as soon as there is one; None when asked to stop."""
+        said = False
+        while not stop.is_set():
+            try:
+                return self._router.choose(self._watch.snapshot, self._pipeline, time.monotonic())
+            except StageUnavailable as error:
+                if not said:
+                    logger.warning("paused: %s", error)
+                    said = True
+            change: asyncio.Future[Any] = asyncio.ensure_future(self._watch.next_change())
+            await first_of(stop, change)
+            change.cancel()
+        return None
+
+    async def _step_failed(self, error: SwarmError, route: Route, step: int, attempt: int) -> None:
+        """Set the replica aside that the failure is about; the step runs again over another."""
+        culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
+        logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
+        if culprit is not None:
+            self._router.failed(culprit.expert, time.monotonic())
+
+    async def _report(self, step: int, result: StepResult, route: Route, seconds: float) -> bool:
+        """Tell the client and the sink; the answer says whether the run is finished."""
+        rate = result.samples / max(seconds, 1e-9)
+        for server in route.servers:
+            if str(server.expert) not in result.lost:
+                self._router.succeeded(server.expert, rate, time.monotonic())
+        for uid in result.lost:
+            logger.warning("step %d is lost at %s, which died in its commit", step, uid)
+            self._router.failed(ExpertId.parse(uid), time.monotonic())
+        record: dict[str, Any] = {
+            "pipeline": self._pipeline,
+            "step": step,
+            "loss": result.loss,
+            "sps": self._speed.add(result.samples, seconds),
+            "samples": result.samples,
+            "seconds": seconds,
+            "skipped": result.skipped,
+            "lost": list(result.lost),
+            "retries": self._retries,
+            "route": [str(expert) for expert in route.experts],
+            "bytes_in": self._peer.transport.traffic.bytes_in,
+            "bytes_out": self._peer.transport.traffic.bytes_out,
+        }
+        self._sink.write({"event": "step", **record, **result.scores})
+        try:
+            return bool((await self._coordinator.call("report", record)).get("finished"))
+        except SwarmError as error:
+            logger.warning("the client does not answer: %s", error)
+            await self._coordinator.wait()
+            return False
+
+
+async def serve(config: Config, stop: asyncio.Event) -> int:
+    """Connect to the data server and the swarm, then train."""
+    build_task(config)
+    pipeline = int(os.environ.get(PIPELINE_ID, "0"))
+    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+    sink = open_sinks(config.log_dir, f"trainer_{pipeline}", config.wandb_project)
+    try:
+        data = await DataClient.connect(
+            socket_path(), trainer=str(pipeline), count=config.diloco.batch_size_per_step
+        )
+        announce_ready({"role": "trainer", "pipeline": pipeline})
+        training: asyncio.Future[Any] = asyncio.ensure_future(
+            Trainer(config, peer, pipeline, data, sink).run(stop)
+        )
+        daemon: asyncio.Future[Any] = asyncio.ensure_future(peer.lost_daemon())
+        ended = await first_of(stop, training, daemon)
+        if ended is None:  # asked to stop: finish or abort the step
+            await asyncio.wait({training}, timeout=5.0)
+        training.cancel()
+        daemon.cancel()
+        await asyncio.gather(training, return_exceptions=True)
+        await data.close()
+        if ended is not None:
+            ended.result()
+        return 0
+    finally:
+        await peer.stop()
+        sink.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: the run finished or the trainer was stopped in order; 1: it failed; 2: refused."""
+    parser = ConfigParser("distqat trainer", description="Train over one pipeline.")
+    parser.add_argument(
+        "--run-locally", action="store_true", help="compute in this process, without servers: the baseline"
+    )
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    set_title("trainer", argv)
+
+    async def role(stop: asyncio.Event) -> int:
+        config = config_from_args(args)
+        set_up_logging("trainer", config.log_level if "log_level" in config.model_fields_set else None)
+        if args.run_locally:
+            from distqat.distributed.baseline import train_locally
+
+            return await train_locally(config, stop)
+        return await serve(config, stop)
+
+    return run_role("trainer", role)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Who serves what: signed records in the DHT, one key per run and stage, one subkey per server.
+
+The DHT is for finding each other and never decides. A record says who it is of by who signed it; a look-up
+that fails raises DirectoryUnavailable, which is not an empty swarm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from distqat.errors import DirectoryUnavailable
+from distqat.swarm.engine import Found
+from distqat.swarm.link import Address
+from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.5
+LEASE_S = 8.0
+MAX_TEXT = 512
+MAX_ADDRESSES = 32
+
+
+@dataclass(frozen=True)
+class _Place:
+    host: str
+    maddrs: tuple[str, ...]
+
+
+_SERVER = TypeAdapter(ServerRecord)
+_PLACE = TypeAdapter(_Place)
+
+
+class Directory(Protocol):
+    """What roles need of it."""
+
+    async def snapshot(self) -> SwarmSnapshot: ...
+    async def announce(self, record: ServerRecord) -> None: ...
+    async def roles(self, role: str) -> list[Address]: ...
+    async def announce_role(self, role: str, host: str) -> None: ...
+
+
+class Records(Protocol):
+    """Signed, owner-bound records that vanish when they expire: `Engine`, and `MemoryRecords` in tests."""
+
+    async def addresses(self) -> tuple[str, ...]: ...
+    async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool: ...
+    async def find(self, key: str) -> list[Found]: ...
+
+
+class DhtDirectory:
+    """The directory of one run over a DHT node."""
+
+    def __init__(
+        self, engine: Records, run: str, stages: tuple[str, ...], *, lease_s: float = LEASE_S
+    ) -> None:
+        self._engine = engine
+        self._run = run
+        self._stages = stages
+        self._lease_s = lease_s
+
+    async def snapshot(self) -> SwarmSnapshot:
+        """All live records of the run, the newest of each peer. Raises DirectoryUnavailable."""
+        found = await asyncio.gather(*(self._engine.find(self._key(stage)) for stage in self._stages))
+        newest: dict[str, ServerRecord] = {}
+        for stage, entries in zip(self._stages, found, strict=True):
+            for entry in entries:
+                record = _parse_server(entry, stage)
+                known = newest.get(entry.owner)
+                if record is not None and (known is None or known.expires_at < record.expires_at):
+                    newest[entry.owner] = record
+        return SwarmSnapshot(self._stages, tuple(newest.values()))
+
+    async def announce(self, record: ServerRecord) -> None:
+        """Declare a server until its lease is over. Raises DirectoryUnavailable."""
+        await self._store(record.stage, str(record.expert), asdict(record))
+
+    async def roles(self, role: str) -> list[Address]:
+        """Addresses of the live `client` or `monitor` of the run, newest record first."""
+        entries = sorted(await self._engine.find(self._key(f"role:{role}")), key=lambda e: -e.expires_at)
+        return [address for entry in entries if (address := _parse_role(entry)) is not None]
+
+    async def announce_role(self, role: str, host: str) -> None:
+        """Declare this peer as the run's `client` or `monitor`."""
+        maddrs = list(await self._engine.addresses())
+        await self._store(f"role:{role}", role, {"host": host, "maddrs": maddrs})
+
+    async def _store(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        if not await self._engine.store(self._key(kind), name, json.dumps(value).encode(), self._lease_s):
+            raise DirectoryUnavailable(f"no peer took the record of {name}")
+
+    def _key(self, kind: str) -> str:
+        return f"distqat/1/{self._run}/{kind}"
+
+
+def address_of(record: ServerRecord) -> Address:
+    """Where the server of a record is reached."""
+    return Address(record.peer_id, record.host, record.addresses)
+
+
+def _parse_server(entry: Found, stage: str) -> ServerRecord | None:
+    try:
+        record = _SERVER.validate_json(entry.value)
+        problem = _problem(record, entry.owner, stage)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+    if problem is not None:
+        logger.warning("ignored a record of %s for stage %s: %s", entry.owner, stage, problem)
+        return None
+    return replace(record, expires_at=entry.expires_at)
+
+
+def _problem(record: ServerRecord, owner: str, stage: str) -> str | None:
+    """What keeps a well-formed record from being believed; its numbers steer routing and placement."""
+    if record.peer_id != owner or record.stage != stage:
+        return f"it speaks for {record.peer_id[:80]!r} at stage {record.stage[:80]!r}"
+    counts = (record.index, record.epoch, record.step, record.round)
+    if any(not 0 <= count < 10**9 for count in counts):
+        return "index, epoch, step or round out of range"
+    numbers = (record.throughput, *record.metrics.values())
+    if record.throughput < 0 or not all(math.isfinite(number) for number in numbers):
+        return "throughput or metrics that are no finite numbers"
+    texts = (record.host, record.config_digest, *record.addresses)
+    if any(len(text) > MAX_TEXT for text in texts) or len(record.addresses) > MAX_ADDRESSES:
+        return "too many or too long addresses"
+    return None
+
+
+def _parse_role(entry: Found) -> Address | None:
+    try:
+        place = _PLACE.validate_json(entry.value)
+    except ValidationError as error:
+        logger.warning("ignored the role record of %s: %s", entry.owner, error.errors()[0]["msg"])
+        return None
+    if len(place.maddrs) > MAX_ADDRESSES or any(len(text) > MAX_TEXT for text in (place.host, *place.maddrs)):
+        return None
+    return Address(entry.owner, place.host, place.maddrs)
+
+
+async def keep_announced(announce: Callable[[], Any], *, every_s: float = HEARTBEAT_S) -> None:
+    """Announce again and again until cancelled; a failed announcement is logged once per streak."""
+    failing = False
+    while True:
+        try:
+            await announce()
+            if failing:
+                logger.info("announcing works again")
+            failing = False
+        except DirectoryUnavailable as error:
+            if not failing:
+                logger.warning("could not announce this role: %s; trying again", error)
+            failing = True
+        await asyncio.sleep(every_s)
+
+
+class DirectoryWatch:
+    """The newest snapshot; on a failed look-up the last one stands."""
+
+    def __init__(self, directory: Directory, stages: Iterable[str], *, every_s: float = 1.0) -> None:
+        self.snapshot = SwarmSnapshot(tuple(stages))
+        self.changed = asyncio.Event()
+        self._directory = directory
+        self._every_s = every_s
+        self._failing = False
+
+    async def run(self) -> None:
+        """Look up again and again until cancelled; `changed` is set at each new snapshot."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._every_s)
+
+    async def refresh(self) -> SwarmSnapshot:
+        """Look up now. Keeps the last snapshot when that fails."""
+        try:
+            self.snapshot = await self._directory.snapshot()
+            self.changed.set()
+            self._failing = False
+        except DirectoryUnavailable as error:
+            if not self._failing:
+                logger.warning("%s; going on with what is known", error)
+            self._failing = True
+        return self.snapshot
+
+    async def next_change(self) -> SwarmSnapshot:
+        """Wait for the next snapshot."""
+        self.changed.clear()
+        await self.changed.wait()
+        return self.snapshot

@@ -1,0 +1,118 @@
+"""A pipeline of servers is the unsplit model: the same parameters after n steps as a plain training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from distqat.config import Config
+from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.building import build_task
+from distqat.tasks.base import Batch
+from tests.swarm_scene import MemorySwarm
+
+STEPS = 20
+
+
+def config_of(model: str, *, quantize: bool, **diloco: Any) -> Config:
+    stages = ["front", "back"]
+    extra = {"width": 0.25} if model == "resnet18" else {"hidden": 32}
+    return Config.model_validate(
+        {
+            "experiment_prefix": "exact",
+            "seed": 7,
+            "data": {"dataset_name": "digits", "img_size": 16, "num_channels": 1},
+            "diloco": {
+                "inner_optim": {"type": "adamw", "adam_lr": 1e-3},
+                "inner_steps": 1000,
+                "outer_steps": 1,
+                **diloco,
+            },
+            "model_pipeline": {
+                "pipeline": [{"model_name": f"{model}.{s}", "num_classes": 10, **extra} for s in stages],
+                "microbatches": 4,
+            },
+            "quant": {"enabled": quantize},
+        }
+    )
+
+
+def batches(config: Config, count: int) -> list[list[Batch]]:
+    task = build_task(config)
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for _ in range(count):
+        images = torch.rand(32, 1, 16, 16, generator=generator)
+        labels = torch.randint(0, 10, (32,), generator=generator)
+        samples = [{"image": i, "label": int(y)} for i, y in zip(images, labels, strict=True)]
+        made.append(task.collate(samples).microbatches(config.model_pipeline.microbatches))
+    return made
+
+
+def largest_relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    worst = 0.0
+    for name, tensor in one.items():
+        scale = tensor.abs().max().clamp_min(1e-12)
+        worst = max(worst, float((tensor - other[name]).abs().max() / scale))
+    return worst
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Servers compute with one thread here; sums over two threads have another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])
+@pytest.mark.parametrize(("model", "max_grad_norm"), [("mlp", 0.5), ("mlp", None), ("resnet18", None)])
+async def test_twenty_steps_equal_a_plain_loop(
+    model: str, max_grad_norm: float | None, quantize: bool
+) -> None:
+    config = config_of(
+        model, quantize=quantize, max_grad_norm=max_grad_norm, lr_schedule="cosine", warmup_steps=3
+    )
+    plain = BaselineTrainer(config, torch.device("cpu"))
+    calibration, training = batches(config, 8), batches(config, STEPS)
+    async with MemorySwarm(config) as swarm:
+        if quantize:
+            for batch in calibration:
+                if plain.model.calibrating:
+                    plain.calibrate(batch)
+                    await swarm.calibrate(batch)
+        assert swarm.calibrating() is False
+        for batch in training:
+            expected = plain.step(copy.deepcopy(batch))
+            result = await swarm.step(batch)
+            assert result.loss == pytest.approx(expected, rel=1e-5)
+        difference = largest_relative_difference(
+            {
+                n.removeprefix("stages."): t
+                for n, t in plain.model.state_dict().items()
+                if t.is_floating_point()
+            },
+            swarm.floats(),
+        )
+    print(f"{model}: largest relative parameter difference after {STEPS} steps: {difference:.2e}")
+    assert difference <= 1e-5
+
+
+async def test_a_repeated_attempt_changes_nothing() -> None:
+    """A step that was aborted and run again leaves the same bits as one that ran once."""
+    config = config_of("resnet18", quantize=False)
+    steps = batches(config, 4)
+    async with MemorySwarm(config) as undisturbed, MemorySwarm(config) as disturbed:
+        for number, batch in enumerate(steps):
+            await undisturbed.step(batch)
+            if number == 2:
+                await disturbed.abort_a_step(batch)
+            await disturbed.step(batch)
+        one, other = undisturbed.floats(), disturbed.floats()
+    assert all(torch.equal(one[name], other[name]) for name in one)
