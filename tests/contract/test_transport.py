@@ -46,13 +46,13 @@ async def memory_pair(folder: Path) -> AsyncIterator[Pair]:
 @contextlib.asynccontextmanager
 async def unix_pair(folder: Path) -> AsyncIterator[Pair]:
     caller, server = (
-        StreamTransport(Admission("run", name), [UnixStreams(folder, name, "here")]) for name in ("caller", "server")
+        StreamTransport(Admission("run", name), [UnixStreams(folder, name, "here")])
+        for name in ("caller", "server")
     )
 
     async def kill() -> None:
-        for channels in list(server._inbound._channels.values()):
-            for channel in channels:
-                channel._transport.abort()
+        for channel in server._inbound.channels():
+            channel._transport.abort()
 
     yield Pair(caller, server, Address("server", "here"), kill)
     await caller.close()
@@ -185,6 +185,7 @@ async def test_a_peer_that_closes_is_gone(pair: Pair) -> None:
     await pair.server.close()
     with pytest.raises(PeerGone):
         await link.call("x", timeout=10)
+    with pytest.raises(PeerGone):
         await link.call("x", timeout=10)
 
 

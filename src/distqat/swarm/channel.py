@@ -7,51 +7,22 @@ the switch from hello to frames leaves no byte behind. An end of stream without 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-
-from distqat import errors
 from distqat.errors import BadFrame, Busy, CallTimeout, PeerGone, SwarmError
 from distqat.swarm import frame
+from distqat.swarm.call import ERRORS_BY_CODE, Answer, Call, Traffic, error_frame, error_of
 from distqat.swarm.frame import Message
+from distqat.swarm.incoming import Incoming, Received
 
 logger = logging.getLogger(__name__)
 
 MAX_PAYLOAD_BYTES = 2 * 1024**3
 MAX_CALLS_IN_FLIGHT = 256
 WRITE_BUFFER_BYTES = 4 * 1024**2
-
-ERRORS_BY_CODE: dict[str, type[SwarmError]] = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, SwarmError)
-}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request as the answering side sees it. `peer` is authenticated by libp2p, claimed on a Unix socket."""
-
-    peer: str
-    method: str
-    message: Message
-
-
-Answer = Callable[[Call], Awaitable[Message]]
-
-
-@dataclass
-class Traffic:
-    """Bytes of frames in and out, shared by the channels of one role."""
-
-    bytes_in: int = 0
-    bytes_out: int = 0
+LINGER_S = 5.0  # for a goodbye that the other side does not take
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -59,68 +30,80 @@ class Channel(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        transport: asyncio.Transport,
+        transport: asyncio.WriteTransport,
         peer: str,
         *,
         answer: Answer | None,
         traffic: Traffic,
         max_payload: int = MAX_PAYLOAD_BYTES,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self.peer = peer
-        self.last_heard = asyncio.get_running_loop().time()
-        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.last_heard = self._loop.time()
+        self.closed: asyncio.Future[str] = self._loop.create_future()  # nothing is sent or answered any more
+        self.lost: asyncio.Future[None] = self._loop.create_future()  # what was sent before has left
         self.traffic = Traffic()  # of this channel alone
         self._role_traffic = traffic
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # a socket's is both, uvloop's too
         self._answer = answer
         self._max_payload = max_payload
+        self._incoming = Incoming(max_payload, self.last_heard)
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        self._held_bytes = 0  # payloads of calls that are being answered
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._held_bytes = 0  # of calls that are being answered
+        self._reading = True
+        self._room: asyncio.Future[None] | None = None  # while the write buffer is full: done when it drains
         self._orderly = False
-        self._expect_prefix()
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        transport.set_protocol(self)
-        transport.resume_reading()
+        self._linger: asyncio.TimerHandle | None = None
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._transport.set_protocol(self)
+        self._transport.resume_reading()
 
     # calling
 
     async def call(self, method: str, message: Message, *, timeout: float) -> Message:
-        """Send a call and wait for its answer.
+        """Send a call and wait for its answer. Its tensors must not change until then.
 
         Raises what the peer raised (by its code), CallTimeout after `timeout` seconds, PeerGone when the
-        stream ends first.
+        stream ends first, BadFrame when the message cannot travel.
         """
-        request = next(self._requests)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        request = next(self._requests) % 2**32
+        answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[request] = answer
+        timer = self._loop.call_later(timeout, self._give_up, answer, method, timeout)
         try:
-            return await asyncio.wait_for(self._send_and_wait(request, method, message, answer), timeout)
-        except asyncio.TimeoutError:
-            raise CallTimeout(
-                f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow, stopped or cut off"
-            ) from None
+            while self._room is not None and not answer.done():
+                either: set[asyncio.Future[Any]] = {self._room, answer}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self.closed.done():
+                raise PeerGone(f"{self.peer} is gone: {self.closed.result()}")
+            if not answer.done():
+                self._write(frame.encode(frame.CALL, request, method, message))
+            return await answer
         finally:
+            timer.cancel()
             self._waiting.pop(request, None)
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # seen, also where the caller was cancelled at that moment
 
-    async def _send_and_wait(
-        self, request: int, method: str, message: Message, answer: asyncio.Future[Message]
-    ) -> Message:
-        await self._send(frame.CALL, request, method, message)
-        return await answer
+    def _give_up(self, answer: asyncio.Future[Message], method: str, timeout: float) -> None:
+        if not answer.done():
+            text = f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow, stopped or cut off"
+            answer.set_exception(CallTimeout(text))
 
     def ping(self) -> None:
         """Ask the other side for a sign of life; `last_heard` moves when it comes."""
-        self._write(frame.encode(frame.PING, 0, "ping", Message()))
+        self._say(frame.PING, "ping")
+
+    def overdue(self) -> bool:
+        """Whether the other side has begun a frame that it does not get done."""
+        return self._reading and self._incoming.overdue(self._loop.time())
 
     def close(self, reason: str = "closed by this side") -> None:
         """Say BYE and close; calls in flight raise PeerGone."""
         if not self.closed.done():
-            with contextlib.suppress(OSError):
-                self._write(frame.encode(frame.BYE, 0, "bye", Message()))
+            self._write(frame.encode(frame.BYE, 0, "bye", Message()))
             self._end(reason)
 
     def abort(self, reason: str) -> None:
@@ -128,11 +111,10 @@ class Channel(asyncio.BufferedProtocol):
         self._end(reason)
         self._transport.abort()
 
-    async def _send(self, kind: int, request: int, method: str, message: Message) -> None:
-        await self._writable.wait()
-        if self.closed.done():
-            raise PeerGone(f"{self.peer} is gone: {self.closed.result()}")
-        self._write(frame.encode(kind, request, method, message))
+    def _say(self, kind: int, method: str) -> None:
+        """Send a frame that may be left out: a peer that does not read gets no more of them."""
+        if self._room is None and not self.closed.done():
+            self._write(frame.encode(kind, 0, method, Message()))
 
     def _write(self, buffers: list[bytes | memoryview]) -> None:
         size = sum(len(part) for part in buffers)
@@ -140,105 +122,98 @@ class Channel(asyncio.BufferedProtocol):
         self._role_traffic.bytes_out += size
         self._transport.writelines(buffers)
 
-    # receiving: prefix, header, payload, each into its own memory
-
-    def _expect_prefix(self) -> None:
-        self._prefix: frame.Prefix | None = None
-        self._header: memoryview | None = None
-        self._payload: np.ndarray[Any, np.dtype[np.uint8]] | None = None
-        self._target = memoryview(bytearray(frame.PREFIX.size))
-        self._filled = 0
+    # receiving
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._target[self._filled :]
+        return self._incoming.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.last_heard = asyncio.get_running_loop().time()
+        self.last_heard = self._loop.time()
         self.traffic.bytes_in += nbytes
         self._role_traffic.bytes_in += nbytes
-        self._filled += nbytes
         try:
-            while self._filled == len(self._target):
-                self._part_complete()
+            whole = self._incoming.received(nbytes, self.last_heard)
+            if whole is not None and not self.closed.done():
+                self._frame_complete(whole)
         except BadFrame as error:
             logger.warning("closing the stream from %s: %s", self.peer, error)
             self.abort(f"it sent a bad frame: {error}")
 
-    def _part_complete(self) -> None:
-        if self._prefix is None:
-            self._prefix = frame.Prefix.unpack(self._target, self._max_payload)
-            self._target = memoryview(bytearray(self._prefix.header_bytes))
-        elif self._header is None:
-            self._header = self._target
-            self._payload = np.empty(self._prefix.payload_bytes, dtype=np.uint8)
-            self._target = memoryview(self._payload)
-        else:
-            prefix, header, payload = self._prefix, self._header, self._payload
-            assert payload is not None
-            self._expect_prefix()
-            self._frame_complete(prefix, *frame.decode(header, payload))
-            return
-        self._filled = 0
-
-    def _frame_complete(self, prefix: frame.Prefix, method: str, message: Message) -> None:
-        if prefix.kind == frame.CALL:
-            self._start_answer(prefix.request, method, message)
-        elif prefix.kind in (frame.REPLY, frame.ERROR):
-            waiting = self._waiting.get(prefix.request)
+    def _frame_complete(self, whole: Received) -> None:
+        if whole.kind == frame.CALL:
+            self._start_answer(whole)
+        elif whole.kind in (frame.REPLY, frame.ERROR):
+            waiting = self._waiting.get(whole.request)
             if waiting is None or waiting.done():
                 return  # its caller gave up
-            if prefix.kind == frame.REPLY:
-                waiting.set_result(message)
+            if whole.kind == frame.REPLY:
+                waiting.set_result(whole.message)
             else:
-                waiting.set_exception(_error_of(self.peer, message))
-        elif prefix.kind == frame.PING:
-            self._write(frame.encode(frame.PONG, 0, "pong", Message()))
-        elif prefix.kind == frame.BYE:
+                waiting.set_exception(error_of(self.peer, whole.message))
+        elif whole.kind == frame.PING:
+            self._say(frame.PONG, "pong")
+        elif whole.kind == frame.BYE:
             self._orderly = True
 
     # answering
 
-    def _start_answer(self, request: int, method: str, message: Message) -> None:
+    def _start_answer(self, call: Received) -> None:
         if self._answer is None:
-            raise BadFrame(f"a call of {method!r} on a stream that this side dialled")
-        size = sum(tensor.nbytes for tensor in message.tensors.values())
-        task = asyncio.ensure_future(self._answer_one(request, method, message))
+            raise BadFrame(f"a call of {call.method!r} on a stream that this side dialled")
+        task = asyncio.ensure_future(self._answer_one(call))
         self._answering.add(task)
-        self._hold(size)
-        task.add_done_callback(lambda done: (self._answering.discard(done), self._hold(-size)))
+        self._held_bytes += call.nbytes
+        task.add_done_callback(lambda done: self._answered(done, call.nbytes))
+        self._throttle()
 
-    def _hold(self, size: int) -> None:
-        """Stop reading while calls that are being answered hold more than one largest payload."""
-        before, self._held_bytes = self._held_bytes, self._held_bytes + size
-        if self._transport.is_closing():
+    def _answered(self, task: asyncio.Task[None], nbytes: int) -> None:
+        self._answering.discard(task)
+        self._held_bytes -= nbytes
+        self._throttle()
+
+    def _throttle(self) -> None:
+        """Do not read while the calls that are being answered are too many, or hold too much."""
+        full = self._held_bytes > self._max_payload or len(self._answering) > 2 * MAX_CALLS_IN_FLIGHT
+        if full != self._reading or self._transport.is_closing():
             return
-        if before <= self._max_payload < self._held_bytes:
+        self._reading = not full
+        if full:
             self._transport.pause_reading()
-        elif self._held_bytes <= self._max_payload < before:
+        else:
+            self._incoming.resumed(self._loop.time())
             self._transport.resume_reading()
 
-    async def _answer_one(self, request: int, method: str, message: Message) -> None:
+    async def _answer_one(self, call: Received) -> None:
         assert self._answer is not None
         try:
             if len(self._answering) > MAX_CALLS_IN_FLIGHT:
                 raise Busy(f"{MAX_CALLS_IN_FLIGHT} calls of this peer are in flight; wait for one to end")
-            reply = await self._answer(Call(self.peer, method, message))
-            kind = frame.REPLY
+            reply = await self._answer(Call(self.peer, call.method, call.message))
+            buffers = frame.encode(frame.REPLY, call.request, call.method, reply)
+        except asyncio.CancelledError:
+            if not self.closed.done():  # the call was ended, not the channel: its caller need not wait
+                self._write(error_frame(call, "error", f"{call.method!r} was cancelled", None))
+            raise
         except SwarmError as error:
-            kind, reply = frame.ERROR, Message({"code": error.code, "text": str(error)})
-        except Exception as error:  # noqa: BLE001 - the edge: the peer gets an answer, the log the traceback
-            logger.exception("answering %r for %s failed", method, self.peer)
-            kind, reply = frame.ERROR, Message({"code": "error", "text": f"{type(error).__name__}: {error}"})
-        with contextlib.suppress(PeerGone):
-            await self._send(kind, request, method, reply)
+            buffers = error_frame(call, error.code, str(error), error.at)
+        except Exception as error:  # the edge: the peer gets an answer, the log the traceback
+            logger.exception("answering %r for %s failed", call.method, self.peer)
+            buffers = error_frame(call, "error", f"{type(error).__name__}: {error}", None)
+        while self._room is not None:
+            await asyncio.wait({self._room})
+        if not self.closed.done():
+            self._write(buffers)
 
     # the stream's own events
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        if self._room is None and not self.closed.done():
+            self._room = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        room, self._room = self._room, None
+        if room is not None:
+            room.set_result(None)
 
     def eof_received(self) -> bool:
         return False
@@ -248,6 +223,10 @@ class Channel(asyncio.BufferedProtocol):
             self._end("it closed the stream")
         else:
             self._end("the stream ended without a goodbye; the process or its network died")
+        if self._linger is not None:
+            self._linger.cancel()
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     def _end(self, reason: str) -> None:
         if self.closed.done():
@@ -258,11 +237,10 @@ class Channel(asyncio.BufferedProtocol):
                 answer.set_exception(PeerGone(f"{self.peer} is gone: {reason}"))
         for task in self._answering:
             task.cancel()
-        self._writable.set()
+        self.resume_writing()
         if not self._transport.is_closing():
             self._transport.close()
+            self._linger = self._loop.call_later(LINGER_S, self._transport.abort)
 
 
-def _error_of(peer: str, message: Message) -> SwarmError:
-    code, text = message.fields.get("code"), message.fields.get("text")
-    return ERRORS_BY_CODE.get(str(code), SwarmError)(f"{peer}: {text}")
+__all__ = ["ERRORS_BY_CODE", "Answer", "Call", "Channel", "Traffic"]

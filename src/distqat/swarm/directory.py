@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from distqat.errors import DirectoryUnavailable
-from distqat.swarm.engine import Found
 from distqat.swarm.link import Address
+from distqat.swarm.records import Found
 from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 logger = logging.getLogger(__name__)

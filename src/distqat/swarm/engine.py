@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distqat.errors import DirectoryUnavailable, RoleError
 from distqat.swarm import guard
+from distqat.swarm.deadline import within
 from distqat.swarm.identity import Identity, peer_of_public_key
 from distqat.swarm.link import Address
+from distqat.swarm.records import MAX_RECORD_BYTES, MAX_TTL_S, OWNER, Found, record_is_bounded
 from distqat.swarm.transport import OnStream
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL_NAME = "/distqat/1"
-MAX_RECORD_BYTES = 8 * 1024
-MAX_TTL_S = 120.0
-CLOCK_TOLERANCE_S = 3.0
 LOOKUP_TIMEOUT = 5.0
 STOP_TIMEOUT = 2.0
-_OWNER = re.compile(rb"\[owner:(.+?)\]")
 
 
 @dataclass(frozen=True)
@@ -38,23 +34,16 @@ class EngineOptions:
     initial_peers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Found:
-    """One signed record: who signed it, what it says, when it ends (DHT time)."""
-
-    owner: str
-    value: bytes
-    expires_at: float
-
-
 class Engine:
     """A running p2pd with a DHT node on it. Start with `Engine.start`, end with `stop`."""
 
-    def __init__(self, identity: Identity, p2p: Any, node: Any) -> None:
+    def __init__(self, identity: Identity, p2p: Any, node: Any, signer: Any, *, joined: bool) -> None:
         self.identity = identity
         self.peer = identity.peer
         self.p2p = p2p
         self._node = node
+        self._signer = signer
+        self._joined = joined  # it came to others, so alone it is cut off; a first peer may be alone
         self._daemon_watch = asyncio.ensure_future(p2p._child.wait())
 
     @classmethod
@@ -78,17 +67,23 @@ class Engine:
                 startup_timeout=30,
             )
         except (P2PDaemonError, OSError) as error:
-            raise RoleError(f"the libp2p daemon did not start on {', '.join(options.listen)}: {error}") from error
+            raise RoleError(
+                f"the libp2p daemon did not start on {', '.join(options.listen)}: {error}"
+            ) from error
+        signer = RSASignatureValidator(identity.private_key)
         try:
             node = await DHTNode.create(
                 p2p=p2p,
                 initial_peers=list(options.initial_peers) or None,
-                record_validator=_validator(RSASignatureValidator(identity.private_key)),
+                record_validator=_validator(signer),
                 cache_locally=False,
                 cache_on_store=False,
                 cache_nearest=0,
                 strict=False,
             )
+        except asyncio.CancelledError:
+            await p2p.shutdown()
+            raise
         except Exception as error:
             await p2p.shutdown()
             peers = ", ".join(options.initial_peers)
@@ -96,7 +91,7 @@ class Engine:
                 f"no initial peer answered ({peers}): check that the monitor runs and that the address, "
                 f"with its /p2p/ part, is today's ({error})"
             ) from error
-        return cls(identity, p2p, node)
+        return cls(identity, p2p, node, signer, joined=bool(options.initial_peers))
 
     async def addresses(self) -> tuple[str, ...]:
         """The multiaddrs under which others reach this peer."""
@@ -107,45 +102,47 @@ class Engine:
         return int(await asyncio.shield(self._daemon_watch))
 
     async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool:
-        """Put a record, signed and bound to this peer, under `key`. False if no node took it."""
-        if len(value) > MAX_RECORD_BYTES:
-            raise ValueError(f"record of {len(value)} bytes under {key}, at most {MAX_RECORD_BYTES}")
-        owner = self._signer().local_public_key
+        """Put a record, signed and bound to this peer, under `key`. False if no node took it.
+
+        Raises DirectoryUnavailable, ValueError for a record that is too large or for too long.
+        """
+        if len(value) > MAX_RECORD_BYTES or not 0 < ttl_s <= MAX_TTL_S:
+            raise ValueError(
+                f"record of {len(value)} bytes for {ttl_s} s under {key}, at most {MAX_RECORD_BYTES} bytes "
+                f"for {MAX_TTL_S:.0f} s"
+            )
+        subkey = name.encode() + self._signer.local_public_key
         with _bounded(f"store {key}"):
-            stored = await asyncio.wait_for(
-                self._node.store(key, value, dht_time() + ttl_s, subkey=name.encode() + owner), LOOKUP_TIMEOUT
+            stored = await within(
+                self._node.store(key, value, dht_time() + ttl_s, subkey=subkey), LOOKUP_TIMEOUT
             )
         return bool(stored)
 
     async def find(self, key: str) -> list[Found]:
-        """All live records under `key`, newest per owner. Raises DirectoryUnavailable: unknown is not empty."""
+        """All live records under `key`. Raises DirectoryUnavailable: unknown is not empty."""
         with _bounded(f"look up {key}"):
-            entry = await asyncio.wait_for(self._node.get(key, latest=True), LOOKUP_TIMEOUT)
-        if entry is None:
-            if not await self._connected():
-                raise DirectoryUnavailable(f"cannot look up {key}: this peer is connected to nobody")
+            entry = await within(self._node.get(key, latest=True), LOOKUP_TIMEOUT)
+            cut_off = self._joined and not await within(self.p2p.list_peers(), LOOKUP_TIMEOUT)
+        if cut_off:  # what it holds itself is no picture of the swarm
+            raise DirectoryUnavailable(f"cannot look up {key}: this peer is connected to nobody")
+        if entry is None or not hasattr(entry.value, "items"):
             return []
-        if not hasattr(entry.value, "items"):
-            return []
-        return [
-            Found(peer_of_public_key(match.group(1)), bytes(item.value), float(item.expiration_time))
-            for subkey, item in entry.value.items()
-            if isinstance(subkey, bytes) and isinstance(item.value, bytes) and (match := _OWNER.search(subkey))
-        ]
-
-    async def _connected(self) -> bool:
-        return not self._node.protocol.routing_table or bool(await self.p2p.list_peers())
-
-    def _signer(self) -> Any:
-        return self._node.protocol.record_validator._validators[0]
+        found = (
+            _found(subkey, item.value, float(item.expiration_time)) for subkey, item in entry.value.items()
+        )
+        return [record for record in found if record is not None]
 
     async def stop(self) -> None:
-        """Leave the DHT and end the daemon; never hangs, also when the daemon is dead already."""
+        """Leave the DHT and end the daemon; never hangs, also when the daemon is stopped or dead already."""
         if not self._daemon_watch.done():
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._node.shutdown(), STOP_TIMEOUT)
+                await within(self._node.shutdown(), STOP_TIMEOUT)
         self._daemon_watch.cancel()
-        await self.p2p.shutdown()
+        try:
+            await within(self.p2p.shutdown(), STOP_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.p2p._child.kill()
+            await self.p2p._child.wait()
 
 
 class P2PStreams:
@@ -168,13 +165,13 @@ class P2PStreams:
         from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
         from hivemind.utils.multiaddr import Multiaddr
 
-        peer = PeerID.from_base58(to.peer)
         try:
+            peer = PeerID.from_base58(to.peer)
             maddrs = [Multiaddr(text.split("/p2p/")[0]) for text in to.maddrs]
             if maddrs:
                 await self._engine.p2p._client.connect(peer, maddrs)
             _, reader, writer = await self._engine.p2p.call_binary_stream_handler(peer, PROTOCOL_NAME)
-        except (ControlFailure, ValueError) as error:
+        except (ControlFailure, ValueError, LookupError, asyncio.IncompleteReadError) as error:
             raise OSError(f"libp2p: {error}") from error
         return reader, writer
 
@@ -188,11 +185,11 @@ def dht_time() -> float:
 
 
 def _validator(signer: Any) -> Any:
-    """The signature, then the bounds that every record under our keys must keep."""
+    """The signature, and before it the bounds that every record under our keys must keep."""
     from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 
     class Bounds(RecordValidatorBase):  # type: ignore[misc]
-        """Owner-bound, sized, with a finite and near expiry. Anything else is not stored and not believed."""
+        """Anything else is neither kept nor believed."""
 
         def validate(self, record: Any) -> bool:
             return record_is_bounded(record.subkey, record.value, record.expiration_time, dht_time())
@@ -204,23 +201,27 @@ def _validator(signer: Any) -> Any:
     return CompositeValidator([signer, Bounds()])
 
 
-def record_is_bounded(subkey: bytes | None, value: bytes, expires_at: float, now: float) -> bool:
-    """Whether a record keeps to size, ownership and expiry."""
-    if subkey is None or len(_OWNER.findall(subkey)) != 1 or len(subkey) > 1024:
-        return False
-    if len(value) > MAX_RECORD_BYTES + 1024:  # the signature comes on top
-        return False
-    return math.isfinite(expires_at) and expires_at <= now + MAX_TTL_S + CLOCK_TOLERANCE_S
+def _found(subkey: Any, value: Any, expires_at: float) -> Found | None:
+    """The record of one subkey; None for what is not ours, whose key cannot be read, or that is over."""
+    match = OWNER.search(subkey) if isinstance(subkey, bytes) else None
+    if match is None or not isinstance(value, bytes) or not dht_time() < expires_at:
+        return None
+    try:
+        return Found(peer_of_public_key(match.group(1)), value, expires_at)
+    except ValueError as error:
+        logger.warning("ignored a record with an unreadable public key: %s", error)
+        return None
 
 
 @contextlib.contextmanager
-def _bounded(what: str) -> Any:
+def _bounded(what: str) -> Iterator[None]:
+    """At the edge to the engine: whatever it raises, nothing is known."""
     try:
         yield
     except asyncio.TimeoutError:
         raise DirectoryUnavailable(f"cannot {what}: no answer in {LOOKUP_TIMEOUT:.0f} s") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DirectoryUnavailable(f"cannot {what}: {error}") from error
+    except Exception as error:
+        raise DirectoryUnavailable(f"cannot {what}: {type(error).__name__}: {error}") from error
 
 
 def public_and_loopback(port: int, public_ip: str | None) -> tuple[Sequence[str], Sequence[str]]:

@@ -1,7 +1,7 @@
 """The frame of the wire: a fixed prefix, a small msgpack header, then raw tensor bytes.
 
     prefix   magic(2) version(1) kind(1) header bytes(4) request id(4) payload bytes(8)   big endian, 20 bytes
-    header   {"m": method, "f": fields, "t": [[name, dtype, shape, needs_grad], ...], "d": xxh3 of the payload}
+    header   {"m": method, "f": fields, "t": [[name, dtype, shape, needs_grad], ...], "d": xxh3 of payload}
     payload  the tensors one behind the other, each padded to 16 bytes
 
 Everything that a peer sent is checked before a tensor is made of it: sizes against caps, dtypes against an
@@ -10,6 +10,7 @@ allow-list, shapes against byte counts, depth of the header, the digest.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ MAGIC = b"DQ"
 PREFIX = struct.Struct(">2sBBIIQ")
 MAX_HEADER_BYTES = 64 * 1024
 MAX_DEPTH = 16
+MAX_DIMENSIONS = 8
 ALIGNMENT = 16
 
 CALL, REPLY, ERROR, PING, PONG, BYE = range(1, 7)
@@ -51,7 +53,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Message:
-    """One call or reply: plain fields and named tensors; `needs_grad` names those whose gradient is wanted."""
+    """One call or reply: plain fields, named tensors; `needs_grad` names those whose gradient is wanted."""
 
     fields: Fields = field(default_factory=dict)
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -74,7 +76,9 @@ class Prefix:
         if magic != MAGIC:
             raise BadFrame(f"a frame must start with {MAGIC!r}, got {bytes(magic)!r}; is the peer DistQat?")
         if version != PROTOCOL_VERSION:
-            raise BadFrame(f"frame of protocol version {version}, this is {PROTOCOL_VERSION}; use one version")
+            raise BadFrame(
+                f"frame of protocol version {version}, this is {PROTOCOL_VERSION}; use one version"
+            )
         if kind not in KINDS:
             raise BadFrame(f"unknown frame kind {kind}")
         if header_bytes > MAX_HEADER_BYTES:
@@ -107,7 +111,7 @@ def encode(kind: int, request: int, method: str, message: Message) -> list[bytes
 def decode(header: bytes | memoryview, payload: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[str, Message]:
     """Method and message of one frame; the tensors are views of `payload`. Raises BadFrame."""
     method, fields, specs, digest = _parse_header(bytes(header))
-    if xxhash.xxh3_64_intdigest(payload) != digest:
+    if xxhash.xxh3_64_intdigest(payload.data) != digest:
         raise BadFrame(f"{method}: the payload's digest does not match its header")
     tensors: dict[str, torch.Tensor] = {}
     needs_grad, offset = set(), 0
@@ -115,8 +119,7 @@ def decode(header: bytes | memoryview, payload: np.ndarray[Any, np.dtype[np.uint
         name, dtype, shape, wants_grad = _parse_spec(method, spec)
         if name in tensors:
             raise BadFrame(f"{method}: tensor {name!r} appears twice")
-        count = int(np.prod(shape, dtype=object)) if shape else 1
-        size = count * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if offset + size > payload.nbytes:
             raise BadFrame(f"{method}: tensor {name!r} of shape {shape} is longer than the payload")
         tensors[name] = _view(payload[offset : offset + size], dtype, shape)
@@ -138,8 +141,8 @@ def _parse_header(raw: bytes) -> tuple[str, dict[str, Any], Sequence[Any], int]:
     method, fields, specs, digest = (header.get(key) for key in "mftd")
     if not (isinstance(method, str) and isinstance(fields, dict) and isinstance(specs, list)):
         raise BadFrame("the header lacks method, fields or tensors")
-    if not isinstance(digest, int) or _deeper_than(fields, MAX_DEPTH):
-        raise BadFrame(f"{method}: the header has no digest or fields nested more than {MAX_DEPTH} deep")
+    if not isinstance(digest, int) or not _is_plain(fields, MAX_DEPTH):
+        raise BadFrame(f"{method}: no digest, or fields that are not plain or nested over {MAX_DEPTH} deep")
     return method, fields, specs, digest
 
 
@@ -147,23 +150,25 @@ def _parse_spec(method: str, spec: Any) -> tuple[str, torch.dtype, list[int], bo
     if not (isinstance(spec, list) and len(spec) == 4):
         raise BadFrame(f"{method}: a tensor needs name, dtype, shape and needs_grad")
     name, dtype, shape, wants_grad = spec
-    if not isinstance(name, str) or dtype not in DTYPES:
+    if not (isinstance(name, str) and isinstance(dtype, str) and dtype in DTYPES):
         raise BadFrame(f"{method}: tensor {name!r} of dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if not (isinstance(shape, list) and len(shape) <= 8 and all(_is_size(size) for size in shape)):
+    if not (isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(_is_size(n) for n in shape)):
         raise BadFrame(f"{method}: tensor {name!r} has no valid shape: {shape!r}")
-    return name, DTYPES[dtype], shape, bool(wants_grad)
+    if math.prod(max(1, size) for size in shape) >= 2**48:  # an empty tensor, too, has strides
+        raise BadFrame(f"{method}: tensor {name!r} of shape {shape} is too large")
+    return name, DTYPES[dtype], shape, bool(wants_grad) and DTYPES[dtype].is_floating_point
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth == 0 or any(_deeper_than(item, depth - 1) for item in value.values())
-    if isinstance(value, list):
-        return depth == 0 or any(_deeper_than(item, depth - 1) for item in value)
-    return False
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a field is made of what JSON has, and bytes; msgpack's timestamps come without an ext_hook."""
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in items)
+    return value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
 def _no_extension(code: int, data: bytes) -> Any:
@@ -186,4 +191,4 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

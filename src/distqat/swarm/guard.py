@@ -21,11 +21,12 @@ _installed = False
 
 
 def install() -> None:
-    """Patch hivemind once: a depth limit in its serializer, a leash on its daemon."""
+    """Patch hivemind once: depth in its serializer, expiry of what peers claim, a leash on its daemon."""
     global _installed
     if _installed:
         return
     _limit_extension_depth()
+    _bound_claimed_expiry()
     _leash_daemon()
     _installed = True
 
@@ -47,6 +48,31 @@ def _limit_extension_depth() -> None:
             depth.level = level
 
     MSGPackSerializer._decode_ext_types = classmethod(decode)
+
+
+def _bound_claimed_expiry() -> None:
+    """A look-up ends at the first answer that claims to expire late enough, so the claim must be covered.
+
+    hivemind checks the records inside an answer, not the answer's own expiry: one that says `inf` would end
+    every search with whatever it holds. It may be no later than the latest of its checked records.
+    """
+    from hivemind.dht.protocol import DHTProtocol
+    from hivemind.dht.storage import DictionaryDHTValue
+    from hivemind.utils.timed_storage import ValueWithExpiration
+
+    original = DHTProtocol.call_find
+
+    def covered(entry: Any) -> Any:
+        if entry is None or not isinstance(entry.value, DictionaryDHTValue):
+            return entry
+        latest = max((item.expiration_time for _, item in entry.value.items()), default=None)
+        return None if latest is None else ValueWithExpiration(entry.value, latest)
+
+    async def call_find(self: Any, peer: Any, keys: Any) -> Any:
+        found = await original(self, peer, keys)
+        return found and {key: (covered(entry), nearest) for key, (entry, nearest) in found.items()}
+
+    DHTProtocol.call_find = call_find
 
 
 def _leash_daemon() -> None:

@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass, field
 
 from distqat.errors import BadFrame, CallTimeout, PeerGone, ProtocolMismatch, Refused
+from distqat.swarm.deadline import within
 from distqat.swarm.frame import PROTOCOL_VERSION
 
 MAGIC = b"DQAT"
@@ -83,14 +84,15 @@ async def greet(
 async def receive(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Admission, peer: str | None
 ) -> Hello:
-    """Accepting side; `peer` is what the transport authenticated, None where it did not. Answers, then returns.
+    """Accepting side; `peer` is what the transport authenticated, None where it did not.
 
-    Raises BadFrame, ProtocolMismatch or Refused after it told the dialler why.
+    To be followed by `welcome` or `refuse`. Raises BadFrame, ProtocolMismatch or Refused after it told the
+    dialler why.
     """
     raw = await _read(reader, HELLO.size, peer or "a dialler")
     magic, version, purpose, link, run, proof, claimed = HELLO.unpack(raw)
     if magic != MAGIC:
-        raise BadFrame("the stream does not start with DistQat's hello")
+        raise BadFrame(f"the stream of {peer or 'a dialler'} does not start with DistQat's hello")
     dialler = peer or claimed.rstrip(b"\0").decode(errors="replace")
     if version != PROTOCOL_VERSION:
         reason = f"it speaks protocol version {version}, this peer {PROTOCOL_VERSION}: update one of them"
@@ -101,6 +103,8 @@ async def receive(
         reason = f"another run; this peer belongs to experiment_prefix {me.run!r}"
     elif not hmac.compare_digest(proof, me.proof(link, dialler, me.peer)):
         reason = "the run's token does not match: set DISTQAT_TOKEN as the others have it"
+    elif purpose not in (DATA, CONTROL):
+        reason = f"a channel of unknown purpose {purpose}"
     if reason:
         _answer(writer, _NO, reason)
         raise Refused(f"{dialler}: {reason}")
@@ -112,13 +116,18 @@ def welcome(writer: asyncio.StreamWriter) -> None:
     _answer(writer, _WELCOME, "")
 
 
+def refuse(writer: asyncio.StreamWriter, reason: str) -> None:
+    """Say no, and why."""
+    _answer(writer, _NO, reason)
+
+
 def _answer(writer: asyncio.StreamWriter, verdict: int, reason: str) -> None:
     writer.write(ANSWER.pack(MAGIC, PROTOCOL_VERSION, verdict, reason.encode()[:120]))
 
 
 async def _read(reader: asyncio.StreamReader, size: int, peer: str) -> bytes:
     try:
-        return await asyncio.wait_for(reader.readexactly(size), HELLO_TIMEOUT)
+        return await within(reader.readexactly(size), HELLO_TIMEOUT)
     except asyncio.TimeoutError:
         raise CallTimeout(f"{peer} said nothing for {HELLO_TIMEOUT:.0f} s after the stream opened") from None
     except (asyncio.IncompleteReadError, ConnectionError, OSError) as error:

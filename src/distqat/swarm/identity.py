@@ -21,7 +21,7 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, path: Path) -> Identity:
-        """Read the key of an earlier start, or make one (mode 0600). Raises RoleError for an unreadable file."""
+        """Read the key of an earlier start, or make one (mode 0600). RoleError for an unreadable file."""
         from hivemind.p2p import P2P, PeerID
         from hivemind.proto import crypto_pb2
         from hivemind.utils.crypto import RSAPrivateKey
@@ -29,6 +29,7 @@ class Identity:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            fresh.touch(mode=0o600)  # so that nobody else can read it at any moment
             P2P.generate_identity(str(fresh))
             fresh.chmod(0o600)
             fresh.rename(path)

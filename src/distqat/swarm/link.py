@@ -7,11 +7,16 @@ closes nothing, hence the heartbeat.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from distqat.errors import PeerGone
+from distqat.errors import PeerGone, Refused
 from distqat.swarm.channel import Channel
 from distqat.swarm.frame import Message
+from distqat.swarm.hello import Hello
+
+MAX_LINKS_PER_PEER = 16  # one is usual; a redial overlaps with a link that is not yet known to be dead
+TOO_SLOW = "a frame that it began does not get done"
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Link:
             silence = loop.time() - max(self.control.last_heard, self.data.last_heard)
             if silence > self._heartbeat.silence_s:
                 return self._drop(f"no sign of life for {silence:.1f} s")
+            if self.control.overdue() or self.data.overdue():
+                return self._drop(TOO_SLOW)
 
     def _drop(self, reason: str) -> None:
         for channel in (self.data, self.control):
@@ -84,44 +91,66 @@ class Link:
 
 
 class InboundLinks:
-    """The accepting side: channels of one link are paired, and a silent or half-dead link is dropped whole."""
+    """The accepting side: the channels of one link live and end together, at most one per purpose.
 
-    def __init__(self, heartbeat: Heartbeat) -> None:
+    A link belongs to the peer that opened it: a link id that another peer names is another link. `gone` hears
+    of a peer once its last link has ended, unless this side ended it.
+    """
+
+    def __init__(self, heartbeat: Heartbeat, gone: Callable[[str], None]) -> None:
         self._heartbeat = heartbeat
-        self._channels: dict[bytes, list[Channel]] = {}
-        self._watches: set[asyncio.Task[None]] = set()
+        self._gone = gone
+        self._links: dict[tuple[str, bytes], dict[int, Channel]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
 
-    def add(self, link: bytes, channel: Channel) -> None:
-        self._channels.setdefault(link, []).append(channel)
-        watch = asyncio.ensure_future(self._watch(link, channel))
-        self._watches.add(watch)
-        watch.add_done_callback(self._watches.discard)
+    def check(self, hello: Hello) -> None:
+        """Refused unless `hello` may open a channel."""
+        channels = self._links.get((hello.peer, hello.link))
+        if channels is not None and hello.purpose in channels:
+            raise Refused(f"link {hello.link.hex()[:8]} has this channel already")
+        if channels is None and sum(peer == hello.peer for peer, _ in self._links) >= MAX_LINKS_PER_PEER:
+            raise Refused(f"{MAX_LINKS_PER_PEER} links of this peer are open")
 
-    def peers(self) -> set[str]:
-        return {channel.peer for channels in self._channels.values() for channel in channels}
+    def add(self, hello: Hello, channel: Channel) -> None:
+        """Take a channel that `check` let in."""
+        key = hello.peer, hello.link
+        self._links.setdefault(key, {})[hello.purpose] = channel
+        channel.closed.add_done_callback(lambda closed: self._end(key, closed.result()))
+        if self._sweeper is None:
+            self._sweeper = asyncio.ensure_future(self._sweep())
+
+    def channels(self) -> list[Channel]:
+        """All open channels."""
+        return [channel for channels in self._links.values() for channel in channels.values()]
 
     def close(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        for channels in list(self._channels.values()):
-            for channel in channels:
-                channel.close()
-        self._channels.clear()
+        """Say goodbye to everybody."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        channels = self.channels()
+        self._links.clear()
+        for channel in channels:
+            channel.close()
 
-    async def _watch(self, link: bytes, channel: Channel) -> None:
+    def _end(self, key: tuple[str, bytes], reason: str) -> None:
+        channels = self._links.pop(key, None)
+        if channels is None:
+            return
+        for channel in channels.values():
+            channel.abort(reason)
+        if all(peer != key[0] for peer, _ in self._links):
+            self._gone(key[0])
+
+    async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        reason = "?"
         while True:
-            done, _ = await asyncio.wait({channel.closed}, timeout=self._heartbeat.interval_s)
-            if done:
-                reason = channel.closed.result()
-                break
-            heard = max(each.last_heard for each in self._channels[link])
-            if loop.time() - heard > self._heartbeat.silence_s:
-                reason = f"no sign of life for {loop.time() - heard:.1f} s"
-                break
-        for each in self._channels.pop(link, []):
-            each.abort(reason)
+            await asyncio.sleep(self._heartbeat.interval_s)
+            for key, channels in list(self._links.items()):
+                silence = loop.time() - max(channel.last_heard for channel in channels.values())
+                if silence > self._heartbeat.silence_s:
+                    self._end(key, f"no sign of life for {silence:.1f} s")
+                elif any(channel.overdue() for channel in channels.values()):
+                    self._end(key, TOO_SLOW)
 
 
 def gone(peer: str, reason: str) -> PeerGone:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 
-from distqat.errors import BadFrame, CallTimeout, PeerGone, SwarmError
+from distqat.errors import CallTimeout, SwarmError
 from distqat.swarm import frame
 from distqat.swarm.channel import ERRORS_BY_CODE, Answer, Call, Traffic
 from distqat.swarm.frame import Message
+from distqat.swarm.incoming import Incoming
 from distqat.swarm.link import Address, gone
+from distqat.swarm.transport import Gone
 
 
 @dataclass
@@ -20,8 +22,7 @@ class MemoryNetwork:
     peers: dict[str, MemoryTransport] = field(default_factory=dict)
 
     def kill(self, peer: str) -> None:
-        transport = self.peers.pop(peer)
-        transport.die("the process or its network died")
+        self.peers[peer].die("the stream ended without a goodbye; the process or its network died")
 
 
 class MemoryTransport:
@@ -30,50 +31,69 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer: str) -> None:
         self.peer = peer
         self.traffic = Traffic()
+        self.dead: str | None = None
         self._network = network
         self._answer: Answer | None = None
-        self._answering: set[asyncio.Task[Message]] = set()
-        self._dead: str | None = None
+        self._gone: Gone | None = None
+        self._inbound: Counter[str] = Counter()  # links by who dialled them
+        self._links: dict[str, MemoryLink] = {}
         network.peers[peer] = self
 
-    async def serve(self, answer: Answer) -> None:
-        self._answer = answer
+    async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
+        self._answer, self._gone = answer, gone
 
     async def link(self, to: Address) -> MemoryLink:
-        if to.peer not in self._network.peers:
+        link = self._links.get(to.peer)
+        if link is not None and link.alive:
+            return link
+        if self.dead is not None:
+            raise gone(to.peer, "this side has closed its transport")
+        target = self._network.peers.get(to.peer)
+        if target is None:
             raise gone(to.peer, "nobody of this name is in the network")
-        return MemoryLink(self, self._network.peers[to.peer])
+        link = self._links[to.peer] = MemoryLink(self, target)
+        target._inbound[self.peer] += 1
+        return link
 
     async def close(self) -> None:
-        self._network.peers.pop(self.peer, None)
         self.die("it closed the stream")
 
     def die(self, reason: str) -> None:
-        self._dead = reason
-        for task in self._answering:
-            task.cancel()
+        """End all links of this peer, in both directions."""
+        if self.dead is not None:
+            return
+        self.dead = reason
+        if self._network.peers.get(self.peer) is self:
+            del self._network.peers[self.peer]
+        for link in list(self._links.values()):
+            link.end("this side died")
+        for other in list(self._network.peers.values()):
+            link_here = other._links.get(self.peer)
+            if link_here is not None:
+                link_here.end(reason)
 
-    @property
-    def dead(self) -> str | None:
-        return self._dead
+    def lost(self, peer: str) -> None:
+        """A link that `peer` had dialled has ended."""
+        self._inbound[peer] -= 1
+        if self._inbound[peer] <= 0:
+            del self._inbound[peer]
+            if self._gone is not None and self.dead is None:
+                self._gone(peer)
 
     async def take(self, call: Call) -> Message:
-        """Answer a call of another peer; cancelled when this one dies."""
-        if self._dead is not None or self._answer is None:
-            raise gone(self.peer, self._dead or "it does not serve")
-        task = asyncio.ensure_future(self._answer_one(call))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        """Answer a call of another peer; every error becomes one that a peer may see."""
+        if self._answer is None:
+            raise gone(self.peer, "it does not serve")
         try:
-            return await asyncio.shield(task)
+            return _through_frame(call.method, await self._answer(call))[0]
         except asyncio.CancelledError:
-            if self._dead is not None:
-                raise gone(self.peer, self._dead) from None
             raise
-
-    async def _answer_one(self, call: Call) -> Message:
-        assert self._answer is not None
-        return await self._answer(call)
+        except SwarmError as error:
+            told = ERRORS_BY_CODE[error.code](f"{self.peer}: {error}")
+            told.at = error.at
+            raise told from error
+        except Exception as error:  # as at the edge of a channel
+            raise SwarmError(f"{self.peer}: {type(error).__name__}: {error}") from error
 
 
 class MemoryLink:
@@ -82,39 +102,53 @@ class MemoryLink:
     def __init__(self, source: MemoryTransport, target: MemoryTransport) -> None:
         self.peer = target.peer
         self._source, self._target = source, target
-        self._closed: str | None = None
+        self._ended: str | None = None
+        self._waiting: set[asyncio.Future[Message]] = set()
+        self._answering: set[asyncio.Task[Message]] = set()
         self._bytes_in = self._bytes_out = 0
 
     @property
     def alive(self) -> bool:
-        return self._closed is None and self._target.dead is None
+        return self._ended is None
 
     async def call(
         self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
     ) -> Message:
-        if not self.alive:
-            raise gone(self.peer, self._closed or str(self._target.dead))
+        if self._ended is not None:
+            raise gone(self.peer, self._ended)
         sent, size = _through_frame(method, message or Message())
         self._bytes_out += size
         self._source.traffic.bytes_out += size
         self._target.traffic.bytes_in += size
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
+        late = CallTimeout(f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow or stopped")
+        timer = loop.call_later(timeout, _fail, answer, late)
+        self._waiting.add(answer)
+        task = asyncio.ensure_future(self._target.take(Call(self._source.peer, method, sent)))
+        self._answering.add(task)
+        task.add_done_callback(lambda done: self._answered(done, answer))
         try:
-            reply = await asyncio.wait_for(
-                self._target.take(Call(self._source.peer, method, sent)), timeout
-            )
-        except asyncio.TimeoutError:
-            raise CallTimeout(f"{self.peer} did not answer {method!r} in {timeout:.1f} s") from None
-        except PeerGone:
-            raise
-        except SwarmError as error:
-            raise ERRORS_BY_CODE[error.code](f"{self.peer}: {error}") from error
-        except Exception as error:
-            raise SwarmError(f"{self.peer}: {type(error).__name__}: {error}") from error
-        received, size = _through_frame(method, reply)
+            reply = await answer
+        finally:
+            timer.cancel()
+            self._waiting.discard(answer)
+            answer.cancel()
+        size = _through_frame(method, reply)[1]
         self._bytes_in += size
         self._source.traffic.bytes_in += size
         self._target.traffic.bytes_out += size
-        return received
+        return reply
+
+    def _answered(self, task: asyncio.Task[Message], answer: asyncio.Future[Message]) -> None:
+        self._answering.discard(task)
+        error = SwarmError(f"{self.peer}: it was cancelled") if task.cancelled() else task.exception()
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
 
     def bytes_out(self) -> int:
         return self._bytes_out
@@ -123,17 +157,32 @@ class MemoryLink:
         return self._bytes_in
 
     def close(self, reason: str = "closed by this side") -> None:
-        self._closed = reason
+        self.end(reason)
+
+    def end(self, reason: str) -> None:
+        """Calls in flight raise PeerGone, and what answers them is cancelled, as with a real stream."""
+        if self._ended is not None:
+            return
+        self._ended = reason
+        for answer in list(self._waiting):
+            _fail(answer, gone(self.peer, reason))
+        for task in list(self._answering):
+            task.cancel()
+        self._target.lost(self._source.peer)
+
+
+def _fail(answer: asyncio.Future[Message], error: SwarmError) -> None:
+    if not answer.done():
+        answer.set_exception(error)
 
 
 def _through_frame(method: str, message: Message) -> tuple[Message, int]:
-    import numpy as np
-
-    buffers = frame.encode(frame.CALL, 1, method, message)
-    raw = b"".join(buffers)
-    prefix = frame.Prefix.unpack(raw[: frame.PREFIX.size], max_payload=2**40)
-    start = frame.PREFIX.size + prefix.header_bytes
-    payload = np.frombuffer(raw[start:], dtype=np.uint8).copy()
-    with contextlib.suppress(BadFrame):
-        return frame.decode(raw[frame.PREFIX.size : start], payload)[1], len(raw)
-    raise BadFrame(f"{method}: does not survive its own frame")
+    raw = memoryview(b"".join(frame.encode(frame.CALL, 1, method, message)))
+    incoming, sent = Incoming(max_payload=2**40, now=0.0), 0
+    while True:
+        room = incoming.buffer()
+        room[:] = raw[sent : sent + len(room)]
+        sent += len(room)
+        whole = incoming.received(len(room), 0.0)
+        if whole is not None:
+            return whole.message, len(raw)

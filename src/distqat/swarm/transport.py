@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from distqat.errors import PeerGone, SwarmError
+from distqat.errors import Busy, PeerGone, Refused, SwarmError
 from distqat.swarm import hello
 from distqat.swarm.channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
+from distqat.swarm.deadline import within
 from distqat.swarm.frame import Message
 from distqat.swarm.hello import Admission, Hello
 from distqat.swarm.link import Address, Heartbeat, InboundLinks, Link, gone
@@ -19,6 +20,10 @@ from distqat.swarm.link import Address, Heartbeat, InboundLinks, Link, gone
 logger = logging.getLogger(__name__)
 
 OPEN_TIMEOUT = 10.0
+GOODBYE_TIMEOUT = 1.0
+MAX_GREETING = 256  # streams in the middle of their hello
+Gone = Callable[[str], None]
+"""Told the name of a peer whose links to us have all ended, by goodbye or by death."""
 OnStream = Callable[[str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -38,12 +43,12 @@ class LinkLike(Protocol):
 
 
 class Transport(Protocol):
-    """Calls between peers. A dead peer raises PeerGone at once, a silent one after the heartbeat's silence."""
+    """Calls between peers. A dead peer raises PeerGone at once, a silent one after the heartbeat."""
 
     peer: str
     traffic: Traffic
 
-    async def serve(self, answer: Answer) -> None: ...
+    async def serve(self, answer: Answer, gone: Gone | None = None) -> None: ...
     async def link(self, to: Address) -> LinkLike: ...
     async def close(self) -> None: ...
 
@@ -102,32 +107,56 @@ class StreamTransport:
         self._heartbeat = heartbeat or Heartbeat()
         self._max_payload = max_payload
         self._links: dict[str, Link] = {}
-        self._dialling: dict[str, asyncio.Lock] = {}
-        self._inbound = InboundLinks(self._heartbeat)
-        self._writers: set[asyncio.StreamWriter] = set()  # a writer that is collected closes its stream
+        self._dialling: dict[str, asyncio.Task[Link]] = {}
+        self._inbound = InboundLinks(self._heartbeat, self._peer_gone)
+        self._greeting = 0  # streams whose hello is not complete
+        self._writers: dict[Channel, asyncio.StreamWriter] = {}  # a collected writer closes its stream
         self._answer: Answer | None = None
+        self._gone: Gone | None = None
+        self._closed = False
 
-    async def serve(self, answer: Answer) -> None:
-        """Answer calls from now on."""
-        self._answer = answer
+    async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
+        """Answer calls from now on, and hear of peers that left."""
+        self._answer, self._gone = answer, gone
         for streams in self._streams:
             await streams.listen(self._accept)
 
     async def link(self, to: Address) -> Link:
-        """The live link to a peer; dials if there is none. Raises PeerGone, Refused, ProtocolMismatch."""
-        async with self._dialling.setdefault(to.peer, asyncio.Lock()):
-            link = self._links.get(to.peer)
-            if link is None or not link.alive:
-                link = self._links[to.peer] = await self._dial(to)
+        """The live link to a peer; dials if there is none. Raises PeerGone, Refused, ProtocolMismatch.
+
+        Callers that come while it dials share the outcome; one that is cancelled does not end the dialling.
+        """
+        link = self._links.get(to.peer)
+        if link is not None and link.alive:
             return link
+        if self._closed:
+            raise gone(to.peer, "this side has closed its transport")
+        dial = self._dialling.get(to.peer)
+        if dial is None:
+            dial = self._dialling[to.peer] = asyncio.ensure_future(self._dial(to))
+            dial.add_done_callback(lambda ended: self._dialled(to.peer, ended))
+        try:
+            return await asyncio.shield(dial)
+        except SwarmError as error:
+            raise type(error)(str(error)) from error  # callers add to their error; it must be their own
 
     async def close(self) -> None:
-        """Say goodbye on every link and stop listening."""
-        for link in self._links.values():
+        """Say goodbye on every link and stop listening; what was sent before has left, or a second passed."""
+        self._closed = True
+        for dial in list(self._dialling.values()):
+            dial.cancel()
+        for link in list(self._links.values()):
             link.close()
         self._inbound.close()
         for streams in self._streams:
             await streams.close()
+        leaving = {channel.lost for channel in self._writers}
+        if leaving:
+            await asyncio.wait(leaving, timeout=GOODBYE_TIMEOUT)
+
+    def _peer_gone(self, peer: str) -> None:
+        if self._gone is not None and not self._closed:
+            self._gone(peer)
 
     async def _dial(self, to: Address) -> Link:
         data = Hello(self.peer, hello.DATA)
@@ -135,24 +164,40 @@ class StreamTransport:
         first = await self._open(to, data)
         try:
             second = await self._open(to, control)
-        except SwarmError:
+        except BaseException:  # also when it is cancelled: nobody else knows of the first
             first.close()
             raise
         return Link(to.peer, first, second, self._heartbeat)
+
+    def _dialled(self, peer: str, dial: asyncio.Task[Link]) -> None:
+        del self._dialling[peer]
+        if dial.cancelled() or dial.exception() is not None:
+            return
+        link = dial.result()
+        if self._closed:
+            link.close()
+            return
+        self._links[peer] = link
+        for channel in (link.data, link.control):
+            channel.closed.add_done_callback(lambda _: self._forget(peer, link))
+
+    def _forget(self, peer: str, link: Link) -> None:
+        if self._links.get(peer) is link:
+            del self._links[peer]
 
     async def _open(self, to: Address, greeting: Hello) -> Channel:
         streams = next((each for each in self._streams if each.reaches(to)), None)
         if streams is None:
             raise gone(to.peer, "no transport of this role reaches it")
         try:
-            reader, writer = await asyncio.wait_for(streams.open(to), OPEN_TIMEOUT)
+            reader, writer = await within(streams.open(to), OPEN_TIMEOUT)
         except asyncio.TimeoutError:
             raise gone(to.peer, f"no connection within {OPEN_TIMEOUT:.0f} s") from None
         except OSError as error:
             raise gone(to.peer, f"it cannot be connected to ({error})") from error
         try:
             await hello.greet(reader, writer, self._admission, to.peer, greeting)
-        except SwarmError:
+        except BaseException:  # also when it is cancelled
             writer.close()
             raise
         return self._channel(writer, to.peer, None)
@@ -161,7 +206,7 @@ class StreamTransport:
         self, peer: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            greeting = await hello.receive(reader, writer, self._admission, peer)
+            greeting = await self._greeted(peer, reader, writer)
         except SwarmError as error:
             logger.warning("refused a stream: %s", error)
             with contextlib.suppress(OSError):
@@ -169,17 +214,33 @@ class StreamTransport:
             return
         assert self._answer is not None
         channel = self._channel(writer, greeting.peer, self._answer)
-        self._inbound.add(greeting.link, channel)
+        self._inbound.add(greeting, channel)
         hello.welcome(writer)
         await channel.closed
 
+    async def _greeted(
+        self, peer: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Hello:
+        if self._closed or self._greeting >= MAX_GREETING:
+            raise Busy(f"{self._greeting} streams are in the middle of their hello")
+        self._greeting += 1
+        try:
+            greeting = await hello.receive(reader, writer, self._admission, peer)
+        finally:
+            self._greeting -= 1
+        try:
+            self._inbound.check(greeting)
+        except Refused as error:
+            hello.refuse(writer, str(error))
+            raise
+        return greeting
+
     def _channel(self, writer: asyncio.StreamWriter, peer: str, answer: Answer | None) -> Channel:
-        transport = writer.transport
         channel = Channel(
-            transport, peer, answer=answer, traffic=self.traffic, max_payload=self._max_payload
+            writer.transport, peer, answer=answer, traffic=self.traffic, max_payload=self._max_payload
         )
-        self._writers.add(writer)
-        channel.closed.add_done_callback(lambda _: self._writers.discard(writer))
+        self._writers[channel] = writer
+        channel.lost.add_done_callback(lambda _: self._writers.pop(channel))
         return channel
 
 
