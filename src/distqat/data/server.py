@@ -19,16 +19,15 @@ import itertools
 import logging
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distqat.data import message
 from distqat.data.lease import BODY_S, MAX_COUNT, TrainerLink, refusal, send_welcome
-from distqat.data.options import DataOptions
 from distqat.data.prefetch import Prefetch
 from distqat.data.slots import SlotMemory, batch_nbytes
-from distqat.data.source import Source, open_source
+from distqat.data.source import Source
 from distqat.errors import BadFrame, DataError, DistqatError, ProtocolMismatch
 from distqat.tasks.base import Task
 
@@ -185,34 +184,3 @@ def listen(path: Path) -> socket.socket:
         listener.close()
         raise DataError(f"the data server cannot listen at {path}: {error}") from error
     return listener
-
-
-async def serve_data(
-    socket_path: Path,
-    options: DataOptions,
-    task: Task,
-    *,
-    seed: int,
-    ready: Callable[[DataServer], None],
-    position: Mapping[str, Any] | None = None,
-) -> None:
-    """Open the configured source and serve it until cancelled.
-
-    Args:
-        ready: called once trainers can connect, with the server (for its `position()`).
-        position: where an earlier server of this run stood.
-
-    Raises:
-        HubUnavailable, DataError: the data cannot be opened, or the socket cannot be made.
-    """
-    loop = asyncio.get_running_loop()
-    source = await loop.run_in_executor(None, lambda: open_source(options, seed=seed))
-    server = DataServer(source, task, workers=options.num_workers)
-    try:
-        if position is not None:
-            server.restore(position)
-        await server.start(socket_path)
-        ready(server)
-        await loop.create_future()
-    finally:
-        await server.stop()

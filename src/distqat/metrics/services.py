@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from distqat.metrics.record import numbers
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30
+DEFAULT_URL = "https://api.wandb.ai"
 
 
 class WandbRun:
@@ -31,7 +34,7 @@ class WandbRun:
             "dir": str(log_dir),
             "settings": wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", silent=True),
         }
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         if mode == "offline":
             log.info("W&B runs offline (no key, or WANDB_MODE); its files are in %s/wandb", log_dir)
         try:
@@ -64,6 +67,18 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _has_key() -> bool:
+    """Whether wandb would find a key: in the environment, or where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or DEFAULT_URL).hostname or ""
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _named(record: Mapping[str, Any]) -> dict[str, float]:

@@ -137,9 +137,8 @@ class TestBackground:
 class FakeWandb(types.ModuleType):
     """The part of wandb that is used; offline only where `reachable` is false."""
 
-    def __init__(self, *, key: str | None, reachable: bool) -> None:
+    def __init__(self, *, reachable: bool) -> None:
         super().__init__("wandb")
-        self.api = types.SimpleNamespace(api_key=key)
         self.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
         self.Settings = dict
         self.reachable = reachable
@@ -161,16 +160,24 @@ class FakeWandb(types.ModuleType):
     ("key", "reachable", "modes"),
     [
         (None, True, ["offline"]),
-        ("secret-key", True, ["online"]),
-        ("secret-key", False, ["online", "offline"]),
+        ("environment", True, ["online"]),
+        ("login", True, ["online"]),
+        ("login", False, ["online", "offline"]),
     ],
 )
 def test_wandb_is_offline_without_key_or_network(
     key: str | None, reachable: bool, modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = FakeWandb(key=key, reachable=reachable)
+    wandb = FakeWandb(reachable=reachable)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if key == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", "secret-key")
+    elif key == "login":
+        (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret-key\n")
+        (tmp_path / "netrc").chmod(0o600)
     run = WandbRun("distqat", "trainer_0", tmp_path / "resnet18")
     run.write({"event": "step", "loss": 0.5, "route": ["front.0.0.0"]})
     run.close()
@@ -194,7 +201,7 @@ def test_without_the_package_it_is_said_and_lines_are_kept(
 
 
 def test_wandb_stands_behind_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = FakeWandb(key=None, reachable=True)
+    wandb = FakeWandb(reachable=True)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(sink_module, "find_spec", lambda name: object() if name == "wandb" else None)
     sink = open_sinks(tmp_path, "client", "distqat")
