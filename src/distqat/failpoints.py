@@ -8,6 +8,7 @@ so that a fault test can prove that its fault fired. Off by default; the environ
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from distqat.errors import ConfigError, DistqatError
 
 ENVIRONMENT_VARIABLE = "DISTQAT_FAILPOINTS"
 ACTIONS = ("kill9", "stop", "exit", "error")
+_ITEM = re.compile(rf"(?P<name>[^:@\s]+):(?P<action>{'|'.join(ACTIONS)})(@(?P<hit>[1-9][0-9]{{0,8}}))?")
 
 
 class FailpointError(DistqatError):
@@ -35,13 +37,12 @@ class Failpoints:
         """`name:action@hit,...`; raises ConfigError for anything else."""
         armed = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
-            name, colon, rest = item.partition(":")
-            action, _, hit = rest.partition("@")
-            if not colon or action not in ACTIONS or not (hit or "1").isdigit():
+            match = _ITEM.fullmatch(item)
+            if match is None:
                 raise ConfigError(
                     f"{ENVIRONMENT_VARIABLE}: {item!r} is not name:action@hit with an action of {ACTIONS}"
                 )
-            armed[name] = (action, int(hit or "1"))
+            armed[match["name"]] = match["action"], int(match["hit"] or "1")
         return cls(armed)
 
     def passage(self, name: str) -> str | None:
@@ -71,4 +72,5 @@ def failpoint(name: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "exit":
         os._exit(1)
-    raise FailpointError(f"failpoint {name} raised as asked by {ENVIRONMENT_VARIABLE}")
+    else:
+        raise FailpointError(f"failpoint {name} raised as asked by {ENVIRONMENT_VARIABLE}")

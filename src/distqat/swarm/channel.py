@@ -160,7 +160,8 @@ class Channel(asyncio.BufferedProtocol):
     def _start_answer(self, call: Received) -> None:
         if self._answer is None:
             raise BadFrame(f"a call of {call.method!r} on a stream that this side dialled")
-        task = asyncio.ensure_future(self._answer_one(call))
+        room = len(self._answering) < MAX_CALLS_IN_FLIGHT
+        task = asyncio.ensure_future(self._answer_one(call, room=room))
         self._answering.add(task)
         self._held_bytes += call.nbytes
         task.add_done_callback(lambda done: self._answered(done, call.nbytes))
@@ -183,10 +184,10 @@ class Channel(asyncio.BufferedProtocol):
             self._incoming.resumed(self._loop.time())
             self._transport.resume_reading()
 
-    async def _answer_one(self, call: Received) -> None:
+    async def _answer_one(self, call: Received, *, room: bool) -> None:
         assert self._answer is not None
         try:
-            if len(self._answering) > MAX_CALLS_IN_FLIGHT:
+            if not room:
                 raise Busy(f"{MAX_CALLS_IN_FLIGHT} calls of this peer are in flight; wait for one to end")
             reply = await self._answer(Call(self.peer, call.method, call.message))
             buffers = frame.encode(frame.REPLY, call.request, call.method, reply)

@@ -191,4 +191,5 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # one element is contiguous with any stride, and no view then
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
