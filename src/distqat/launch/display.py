@@ -1,0 +1,108 @@
+"""Where progress goes: a live panel in a terminal, a line every few seconds elsewhere, or nowhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from distqat.launch.progress import Frame, panel, plain_line
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+LINE_EVERY_S = 3.0
+
+
+class Display(Protocol):
+    """Shows the newest frame; `say` prints a line that stays."""
+
+    def say(self, line: str) -> None: ...
+    def show(self, frame: Frame) -> None: ...
+    def clear(self) -> None:
+        """Leave the terminal as it was; the next frame, if any, begins anew."""
+
+    def table(self, what: RenderableType) -> None: ...
+
+
+class PlainDisplay:
+    """Lines. progress: print frames too, at most one every `LINE_EVERY_S`."""
+
+    def __init__(
+        self, stream: TextIO, *, progress: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._clock = clock
+        self._shown = ("", -LINE_EVERY_S)
+
+    def say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def show(self, frame: Frame) -> None:
+        line, now = plain_line(frame), self._clock()
+        before, at = self._shown
+        if self._progress and line != before and now - at >= LINE_EVERY_S:
+            self._shown = (line, now)
+            self.say(line)
+
+    def clear(self) -> None:
+        self._shown = ("", -LINE_EVERY_S)
+
+    def table(self, what: RenderableType) -> None:
+        from rich.console import Console
+
+        Console(file=self._stream, width=110, soft_wrap=True).print(what)
+        self._stream.flush()
+
+
+class LiveDisplay:
+    """A panel at the bottom of the terminal; lines and log records scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._new: Callable[[], Live] = lambda: Live(console=console, auto_refresh=False, transient=True)
+        self._live: Live | None = None
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, frame: Frame) -> None:
+        if self._live is None:
+            self._live = self._new()
+            self._live.start()
+            _log_to(sys.stderr)  # which the panel has replaced by a stream that prints above it
+        self._live.update(panel(frame), refresh=True)
+
+    def clear(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            _log_to(sys.stderr)
+
+    def table(self, what: RenderableType) -> None:
+        self._console.print(what)
+
+
+def open_display(progress: bool) -> Display:
+    """The display for standard output as it is."""
+    if not (progress and sys.stdout.isatty()):
+        return PlainDisplay(sys.stdout, progress=progress)
+    from rich.console import Console
+
+    console = Console()
+    return (
+        LiveDisplay(console)
+        if console.is_terminal and not console.is_dumb_terminal
+        else PlainDisplay(sys.stdout)
+    )
+
+
+def _log_to(stream: TextIO) -> None:
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(stream)

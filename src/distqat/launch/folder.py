@@ -1,0 +1,96 @@
+"""The log folder of a local run: one launcher at a time, and a fresh start for every run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from distqat.distributed.process import LogClaim, claim_log
+from distqat.errors import RoleError
+
+PREVIOUS = "previous"
+SUMMARY = "summary.json"
+_KEEP = 3
+_TAIL = 20_000  # characters of a log in which its last sentence is looked for
+_COMPLAINT = re.compile(r"distqat [a-z-]+: ")  # how the frame of a role reports an error that it ends with
+_OF_A_RUN = (
+    "*.log",
+    "*.jsonl",
+    SUMMARY,
+    "initial_peers.txt",
+    "metrics",
+)  # not monitor.key: addresses stay valid
+
+
+def claim_folder(folder: Path) -> LogClaim:
+    """Claim the folder by its launcher log. RoleError: another launcher runs here; it cannot be written."""
+    try:
+        for stem in ("run_local", "client"):  # the latter is what start_trainer_client.py holds
+            held = claim_log(folder, stem)
+            if held.number:
+                if held.path.stat().st_size == 0:
+                    held.path.unlink()
+                held.release()
+                raise RoleError(
+                    f"another launcher writes {folder / stem}.log; wait for its end, or name this run with "
+                    "--experiment-prefix (and give --monitor-port 0 --client-port 0)"
+                )
+            held.release()
+        set_aside(folder)
+        return claim_log(folder, "run_local")
+    except OSError as error:
+        raise RoleError(f"cannot write logs in {folder}: {error.strerror}") from error
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what an earlier run left into `previous/TIME`, the newest three kept; where it went, if anything.
+
+    A run starts with an empty commit log, or it would be a continuation of the last one. Files that a live
+    process holds (servers of another launcher) stay.
+    """
+    old = [path for pattern in _OF_A_RUN for path in sorted(folder.glob(pattern)) if not _held(path)]
+    empty = [path for path in old if path.is_file() and path.stat().st_size == 0]
+    for path in empty:
+        path.unlink()
+    old = [path for path in old if path not in empty]
+    if not old:
+        return None
+    ended = max(path.stat().st_mtime_ns for path in old)
+    second = time.strftime("%Y%m%d-%H%M%S", time.localtime(ended // 10**9))
+    place = folder / PREVIOUS / f"{second}.{ended % 10**9 // 10**3:06}"
+    place.mkdir(parents=True, exist_ok=True)
+    for path in old:
+        path.replace(place / path.name)
+    for outdated in sorted(place.parent.iterdir())[:-_KEEP]:
+        shutil.rmtree(outdated, ignore_errors=True)
+    return place
+
+
+def complaints(folder: Path) -> list[str]:
+    """What each role in `folder` last ended with, oldest log first: `distqat data-server: ...`."""
+    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    found = []
+    for path in logs:
+        lines = path.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
+        last = next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
+        if last is not None and last not in found:
+            found.append(last)
+    return found
+
+
+def _held(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        return True
+    finally:
+        os.close(file)

@@ -1,0 +1,116 @@
+"""run_local.py: a whole swarm on this machine, the documented baseline, or both."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from distqat.distributed.process import guarded, run_role, set_title
+from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
+from distqat.launch.warm import Zygotes
+
+if TYPE_CHECKING:
+    from distqat.launch.display import Display
+    from distqat.launch.summary import Summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: the run finished, or was stopped in order; 1: something failed; 2: refused."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    set_title("run_local", words)
+    began = time.monotonic()
+    if not {"-h", "--help"} & set(words):
+        print("distqat: starting", flush=True)  # noqa: T201  at once; the rest takes a second of imports
+    try:
+        zygotes = Zygotes.start()
+        return guarded("run_local", lambda: _main(words, zygotes, began))
+    except KeyboardInterrupt:  # before the event loop listens to signals: nothing was started yet
+        return 0
+
+
+def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
+    args = parse(words)
+    settings = read_settings(args)
+    from distqat.launch.display import open_display
+    from distqat.launch.local_run import LocalRun
+    from distqat.launch.plan import make_plan
+
+    display = open_display(args.progress)
+    plan = make_plan("baseline" if args.baseline else "swarm", settings)
+    for line in plan.describe():
+        display.say(line)
+    if plan.servers:
+        zygotes.start_servers(settings.config)
+
+    async def launcher(stop: asyncio.Event) -> int:
+        try:
+            summary = await LocalRun(plan, zygotes, display, began).run(stop)
+            runs = [summary] if summary is not None else []
+            if summary is not None and args.with_baseline:
+                second = make_plan("baseline", beside(settings), summary.samples)
+                for line in second.describe():
+                    display.say(line)
+                compared = await LocalRun(second, zygotes, display).run(stop)
+                runs += [compared] if compared is not None else []
+            if runs:
+                _conclude(runs, settings, display)
+            return 0
+        finally:
+            await zygotes.close()
+
+    return run_role("run_local", launcher, grace_s=LAUNCHER_GRACE_S)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Flags of this launcher and of every field. Ends the process on bad usage, as parsers do."""
+    from distqat.config import ConfigParser, add_config_arguments
+
+    parser = ConfigParser("run_local.py", description="Train in a swarm on this machine.")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--baseline", action="store_true", help="train the unsplit model in one process instead"
+    )
+    which.add_argument(
+        "--with-baseline", action="store_true", help="both, at equal samples, and compare them"
+    )
+    parser.add_argument("--replicas", type=int, metavar="N", help="replicas of each stage: --world-size")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress")
+    add_config_arguments(parser)
+    args: argparse.Namespace = parser.parse_args(list(words))
+    if args.replicas is not None:
+        if args.config_overrides.get("world_size", args.replicas) != args.replicas:
+            parser.error("--replicas and --world-size differ; they mean the same")
+        args.config_overrides = {**args.config_overrides, "world_size": args.replicas}
+    return args
+
+
+def beside(settings: Settings) -> Settings:
+    """The settings of a baseline whose logs and model go into folders within those of its swarm."""
+    from distqat.config import load_config
+
+    config = settings.config
+    changes: Mapping[str, Any] = {
+        "log_dir": str(settings.log_dir / "baseline"),
+        "store_ip_addresses_path": "",
+        "param_mirror.checkpoint_dir": str(config.checkpoint_dir / "baseline"),
+    }
+    overrides = {**settings.overrides, **changes}
+    return replace(settings, config=load_config(settings.config_path or None, overrides), overrides=overrides)
+
+
+def _conclude(runs: Sequence[Summary], settings: Settings, display: Display) -> None:
+    from distqat.launch.summary import places, summary_table
+
+    display.say("")
+    display.table(summary_table(runs))
+    for line in places(runs[0], settings.log_dir):
+        display.say(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

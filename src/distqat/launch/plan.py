@@ -1,0 +1,63 @@
+"""What run_local.py is about to run, and what it has claimed for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distqat.distributed.process import LogClaim, PortClaim, claim_port
+from distqat.launch.folder import claim_folder
+from distqat.launch.progress import Goal
+from distqat.launch.roles import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, with the ports and the log folder held until `release`."""
+
+    mode: str  # "swarm" or "baseline"
+    settings: Settings
+    monitor_port: PortClaim
+    client_port: PortClaim
+    folder: LogClaim
+    samples: int | None = None  # of a baseline that is compared with a swarm
+
+    @property
+    def servers(self) -> int:
+        config = self.settings.config
+        return 0 if self.mode == "baseline" else config.world_size * len(config.stages)
+
+    @property
+    def goal(self) -> Goal:
+        config = self.settings.config
+        steps = config.diloco.inner_steps * config.diloco.outer_steps
+        if self.mode == "baseline":
+            return Goal(None, steps * config.world_size)
+        return Goal(config.diloco.outer_steps, steps)
+
+    def describe(self) -> list[str]:
+        """What is about to happen, in a few lines."""
+        config = self.settings.config
+        stages = " → ".join(entry.model_name for entry in config.model_pipeline.pipeline)
+        diloco = config.diloco
+        who = (
+            "one process, no servers" if not self.servers else f"{config.world_size} replica(s) of each stage"
+        )
+        return [
+            f"{self.mode} {config.experiment_prefix}: {stages}, {who}, data {config.data.dataset_name}",
+            f"{diloco.outer_steps} rounds of {diloco.inner_steps} steps of {diloco.batch_size_per_step} "
+            f"samples; logs in {self.settings.log_dir}/",
+        ]
+
+    def release(self) -> None:
+        for claim in (self.monitor_port, self.client_port, self.folder):
+            claim.release()
+
+
+def make_plan(mode: str, settings: Settings, samples: int | None = None) -> Plan:
+    """Claim what the run needs. RoleError: a port is busy, or another launcher writes these logs."""
+    config = settings.config
+    host = "0.0.0.0" if config.public_ip else "127.0.0.1"
+    # Refused even if not given: the addresses of these two are what people copy.
+    monitor = claim_port(host, config.monitor_port, given=True)
+    client = claim_port(host, config.client_port, given=True)
+    return Plan(mode, settings, monitor, client, claim_folder(settings.log_dir), samples)

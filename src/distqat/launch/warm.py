@@ -1,0 +1,63 @@
+"""The warm processes of a local run, each of which imports only what its roles need.
+
+Two, so that two cores import at once: the monitor and the client serve while the servers' process still
+imports the model's code. The first starts before anything else; the second is forked when the launcher has
+read the configuration, with whatever the launcher has imported by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from distqat.distributed.process import PRELOAD, Zygote
+from distqat.launch.roles import module_of
+
+if TYPE_CHECKING:
+    from distqat.config import Config
+
+# The first optimizer imports torch._dynamo, 1.4 s: the roles of the network have none.
+NETWORK = tuple(name for name in PRELOAD if name != "torch._dynamo")
+_MODEL_CODE = {"resnet18": "transformers.models.resnet.modeling_resnet"}  # 1.4 s, by family of models
+
+
+class Zygotes:
+    """One fork server for the roles of the network, another for servers."""
+
+    def __init__(self, network: Zygote) -> None:
+        self.network = network
+        self._servers: Zygote | None = None
+
+    @classmethod
+    def start(cls) -> Zygotes:
+        """Start the first; returns at once. Call it before anything slow is imported."""
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that numpy starts would forbid a fork
+        return cls(Zygote.start((*NETWORK, *map(module_of, ("monitor", "client", "trainer", "data-server")))))
+
+    def start_servers(self, config: Config) -> None:
+        """Start the one for servers of `config`'s model, outside any event loop; returns at once."""
+        self._servers = Zygote.start((*PRELOAD, *model_modules(config), module_of("server")))
+
+    @property
+    def servers(self) -> Zygote:
+        assert self._servers is not None, "start_servers comes first"
+        return self._servers
+
+    async def close(self) -> None:
+        """End both, and what they still run; one that still imports is not waited for."""
+        each = [zygote for zygote in (self.network, self._servers) if zygote is not None]
+        for zygote in each:
+            with suppress(
+                ProcessLookupError
+            ):  # SIGHUP ends it while it imports, later it asks: is my owner there?
+                os.kill(zygote.pid, signal.SIGHUP)
+        await asyncio.gather(*(zygote.close() for zygote in each))
+
+
+def model_modules(config: Config) -> tuple[str, ...]:
+    """Modules that the stages of this pipeline are built from and that are slow to import."""
+    families = dict.fromkeys(entry.model_name.partition(".")[0] for entry in config.model_pipeline.pipeline)
+    return tuple(_MODEL_CODE[family] for family in families if family in _MODEL_CODE)
