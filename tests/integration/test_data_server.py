@@ -151,13 +151,14 @@ async def test_a_silent_trainer_loses_its_leases(path: Path) -> None:
     await server.stop()
 
 
-async def test_slots_are_bounded(server: DataServer, path: Path) -> None:
-    client = await connect(path, 4)
-    leases = [await client.next(4) for _ in range(4)]
-    with pytest.raises(Busy, match="all 4 batches are leased"):
+@pytest.mark.parametrize("slots", [1, 4, 9])
+async def test_slots_are_bounded(server: DataServer, path: Path, slots: int) -> None:
+    client = await connect(path, 4, slots=slots)
+    leases = [await client.next(4) for _ in range(slots)]
+    with pytest.raises(Busy, match=f"all {slots} batches are leased"):
         await client.next(4)
     await client.consumed(leases[0].batch_id)
-    assert places(await client.next(4)) == [(0, i) for i in range(16, 20)]
+    assert places(await client.next(4)) == [(0, i) for i in range(4 * slots, 4 * slots + 4)]
     await client.close()
 
 
@@ -244,9 +245,13 @@ async def test_a_socket_left_behind_is_replaced(path: Path) -> None:
         b"\xff" * 64,
         b"\x00\x00\x00\x00",
         message.encode({"op": "next", "id": 0}),
-        message.encode({"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": 5, "count": 1}),
-        message.encode({"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": "x", "count": -1}),
-        message.encode({"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1}),
+        message.encode(
+            {"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": 5, "count": 1, "slots": 1}
+        ),
+        message.encode(
+            {"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": "x", "count": -1, "slots": 1}
+        ),
+        message.encode({"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1, "slots": 1}),
     ],
 )
 async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: bytes) -> None:
@@ -262,7 +267,7 @@ async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: by
 
 
 async def test_protocols_must_agree(server: DataServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hello = {"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1}
+    hello = {"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1, "slots": 1}
     real = message.encode
     monkeypatch.setattr(message, "encode", lambda sent: real(hello if sent.get("op") == "hello" else sent))
     with pytest.raises(ProtocolMismatch, match="protocol 1, the trainer 99"):

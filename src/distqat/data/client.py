@@ -27,6 +27,7 @@ from distqat.errors import (
 )
 from distqat.tasks.base import Batch
 
+SLOTS = 4
 CONNECT_S = 120.0  # the first batch may have to come from the hub
 NEXT_S = 120.0
 ANSWER_S = 30.0
@@ -63,9 +64,16 @@ class DataClient:
 
     @classmethod
     async def connect(
-        cls, path: Path, *, trainer: str, count: int, timeout_s: float = CONNECT_S, ping_s: float = PING_S
+        cls,
+        path: Path,
+        *,
+        trainer: str,
+        count: int,
+        slots: int = SLOTS,
+        timeout_s: float = CONNECT_S,
+        ping_s: float = PING_S,
     ) -> Self:
-        """Connect as `trainer`, who will ask for at most `count` samples at a time.
+        """Connect as `trainer`, who will lease at most `slots` batches of at most `count` samples at a time.
 
         Raises:
             DataServerGone: nobody answers at `path`.
@@ -74,7 +82,14 @@ class DataClient:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            hello = {"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": trainer, "count": count}
+            hello = {
+                "op": "hello",
+                "id": 0,
+                "protocol": message.PROTOCOL,
+                "trainer": trainer,
+                "count": count,
+                "slots": slots,
+            }
             memory = await asyncio.wait_for(_handshake(sock, path, hello), timeout_s)
             client = cls(sock, memory)
             await client._run(ping_s)

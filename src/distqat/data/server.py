@@ -2,7 +2,7 @@
 
 A Unix socket in a directory of its own (0700) carries small messages; batches lie in shared memory.
 
-    hello {trainer, protocol, count}   -> {slots, slot_bytes} and the memory's descriptor
+    hello {trainer, count, slots, ...} -> {slots, slot_bytes} and the memory's descriptor
     next {count}                       -> {batch_id, slot, size, tensors, epoch, spans}
     consumed {batch_id}                the samples are done in this epoch
     release {batch_id}                 they are not, and are the next to be given out, to anyone
@@ -33,7 +33,7 @@ from distqat.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-SLOTS = 4
+MAX_SLOTS = 256
 SLOT_MARGIN = 2  # batches of one count may differ in bytes; pages never written take no room
 SILENCE_S = 60.0
 MAX_PATH = 107  # bytes of a Unix socket's address
@@ -48,12 +48,10 @@ class DataServer:
         task: Task,
         *,
         workers: int = 0,
-        slots: int = SLOTS,
         silence_s: float = SILENCE_S,
     ) -> None:
         """`silence_s`: a trainer that says nothing for this long is taken for dead."""
         self._prefetch = Prefetch(source, task, workers=workers)
-        self._slots = slots
         self._silence_s = silence_s
         self._nbytes: dict[int, int] = {}
         self._batch_ids = itertools.count()
@@ -123,22 +121,23 @@ class DataServer:
                     f"the trainer {hello.get('protocol')!r}: start both from one installation"
                 )
             trainer = message.text(hello, "trainer")
+            slots = message.integer(hello, "slots", low=1, high=MAX_SLOTS)
             slot_bytes = await self._slot_bytes(message.integer(hello, "count", low=1, high=MAX_COUNT))
         except DistqatError as error:
             await message.write(writer, refusal(hello.get("id"), error), timeout_s=BODY_S)
             return None
-        memory = SlotMemory.create(self._slots, slot_bytes)
+        memory = SlotMemory.create(slots, slot_bytes)
         try:
             welcome = {
                 "id": hello.get("id"),
                 "ok": True,
-                "slots": self._slots,
+                "slots": slots,
                 "slot_bytes": memory.slot_bytes,
             }
             send_welcome(sock, welcome, memory)
         finally:
             memory.close_fd()
-        log.debug("Trainer %s connected; %d slots of %d bytes", trainer, self._slots, slot_bytes)
+        log.debug("Trainer %s connected; %d slots of %d bytes", trainer, slots, slot_bytes)
         batch_ids = self._batch_ids.__next__
         return TrainerLink(self._prefetch, memory, (reader, writer), batch_ids, silence_s=self._silence_s)
 
