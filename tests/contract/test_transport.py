@@ -213,3 +213,52 @@ async def test_another_run_or_token_is_refused(tmp_path: Path) -> None:
     await (await good.link(Address("server", "here"))).call("x", timeout=10)
     await good.close()
     await server.close()
+
+
+async def test_a_caller_that_left_is_gone_once_also_after_a_redial(pair: Pair) -> None:
+    left: list[str] = []
+    changed = asyncio.Event()
+
+    def gone(peer: str) -> None:
+        left.append(peer)
+        changed.set()
+
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    await pair.server.serve(answer, gone)
+    for expected in (1, 2):
+        link = await pair.caller.link(pair.address)
+        await link.call("x", timeout=10)
+        assert len(left) == expected - 1
+        link.close()
+        await asyncio.wait_for(changed.wait(), 5)
+        changed.clear()
+        assert left == [pair.caller.peer] * expected
+    await asyncio.sleep(0.02)  # nothing more may come
+    assert len(left) == 2
+
+
+async def test_links_are_shared_and_one_cancelled_caller_does_not_end_the_dialling(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    await pair.server.serve(answer)
+    first, second, third = (asyncio.ensure_future(pair.caller.link(pair.address)) for _ in range(3))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second is await third
+    await (await second).call("x", timeout=10)
+
+
+async def test_a_closed_transport_reaches_nobody(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    await pair.server.serve(answer)
+    link = await pair.caller.link(pair.address)
+    await pair.caller.close()
+    with pytest.raises(PeerGone):
+        await link.call("x", timeout=10)
+    with pytest.raises(PeerGone):
+        await pair.caller.link(pair.address)

@@ -94,8 +94,10 @@ class Engine:
         return cls(identity, p2p, node, signer, joined=bool(options.initial_peers))
 
     async def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs under which others reach this peer."""
-        return tuple(str(maddr) for maddr in await self.p2p.get_visible_maddrs(latest=True))
+        """The multiaddrs under which others reach this peer. Raises DirectoryUnavailable."""
+        with _bounded("ask the libp2p daemon for its addresses"):
+            maddrs = await within(self.p2p.get_visible_maddrs(latest=True), LOOKUP_TIMEOUT)
+        return tuple(str(maddr) for maddr in maddrs)
 
     async def daemon_death(self) -> int:
         """Wait until the daemon ends; a role without it must end too."""
