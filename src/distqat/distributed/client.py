@@ -124,8 +124,7 @@ class Client:
         if method == "contribute":
             return await rounds.contribute(stage, uid, fields)
         if method == "vote":
-            digest = fields.get("digest")
-            return await rounds.vote(stage, uid, take(fields, "round", int), str(digest) if digest else None)
+            return await rounds.vote(stage, uid, fields)
         raise BadFrame(f"the client does not answer {method!r}")
 
     def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ class Client:
         if stage not in self._config.stages:
             raise Refused(f"this run has no stage {stage!r}")
         if fields.get("wait"):
-            await self._rounds.wait_for_zero(stage)
+            await self._rounds.wait_for_donor(stage)
         newest = self._rounds.round_of(stage)
         if newest is None:
             raise Refused(f"stage {stage} has no round 0 yet")
@@ -175,7 +174,7 @@ class Client:
 
     async def _look_at_pipelines(self) -> None:
         while True:
-            snapshot = await self._watch.next_change()
+            snapshot = self._slots.live(await self._watch.next_change())
             self._tell(snapshot)
             self._trainers.want(snapshot.complete_pipelines())
             move = self._slots.next_move(snapshot)

@@ -6,13 +6,15 @@ import asyncio
 import logging
 from typing import Any
 
-from distqat.errors import DirectoryUnavailable, StageUnavailable, SwarmError
+from distqat.errors import CallTimeout, DirectoryUnavailable, PeerGone, StageUnavailable, SwarmError
 from distqat.swarm.directory import Directory
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 
 logger = logging.getLogger(__name__)
 
+AWAY = (PeerGone, CallTimeout, StageUnavailable, DirectoryUnavailable)
+"""Errors that say that the client cannot be reached now."""
 RETRY_S = 0.5
 CALL_TIMEOUT = 15.0
 
@@ -36,6 +38,17 @@ class Coordinator:
         link = await self._connect()
         reply = await link.call(method, Message(fields), timeout=timeout, urgent=True)
         return dict(reply.fields)
+
+    async def insist(
+        self, method: str, fields: dict[str, Any], *, timeout: float = CALL_TIMEOUT
+    ) -> dict[str, Any]:
+        """Call until the client answers: while it is away, wait for it. Raises only what the client says."""
+        while True:
+            try:
+                return await self.call(method, fields, timeout=timeout)
+            except AWAY as error:
+                logger.warning("%s: the client does not answer (%s); waiting for it", method, error)
+                await self.wait()
 
     async def wait(self) -> None:
         """Return once the client answers."""

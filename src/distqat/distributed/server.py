@@ -8,58 +8,30 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distqat.codec import get_codec
-from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args
-from distqat.config.agreement import agreement_digest
-from distqat.distributed.building import build_module, build_task
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.distributed.building import build_module
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
-    announce_ready,
     resolve_device,
     run_role,
     set_title,
     set_up_logging,
     threads_per_server,
 )
-from distqat.distributed.serving.compute import ComputeThread, Priority
-from distqat.distributed.serving.member import MemberParts, RoundMember
-from distqat.distributed.serving.precision import Precision
-from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
-from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_snapshot, load_inner_state, snapshot_message
-from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused, StageUnavailable, SwarmError
-from distqat.failpoints import failpoint
+from distqat.distributed.serving.compute import ComputeThread
+from distqat.distributed.serving.tenancy import Tenancy, ask_for_slot
+from distqat.errors import StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
-from distqat.quant import coverage
 from distqat.swarm.channel import Call
-from distqat.swarm.directory import keep_announced
 from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
-from distqat.topology.expert import ExpertId
-from distqat.topology.snapshot import ServerRecord, ServerState
 
 logger = logging.getLogger(__name__)
-
-BEAT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What the client granted."""
-
-    expert: ExpertId
-    epoch: int
-    founder: bool
 
 
 class Server:
@@ -101,28 +73,19 @@ class Server:
             self._compute.stop()
 
     async def _serve_one_slot(self) -> str:
-        """From the slot to its end: "finished", or "moved"."""
-        await self._coordinator.wait()
-        slot = await self._ask_for_slot()
+        """From the slot to its end: "finished", "moved", or "lost" (the slot is somebody else's)."""
+        slot = await ask_for_slot(self._config, self._peer, self._coordinator, None)
         set_title(f"server {slot.expert}")
         logger.info("granted slot %s, epoch %d", slot.expert, slot.epoch)
-        tenancy = Tenancy(self._config, self._peer, self._coordinator, self._compute, slot, self._device)
+        parts = self._config, self._peer, self._coordinator, self._compute, slot, self._device
+        module = await asyncio.to_thread(build_module, self._config, slot.expert.stage)
+        tenancy = self._tenancy = Tenancy(*parts, module)
         tenancy.sink = self._sink
-        self._tenancy = tenancy
         try:
             return await tenancy.run()
         finally:
             self._tenancy = None
             await tenancy.close()
-
-    async def _ask_for_slot(self) -> Slot:
-        digests = {stage: agreement_digest(self._config, stage) for stage in self._config.stages}
-        agreements = {stage: agreement(self._config, stage) for stage in self._config.stages}
-        hop = Hop("any.0.0.0", Address(self._peer.identity.peer, self._peer.host, self._peer.maddrs))
-        fields = {**hop.fields(), "digests": digests, "agreements": agreements}
-        answer = await self._coordinator.call("slot", fields)
-        expert = ExpertId.parse(take(answer, "uid", str))
-        return Slot(expert, take(answer, "epoch", int), take(answer, "founder", bool))
 
     async def _answer(self, call: Call) -> Message:
         if self._tenancy is None:
@@ -132,243 +95,6 @@ class Server:
     def _gone(self, peer: str) -> None:
         if self._tenancy is not None:
             self._tenancy.steps.gone(peer)
-
-
-class Tenancy:
-    """One slot for as long as this server holds it."""
-
-    def __init__(
-        self,
-        config: Config,
-        peer: Peer,
-        coordinator: Coordinator,
-        compute: ComputeThread,
-        slot: Slot,
-        device: torch.device,
-    ) -> None:
-        self.sink: Sink
-        self._config = config
-        self._peer = peer
-        self._coordinator = coordinator
-        self._compute = compute
-        self._slot = slot
-        self._uid = str(slot.expert)
-        stage = slot.expert.stage
-        self._hop = Hop(self._uid, Address(peer.identity.peer, peer.host, peer.maddrs))
-        module = build_module(config, stage)
-        task = build_task(config) if stage == config.stages[-1] else None
-        precision = Precision.resolve(config.data.precision, device)
-        self._replica = StageReplica(
-            module, config.diloco, config.quant, stage=stage, device=device, precision=precision, task=task
-        )
-        for line in coverage(module).lines():
-            logger.info("%s: %s", stage, line)
-        options = config.model_pipeline
-        self.steps = Steps(
-            self._replica,
-            compute,
-            peer.transport,
-            uid=self._uid,
-            run=config.experiment_prefix,
-            lease_s=options.forward_timeout + options.backward_timeout,
-        )
-        self._parts = MemberParts(
-            options=config.diloco,
-            rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module),
-            steps=self.steps,
-            compute=compute,
-            transport=peer.transport,
-            coordinator=coordinator,
-        )
-        self._member: RoundMember | None = None
-        self._state: ServerState = "joining"
-        self._activated = asyncio.Event()
-        self._announced = asyncio.Event()
-        self._began = time.monotonic()
-
-    async def run(self) -> str:
-        """Serve until the run is finished ("finished") or this server is to move ("moved")."""
-        work: list[asyncio.Task[Any]] = [
-            asyncio.ensure_future(keep_announced(self._announce)),
-            asyncio.ensure_future(self._beat()),
-            asyncio.ensure_future(self._serve()),
-        ]
-        try:
-            done, _ = await asyncio.wait(work[1:], return_when=asyncio.FIRST_COMPLETED)
-            return str(next(iter(done)).result())
-        finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-
-    async def close(self) -> None:
-        """Undo an open attempt and withdraw."""
-        await self.steps.close()
-
-    async def answer(self, call: Call) -> Message:
-        """Route a call."""
-        steps = self.steps
-        if call.method == "status":
-            return Message(self._status())
-        if call.method == "snapshot" and self._member is not None:
-            shared = self._member.shared
-            return await self._compute.submit(
-                Priority.CONTROL, "round", lambda: snapshot_message(shared, self._replica)
-            )
-        if call.method == "contribution" and self._member is not None:
-            return await self._member.contribution(call)
-        if call.method == "commit":
-            reply = await steps.commit(call)
-            if self._state == "calibrating" and not self._replica.calibrating:
-                self._activated.set()
-            return reply
-        calls = {
-            "open": steps.open,
-            **dict.fromkeys(("train", "labels", "forward", "backward"), steps.microbatch),
-            "prepare": steps.prepare,
-            "abort": steps.abort,
-            "outcome": steps.outcome,
-            "evaluate": steps.evaluate,
-        }
-        if call.method not in calls:
-            raise BadFrame(f"{self._uid} does not answer {call.method!r}")
-        if call.method == "open" and self._state not in ("calibrating", "serving"):
-            raise Refused(f"{self._uid} is {self._state} and takes no steps")
-        return await calls[call.method](call)
-
-    # the way to serving
-
-    async def _serve(self) -> str:
-        shared = await (self._found() if self._slot.founder else self._join())
-        self._member = RoundMember(self._hop, self._replica, shared, self._parts, self._round_ended)
-        await self._member.catch_up()
-        logger.info("%s serves from round %d on, digest %s", self._uid, shared.round, shared.digest[:12])
-        await self._become("serving")
-        logger.info("ReassignmentMonitorThread started for expert %s", self._uid)
-        announce_ready({"role": "server", "uid": self._uid})
-        await self._member.run(self._config.diloco.outer_steps)
-        await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
-        raise AssertionError("unreachable")
-
-    async def _found(self) -> Shared:
-        """The founder: initial weights, quantizers calibrated on real batches, then round 0."""
-        if self._replica.calibrating:
-            logger.info("%s founds its stage: waiting for batches to calibrate on", self._uid)
-            await self._become("calibrating")
-            await self._activated.wait()
-        shared: Shared = await self._compute.submit(
-            Priority.CONTROL, "round", lambda: initial(self._replica.module)
-        )
-        fields = {"stage": self._replica.stage, "uid": self._uid, "digest": shared.digest}
-        await self._coordinator.call("zero", fields)
-        return shared
-
-    async def _join(self) -> Shared:
-        """Everybody else takes the committed state, verified, before it declares itself."""
-        stage = self._replica.stage
-        began = time.monotonic()
-        while True:
-            known = await self._coordinator.call("members", {"stage": stage, "wait": True}, timeout=3600.0)
-            donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-            round, digest = take(known, "round", int), take(known, "digest", str)
-            try:
-                failpoint("join.before_fetch")
-                got = await fetch_snapshot(
-                    self._peer.transport, donors, round=round, digest=digest, own_uid=self._uid
-                )
-                break
-            except StageUnavailable as error:
-                logger.warning("%s cannot join yet: %s", self._uid, error)
-                await asyncio.sleep(0.5)
-
-        def load() -> None:
-            as_local(got.shared).load(self._replica.module)
-            load_inner_state(self._replica, got.inner)
-            self._replica.step = got.step
-
-        await self._compute.submit(Priority.CONTROL, "round", load)
-        size = sum(t.nbytes for t in got.shared.tensors().values())
-        logger.info(
-            "%s took round %d, %.1f MB, in %.2f s", self._uid, round, size / 1e6, time.monotonic() - began
-        )
-        return got.shared
-
-    async def _become(self, state: ServerState) -> None:
-        self._state = state
-        with contextlib.suppress(SwarmError):
-            await self._announce()
-
-    # what it tells
-
-    async def _announce(self) -> None:
-        seconds = self.steps.step_seconds
-        rate = self.steps.samples / max(time.monotonic() - self._began, 1e-6) if seconds else 0.0
-        await self._peer.directory.announce(
-            ServerRecord(
-                peer_id=self._peer.identity.peer,
-                stage=self._slot.expert.stage,
-                index=self._slot.expert.index,
-                epoch=self._slot.epoch,
-                state=self._state,
-                throughput=rate,
-                step=self._replica.step,
-                round=self._member.shared.round if self._member else 0,
-                config_digest=agreement_digest(self._config, self._slot.expert.stage),
-                host=self._peer.host,
-                addresses=self._peer.maddrs,
-                metrics={"batch_size": self._config.diloco.batch_size_per_step},
-            )
-        )
-
-    def _status(self) -> dict[str, Any]:
-        """What the monitor's table shows of this server."""
-        spent, traffic = self._compute.spent, self._peer.transport.traffic
-        total = max(time.monotonic() - self._began, 1e-6)
-
-        def wall(kind: str) -> float:
-            return spent[kind].wall_s if kind in spent else 0.0
-
-        return {
-            "uid": self._uid,
-            "state": self._state,
-            "device": str(self._replica.device),
-            "step": self._replica.step,
-            "round": self._member.shared.round if self._member else 0,
-            "digest": self._member.shared.digest if self._member else "",
-            "forward_s": wall("forward"),
-            "backward_s": wall("backward"),
-            "optimizer_s": wall("optimizer"),
-            "idle_s": self._compute.idle_s(),
-            "compute_cpu_s": {kind: each.cpu_s for kind, each in spent.items()},
-            "queue": self._compute.queued,
-            "bytes_in": traffic.bytes_in,
-            "bytes_out": traffic.bytes_out,
-            "samples_per_s": self.steps.samples / total,
-            "samples": self.steps.samples,
-            **self.steps.counts,
-        }
-
-    def _round_ended(self, record: dict[str, Any]) -> None:
-        self.sink.write({**record, "uid": self._uid, **{f"server_{k}": v for k, v in self._flat().items()}})
-
-    def _flat(self) -> dict[str, Any]:
-        return {k: v for k, v in self._status().items() if isinstance(v, int | float)}
-
-    async def _beat(self) -> str:
-        """Tell the client that we live; hear whether the run is finished or we are to move."""
-        while True:
-            try:
-                answer = await self._coordinator.call("beat", {"uid": self._uid, **self._status()})
-            except SwarmError as error:
-                logger.warning("the client does not answer: %s", error)
-                await self._coordinator.wait()
-                continue
-            if answer.get("finished"):
-                return "finished"
-            if answer.get("move"):
-                logger.info("asked to leave %s for a stage without a replica", self._uid)
-                return "moved"
-            await asyncio.sleep(BEAT_S)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -393,7 +119,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     peer = await Peer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
     )
-    sink = open_sinks(config.log_dir, f"server_{os.getpid()}", None)
+    sink = open_sinks(config.log_dir, f"server_{os.getpid()}")
     try:
         return await Server(config, peer, device, sink).run(stop)
     finally:

@@ -80,6 +80,7 @@ class Trainer:
         watching = asyncio.ensure_future(self._watch.run())
         try:
             await self._coordinator.wait()
+            await self._watch.refresh()
             step = 1
             while not stop.is_set():
                 leased = await self._lease()
@@ -105,7 +106,7 @@ class Trainer:
             await self._data.release(lease.batch_id)
 
     async def _one_batch(self, leased: list[LeasedBatch | None], step: int, stop: asyncio.Event) -> bool:
-        """Run one step until it is committed, over as many routes as it takes; whether the run is finished."""
+        """Run one step until it is committed, over as many routes as it takes; whether all is finished."""
         parts: list[Batch] = []
         for lease in leased:
             assert lease is not None
@@ -197,7 +198,7 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     build_task(config)
     pipeline = int(os.environ.get(PIPELINE_ID, "0"))
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
-    sink = open_sinks(config.log_dir, f"trainer_{pipeline}", config.wandb_project)
+    sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
         data = await DataClient.connect(
             socket_path(), trainer=str(pipeline), count=config.diloco.batch_size_per_step

@@ -48,10 +48,12 @@ class _Knowledge:
 class Router:
     """Chooses routes; learns from how steps went. Holds no clock: `now` is monotonic seconds.
 
-    A replica that was never measured is tried first. Otherwise a stage stays with its replica until another
-    is better by `hysteresis` (0.2: 20 %), so that noise does not make trainers hop. A failure sets a replica
-    aside at once: a stale record costs one failed call. It comes back when its record has been renewed and
-    an exponential back-off is over; a new tenancy of the slot (other peer or epoch) starts afresh.
+    Trainers do not crowd: the replicas of a stage are dealt out over the complete pipelines, and a trainer
+    takes those dealt to its own as long as one is usable, else any. Among its own a replica that was never
+    measured is tried first; otherwise a stage stays with its replica until another is better by
+    `hysteresis` (0.2: 20 %), so that noise does not make trainers hop. A failure sets a replica aside at
+    once: a stale record costs one failed call. It comes back when its record has been renewed and an
+    exponential back-off is over; a new tenancy of the slot (other peer or epoch) starts afresh.
     """
 
     def __init__(
@@ -74,15 +76,18 @@ class Router:
     def choose(self, snapshot: SwarmSnapshot, preferred_index: int, now: float) -> Route:
         """The route of the next step; StageUnavailable names every stage that has no usable replica.
 
-        `preferred_index` (the pipeline's id) spreads trainers: each starts with another replica.
+        `preferred_index` is the pipeline's id.
         """
         self._learn(snapshot)
+        pipelines = max(1, len(snapshot.complete_pipelines()))
         chosen: list[ServerRecord] = []
         unavailable: list[str] = []
         for stage in snapshot.stages:
+            dealt = snapshot.serving(stage)[preferred_index % pipelines :: pipelines]
             usable = [s for s in snapshot.serving(stage) if not self._known[s.expert].aside(now)]
             if usable:
-                chosen.append(self._pick(stage, usable, preferred_index))
+                own = [server for server in usable if server in dealt]
+                chosen.append(self._pick(stage, own or usable, preferred_index))
             else:
                 aside = len(snapshot.serving(stage))
                 unavailable.append(f"{stage!r} ({aside} set aside after failures)" if aside else f"{stage!r}")

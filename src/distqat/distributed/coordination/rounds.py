@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distqat.diloco.convener import Action, Commit, Convener, Discard, Exchange, Offer, Open
+from distqat.diloco.convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
 from distqat.diloco.grace import Grace
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
@@ -26,8 +26,8 @@ class _Stage:
 
     convener: Convener | None = None
     members: dict[str, Hop] = field(default_factory=dict)
-    waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
-    round_zero: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    has_member: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RoundService:
@@ -66,9 +66,9 @@ class RoundService:
         if self._stages[stage].convener is None:
             self._begin(stage, 0, digest)
 
-    async def wait_for_zero(self, stage: str) -> None:
-        """Wait until somebody has founded the stage."""
-        await self._stages[stage].round_zero.wait()
+    async def wait_for_donor(self, stage: str) -> None:
+        """Wait until somebody holds the committed state of the stage."""
+        await self._stages[stage].has_member.wait()
 
     def join(self, stage: str, hop: Hop, round: int) -> dict[str, Any]:
         """A server holds the state of `round`; it is a member if that is the newest."""
@@ -77,6 +77,7 @@ class RoundService:
         if own.convener is None or newest is None or newest[0] != round:
             return self._behind(stage)
         own.members[hop.uid] = hop
+        own.has_member.set()
         self._act(stage, own.convener.joined(hop.uid, time.monotonic()))
         return {"round": round, "outer_steps": self._options.outer_steps}
 
@@ -84,9 +85,11 @@ class RoundService:
         """A server is gone, drained or moved."""
         own = self._stages[stage]
         own.members.pop(uid, None)
+        if not own.members:
+            own.has_member.clear()
         waiting = own.waiting.pop(uid, None)
-        if waiting is not None and not waiting[1].done():
-            waiting[1].set_result({"behind": True})
+        if waiting is not None and not waiting.done():
+            waiting.set_result({"behind": True})
         if own.convener is not None:
             self._act(stage, own.convener.left(uid, time.monotonic()))
 
@@ -95,7 +98,7 @@ class RoundService:
         convener, newest = self._convener(stage), self.round_of(stage)
         if newest is None or newest[0] != round or uid not in convener.members:
             return self._behind(stage)
-        return await self._wait(stage, uid, "open", lambda: convener.ready(uid, time.monotonic()))
+        return await self._wait(stage, uid, lambda: convener.ready(uid, time.monotonic()))
 
     async def contribute(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Answered with the set of contributions to fetch."""
@@ -104,16 +107,25 @@ class RoundService:
             return {"discarded": "the round went on without this contribution"}
         offer = Offer(take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int))
         return await self._wait(
-            stage, uid, "exchange", lambda: convener.contributed(uid, offer, time.monotonic())
+            stage,
+            uid,
+            lambda: convener.contributed(uid, offer, time.monotonic(), attempt=take(fields, "attempt", int)),
         )
 
-    async def vote(self, stage: str, uid: str, round: int, digest: str | None) -> dict[str, Any]:
+    async def vote(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Answered with the outcome of the round."""
-        convener = self._convener(stage)
+        convener, round, attempt = (
+            self._convener(stage),
+            take(fields, "round", int),
+            take(fields, "attempt", int),
+        )
+        digest = str(fields["digest"]) if fields.get("digest") else None
         if convener.phase != "voting" or round != convener.round + 1:
             standing = self._log.digest(stage, round)
             return {"committed": standing} if standing else {"discarded": "the round is over"}
-        return await self._wait(stage, uid, "outcome", lambda: convener.voted(uid, digest, time.monotonic()))
+        return await self._wait(
+            stage, uid, lambda: convener.voted(uid, digest, time.monotonic(), attempt=attempt)
+        )
 
     def close(self) -> None:
         self._timer.cancel()
@@ -125,7 +137,6 @@ class RoundService:
         own.convener = Convener(
             round, digest, Grace(self._options.grace_spread), self._options.averaging_timeout
         )
-        own.round_zero.set()
         self._check_finished()
 
     def _convener(self, stage: str) -> Convener:
@@ -138,11 +149,9 @@ class RoundService:
         newest = self.round_of(stage)
         return {"behind": True, "round": newest[0] if newest else None}
 
-    async def _wait(
-        self, stage: str, uid: str, phase: str, event: Callable[[], list[Action]]
-    ) -> dict[str, Any]:
+    async def _wait(self, stage: str, uid: str, event: Callable[[], list[Action]]) -> dict[str, Any]:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._stages[stage].waiting[uid] = phase, answer
+        self._stages[stage].waiting[uid] = answer
         self._act(stage, event())
         return await answer
 
@@ -155,6 +164,10 @@ class RoundService:
                 self._tell(stage, action.members, {"set": self._set(stage, action)})
             elif isinstance(action, Commit):
                 self._commit(stage, action)
+            elif isinstance(action, Behind):
+                for uid in action.members:
+                    self._stages[stage].members.pop(uid, None)
+                self._tell(stage, action.members, {"behind": True})
             elif isinstance(action, Discard):
                 logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
                 self._tell(stage, action.members, {"discarded": action.reason})
@@ -177,7 +190,7 @@ class RoundService:
         )
         self._tell(stage, action.members, {"committed": action.digest})
         record = _record(stage, action.round, len(action.contributors), action.duration_s, None)
-        self._report({**record, "nbytes": action.nbytes, "digest": action.digest})
+        self._report({**record, "bytes": action.nbytes, "digest": action.digest})
         self._check_finished()
 
     def _set(self, stage: str, action: Exchange) -> list[dict[str, Any]]:
@@ -191,7 +204,7 @@ class RoundService:
     def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any]) -> None:
         waiting = self._stages[stage].waiting
         for uid in members:
-            _, answer = waiting.pop(uid, ("", None))
+            answer = waiting.pop(uid, None)
             if answer is not None and not answer.done():
                 answer.set_result(fields)
 

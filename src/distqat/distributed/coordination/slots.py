@@ -57,7 +57,7 @@ class Slots:
         if holding is not None and ExpertId.parse(holding) not in granted:
             expert = ExpertId.parse(holding)
         else:
-            expert = choose_slot(self._live(snapshot), granted, self._max_expert_index)
+            expert = choose_slot(self.live(snapshot), granted, self._max_expert_index)
         holder = Holder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
         self._holders[peer] = holder
         return holder
@@ -68,7 +68,7 @@ class Slots:
 
     def next_move(self, snapshot: SwarmSnapshot) -> Move | None:
         """Whom to ask to move to a stage that has nobody, if anybody can be spared."""
-        now, live = time.monotonic(), self._live(snapshot)
+        now, live = time.monotonic(), self.live(snapshot)
         self._gaps = gaps_since(live, self._gaps, now)
         return choose_move(
             live,
@@ -82,7 +82,7 @@ class Slots:
     def _granted(self) -> dict[ExpertId, str]:
         return {ExpertId.parse(h.grant.uid): peer for peer, h in self._holders.items()}
 
-    def _live(self, snapshot: SwarmSnapshot) -> SwarmSnapshot:
+    def live(self, snapshot: SwarmSnapshot) -> SwarmSnapshot:
         """Without records of servers that are gone: their links told us before their leases run out."""
         holding = {peer: h.grant.uid for peer, h in self._holders.items()}
         servers = tuple(s for s in snapshot.servers if holding.get(s.peer_id) == str(s.expert))

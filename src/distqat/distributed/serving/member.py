@@ -64,6 +64,7 @@ class RoundMember:
         self._due = asyncio.Event()
         self._published: _Published | None = None
         self._publication = asyncio.Event()
+        self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         parts.steps.on_commit = self._step_committed
 
     async def run(self, outer_steps: int) -> None:
@@ -89,7 +90,20 @@ class RoundMember:
         if self._since >= self._options.inner_steps:
             self._due.set()
 
+    async def resync(self) -> None:
+        """Outside a round: be a member again, with what was missed, between two inner steps."""
+        async with self._lock:
+            await self._parts.steps.pause()
+            try:
+                await self.catch_up()
+            finally:
+                self._parts.steps.resume()
+
     async def _one_round(self) -> None:
+        async with self._lock:
+            await self._locked_round()
+
+    async def _locked_round(self) -> None:
         steps = self._parts.steps
         await steps.pause()
         paused = True
@@ -139,11 +153,13 @@ class RoundMember:
         if "set" in answer:
             result, included = await self._result(own, answer["set"])
             failpoint("round.before_vote")
-            answer = await self._vote(round, result.digest if result else None)
+            answer = await self._vote(own, result.digest if result else None)
         if self._options.overlap:
             await steps.pause()
         committed = answer.get("committed")
-        if committed is None:
+        if answer.get("behind"):
+            await self.catch_up()
+        elif committed is None:
             self._postpone()
         elif result is not None and committed == result.digest:
             await self._adopt(result, base if included else as_local(self.shared), (samples, since))
@@ -188,26 +204,24 @@ class RoundMember:
             raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
         return tensors
 
-    async def _vote(self, round: int, digest: str | None) -> dict[str, Any]:
+    async def _vote(self, own: _Published, digest: str | None) -> dict[str, Any]:
         """Vote until the outcome is known: unknown is neither commit nor discard."""
-        fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": round, "digest": digest}
+        fields = {**self._round_fields(own), "digest": digest}
         while True:
             try:
                 return await self._parts.coordinator.call("vote", fields, timeout=READY_TIMEOUT)
             except SwarmError as error:
-                logger.warning("the outcome of round %d is unknown (%s); asking again", round, error)
+                logger.warning("the outcome of round %d is unknown (%s); asking again", own.round, error)
                 await self._parts.coordinator.wait()
 
     async def _ask(self, method: str, own: _Published, nbytes: int) -> dict[str, Any]:
-        fields = {
-            "stage": self._replica.stage,
-            "uid": self._hop.uid,
-            "round": own.round,
-            "digest": own.digest,
-            "samples": own.samples,
-            "nbytes": nbytes,
-        }
+        offer = {"digest": own.digest, "samples": own.samples, "nbytes": nbytes}
+        fields = {**self._round_fields(own), **offer}
         return await self._parts.coordinator.call(method, fields, timeout=3 * self._options.averaging_timeout)
+
+    def _round_fields(self, own: _Published) -> dict[str, Any]:
+        stage, uid = self._replica.stage, self._hop.uid
+        return {"stage": stage, "uid": uid, "round": own.round, "attempt": own.attempt}
 
     async def _adopt(self, result: Shared, base: Local, spent: tuple[int, int]) -> None:
         """Swap anchor, outer state and round number, and merge the weights, between two inner steps."""
@@ -226,7 +240,7 @@ class RoundMember:
         """After a missed commit: take the committed state and keep the local work, then be a member again."""
         stage = self._replica.stage
         while True:
-            known = await self._parts.coordinator.call("members", {"stage": stage})
+            known = await self._parts.coordinator.insist("members", {"stage": stage})
             donors = [Hop.parse(fields) for fields in take(known, "members", list)]
             round, digest = take(known, "round", int), take(known, "digest", str)
             if round > self.shared.round:
@@ -235,7 +249,7 @@ class RoundMember:
                 )
                 old = as_local(self.shared)
                 await self._adopt(fetched.shared, old, (self._samples, self._since))
-            answer = await self._parts.coordinator.call(
+            answer = await self._parts.coordinator.insist(
                 "joined", {"stage": stage, **self._hop.fields(), "round": self.shared.round}
             )
             if not answer.get("behind"):

@@ -108,7 +108,7 @@ def as_local(shared: Shared) -> Local:
 
 
 class Rounds:
-    """Contribution, result and merge of one stage's rounds; pure but for the codec and options it was given."""
+    """Contribution, result and merge of one stage's rounds."""
 
     def __init__(self, options: DilocoOptions, codec: Codec, module: nn.Module) -> None:
         self._options = options

@@ -100,7 +100,7 @@ class Steps:
         return Message({"calibrating": self._replica.calibrating})
 
     async def microbatch(self, call: Call) -> Message:
-        """`train`, `labels`, `forward` or `backward` of one microbatch of the attempt that holds the window."""
+        """`train`, `labels`, `forward` or `backward` of one microbatch of the open attempt."""
         attempt = self._attempt_of(parse_step(call.message.fields))
         task = asyncio.current_task()
         assert task is not None
@@ -245,7 +245,7 @@ class Steps:
             granted.set_exception(error)
 
     def _undo(self, id: StepId, reason: str) -> None:
-        """The window passed on already; undo the work before the next attempt begins (jobs keep their order)."""
+        """The window passed on already: undo the work before the next attempt begins (jobs keep order)."""
         attempt = self._open
         if attempt is None or attempt.id != id:
             return
@@ -255,7 +255,7 @@ class Steps:
         self._later(self._compute.submit(Priority.CONTROL, "control", self._replica.abort))
 
     async def _resolve(self, id: StepId) -> None:
-        """The trainer of a prepared step is silent: committed anywhere on its route means commit, else abort."""
+        """A prepared step's trainer is silent: committed anywhere on its route means commit, else abort."""
         attempt = self._open
         if attempt is None or attempt.id != id:
             return
