@@ -83,7 +83,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add_config_arguments(parser)
     args: argparse.Namespace = parser.parse_args(list(words))
     if args.replicas is not None:
-        if args.config_overrides.get("world_size", args.replicas) != args.replicas:
+        if str(args.config_overrides.get("world_size", args.replicas)) != str(args.replicas):
             parser.error("--replicas and --world-size differ; they mean the same")
         args.config_overrides = {**args.config_overrides, "world_size": args.replicas}
     return args

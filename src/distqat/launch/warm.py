@@ -38,7 +38,9 @@ class Zygotes:
         return cls(Zygote.start((*NETWORK, *map(module_of, ("monitor", "client", "trainer", "data-server")))))
 
     def start_servers(self, config: Config) -> None:
-        """Start the one for servers of `config`'s model, outside any event loop; returns at once."""
+        """Fork the one for servers of `config`'s model, outside any event loop."""
+        import torch  # noqa: F401  once for both: the fork inherits it, and the status feed needs it here
+
         self._servers = Zygote.start((*PRELOAD, *model_modules(config), module_of("server")))
 
     @property

@@ -1,0 +1,110 @@
+"""run_local.py over roles of this file: `python local_scene.py FLAGS`, $SCENE says how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distqat.distributed.process import announce_ready, claim_port, host_id, run_role, runtime_dir
+
+ROOT = Path(__file__).parents[2]
+MONITOR = "/ip4/127.0.0.1/tcp/50000/p2p/QmMonitor"
+
+
+def value_of(argv: Sequence[str], flag: str) -> str:
+    return next(word.partition("=")[2] for word in argv if word.startswith(f"{flag}="))
+
+
+def monitor(argv: Sequence[str]) -> int:
+    async def role(stop: asyncio.Event) -> int:
+        claim_port("127.0.0.1", int(value_of(argv, "--monitor-port")), given=True)
+        announce_ready({"role": "monitor", "peers": [MONITOR]})
+        await stop.wait()
+        return 0
+
+    return run_role("monitor", role)
+
+
+def server(argv: Sequence[str]) -> int:
+    async def role(stop: asyncio.Event) -> int:
+        print("server of", value_of(argv, "--initial-peers"), flush=True)
+        if os.environ.get("SCENE") == "broken":
+            return 2
+        await stop.wait()
+        return 0
+
+    return run_role("server", role)
+
+
+def client(argv: Sequence[str]) -> int:
+    """Answers a few statuses, the last of which says that all rounds are done; then the run is finished."""
+    from distqat.swarm.channel import Call
+    from distqat.swarm.frame import Message
+    from distqat.swarm.hello import Admission
+    from distqat.swarm.transport import StreamTransport, UnixStreams
+
+    local = "DISTQAT_RUN_LOCALLY" in os.environ
+    asked = asyncio.Event()
+    steps = iter([0, 1, 5, 10])
+
+    async def answer(call: Call) -> Message:
+        step = next(steps, 10)
+        if step == 10:
+            asked.set()
+        return Message(status(step, local))
+
+    async def role(stop: asyncio.Event) -> int:
+        if os.environ.get("SCENE") == "fail":
+            print("distqat data-server: the hub cannot be reached; use digits", flush=True)
+            return 1
+        name = f"Qm{os.getpid()}"
+        token = os.environ.get("DISTQAT_TOKEN")
+        admission = Admission(value_of(argv, "--experiment-prefix"), name, token)
+        transport = StreamTransport(admission, [UnixStreams(runtime_dir(), name, host_id())])
+        await transport.serve(answer)
+        announce_ready({"role": "client", "peers": [f"/ip4/127.0.0.1/tcp/51000/p2p/{name}"]})
+        ends = stop if os.environ.get("SCENE") == "endless" else asked
+        await ends.wait()
+        await transport.close()
+        if ends is asked:
+            (Path(value_of(argv, "--log-dir")) / "summary.json").write_text(json.dumps(summary(local)))
+        return 0
+
+    return run_role("client", role)
+
+
+def status(step: int, local: bool) -> dict[str, Any]:
+    servers = [{"uid": f"{s}.0.{i}.0", "state": "serving"} for s in ("front", "back") for i in (0, 1)]
+    return {
+        "rounds": {} if local else {"front": step // 5, "back": step // 5},
+        "outer_steps": 2,
+        "servers": [] if local else servers,
+        "trainers": [{"pipeline": 0, "step": step, "loss": 2.0, "sps": 50.0}] if step else [],
+        "finished": False,
+    }
+
+
+def summary(local: bool) -> dict[str, Any]:
+    samples = os.environ.get("DISTQAT_SAMPLES", "640")
+    return {
+        "metric": "accuracy", "accuracy": 0.98 if local else 0.97, "loss_first": 2.3, "loss_last": 0.1,
+        "samples": int(samples), "samples_per_s": 50.0, "seconds": 12.0, "model": "ck/model.safetensors",
+        "checkpoints": "ck", "bytes_sent": {} if local else {"front.0.0.0": 10, "client": 1},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    from distqat.launch import local, local_run, roles, warm
+
+    roles.entry_of = lambda kind: f"tests.integration.local_scene:{kind}"
+    warm.PRELOAD = warm.NETWORK = ()
+    warm.module_of = roles.module_of
+    local_run.LEAVE_S = 0.1  # these servers do not hear that the run is finished
+    sys.exit(local.main(sys.argv[1:]))
