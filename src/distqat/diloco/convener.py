@@ -4,75 +4,26 @@
         ^                                          |                                    |
         └────────── discard ───────────────────────┴──── discard, or quorum: commit ────┘
 
-Who is in a round is frozen at its opening. A commit needs equal results from more than half of them; the
-shell writes it to the commit log before anybody hears of it. Everything else is discarded: members keep
-anchor, momentum and weights, and their next delta spans both rounds.
+A round waits, for a grace period, for members in step: those of the last opening, and whoever begins with
+everybody else. A joiner takes part as soon as it is ready at an opening and delays none; if it misses that
+one it is behind, and in step once it has caught up. One that was waited for in vain is waited for no more
+until it was ready in time. Who is in a round is frozen at its opening.
+
+A commit needs equal results from more than half of them; the shell writes it to the commit log before anybody
+hears of it. Everything else is discarded: members keep anchor, momentum and weights, and their next delta
+spans both rounds. A member without the committed result is behind, and no member until it has joined again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distqat.diloco.actions import Action, Behind, Commit, Discard, Exchange, Offer, Open
 from distqat.diloco.grace import Grace
 
 Phase = Literal["gathering", "collecting", "voting"]
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a member says of its encoded contribution; `samples` are those of its committed inner steps."""
-
-    digest: str
-    samples: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Open:
-    """Tell `members` that round `round`, attempt `attempt`, takes their pseudo-gradients now."""
-
-    round: int
-    attempt: int
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Tell `members` the set of contributions to fetch, in the order in which to add them."""
-
-    round: int
-    attempt: int
-    members: tuple[str, ...]
-    offers: Mapping[str, Offer]
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Log that round `round` ended with `digest`; then tell `members`. Who voted otherwise is stale."""
-
-    round: int
-    digest: str
-    members: tuple[str, ...]
-    contributors: tuple[str, ...]
-    duration_s: float
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Discard:
-    """Tell `members` that this attempt at round `round` changed nothing."""
-
-    round: int
-    attempt: int
-    members: tuple[str, ...]
-    reason: str
-    duration_s: float
-
-
-Action = Open | Exchange | Commit | Discard
 
 
 @dataclass
@@ -88,7 +39,12 @@ class Convener:
     attempt: int = 0
     _ready: dict[str, float] = field(default_factory=dict)
     _opened_at: float = 0.0
+    _first_ready: float = 0.0  # in the open round
     _phase_began: float | None = None  # None: the first inner steps have not begun
+    _began: bool = False  # whether any round has opened
+    _in_step: set[str] = field(default_factory=set)  # whom an opening waits for
+    _known: set[str] = field(default_factory=set)  # who has joined before
+    _missed: set[str] = field(default_factory=set)  # who was waited for in vain
     _frozen: tuple[str, ...] = ()
     _gone: set[str] = field(default_factory=set)
     _offers: dict[str, Offer] = field(default_factory=dict)
@@ -97,37 +53,54 @@ class Convener:
     def joined(self, uid: str, now: float) -> list[Action]:
         """`uid` holds the committed state of `self.round` and takes part from the next opening on."""
         self.members.add(uid)
+        first_steps = not self._began and not self._ready
+        if first_steps or (uid in self._known and uid not in self._missed):
+            self._in_step.add(uid)
+        self._known.add(uid)
         if self._phase_began is None:
             self._phase_began = now
         return self._advance(now)
 
     def left(self, uid: str, now: float) -> list[Action]:
         """`uid` died, withdrew or moved. In an open round its place stays counted for the quorum."""
-        self.members.discard(uid)
+        for group in (self.members, self._in_step, self._known, self._missed):
+            group.discard(uid)
         self._ready.pop(uid, None)
         if uid in self._frozen:
             self._gone.add(uid)
         return self._advance(now)
 
     def ready(self, uid: str, now: float) -> list[Action]:
-        """`uid` has taken its inner steps since `self.round`. Repeating it changes nothing."""
+        """`uid` has taken its inner steps since `self.round`. Repeating it changes nothing.
+
+        While a round is open without it, it is ready for the next opening, should this one be discarded.
+        """
         self._check_member(uid, "ready")
-        if self.phase == "gathering" and uid not in self._ready:
-            if self._ready:
+        if uid not in self._ready and uid not in self._present():
+            if self._ready and self.phase == "gathering" and uid in self._in_step:
                 self.grace.arrived(now - min(self._ready.values()))
             self._ready[uid] = now
         return self._advance(now)
 
-    def contributed(self, uid: str, offer: Offer, now: float) -> list[Action]:
-        """`uid` has encoded its pseudo-gradient and serves it."""
+    def contributed(self, uid: str, offer: Offer, now: float, *, attempt: int | None = None) -> list[Action]:
+        """`uid` has encoded its pseudo-gradient and serves it. One for another attempt is ignored."""
+        if attempt is not None and attempt != self.attempt:
+            return self._advance(now)
         self._check_frozen(uid, "collecting", "contribution")
-        self._offers[uid] = offer
+        if uid not in self._gone:
+            self._offers[uid] = offer
         return self._advance(now)
 
-    def voted(self, uid: str, digest: str | None, now: float) -> list[Action]:
-        """`uid` got the result `digest`, or none (it could not fetch or verify the set)."""
+    def voted(self, uid: str, digest: str | None, now: float, *, attempt: int | None = None) -> list[Action]:
+        """`uid` got the result `digest`, or none (it could not fetch or verify the set).
+
+        One for another attempt is ignored: its set was another, and whoever had that result dropped it.
+        """
+        if attempt is not None and attempt != self.attempt:
+            return self._advance(now)
         self._check_frozen(uid, "voting", "vote")
-        self._votes[uid] = digest
+        if uid not in self._gone:
+            self._votes[uid] = digest
         return self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -156,22 +129,24 @@ class Convener:
         return first + self.grace.seconds(first - began)
 
     def _open_if_due(self, now: float) -> list[Action]:
-        if not self._ready or (not self.members <= self._ready.keys() and now < self._grace_over()):
+        awaited = self._in_step - self._ready.keys()
+        if not self._ready or (awaited and now < self._grace_over()):
             return []
-        self.phase, self._opened_at = "collecting", now
-        self._frozen = tuple(sorted(self._ready))
+        self.phase, self._opened_at, self._began = "collecting", now, True
+        self._frozen, self._first_ready = tuple(sorted(self._ready)), min(self._ready.values())
+        self._missed = (self._missed | awaited) - set(self._frozen)
+        self._in_step = set(self._frozen)
+        self._ready.clear()
         self._gone.clear()
         self._offers.clear()
         self._votes.clear()
         return [Open(self.round + 1, self.attempt, self._frozen)]
 
     def _exchange_if_due(self, now: float) -> list[Action]:
-        expected = [uid for uid in self._frozen if uid not in self._gone and uid not in self._offers]
-        if expected and now < self._opened_at + self.exchange_s:
+        present = self._present()
+        if not present <= self._offers.keys() and now < self._opened_at + self.exchange_s:
             return []
-        offers = {
-            uid: self._offers[uid] for uid in self._frozen if uid in self._offers and uid not in self._gone
-        }
+        offers = {uid: self._offers[uid] for uid in self._frozen if uid in self._offers and uid in present}
         if 2 * len(offers) <= len(self._frozen):
             return [self._discard(f"{len(offers)} of {len(self._frozen)} members contributed", now)]
         self.phase, self._opened_at = "voting", now
@@ -182,9 +157,8 @@ class Convener:
         tally = Counter(digest for digest in self._votes.values() if digest is not None)
         digest, votes = tally.most_common(1)[0] if tally else ("", 0)
         if 2 * votes > len(self._frozen):
-            return [self._commit(digest, now)]
-        open_votes = sum(uid not in self._votes and uid not in self._gone for uid in self._frozen)
-        if open_votes and now < self._opened_at + self.exchange_s:
+            return self._commit(digest, now)
+        if not self._present() <= self._votes.keys() and now < self._opened_at + self.exchange_s:
             return []
         return [
             self._discard(
@@ -192,32 +166,39 @@ class Convener:
             )
         ]
 
-    def _commit(self, digest: str, now: float) -> Commit:
-        began = min(self._ready.values(), default=now)
+    def _commit(self, digest: str, now: float) -> list[Action]:
         commit = Commit(
             round=self.round + 1,
             digest=digest,
             members=self._frozen,
             contributors=tuple(self._offers),
-            duration_s=now - began,
+            duration_s=now - self._first_ready,
             nbytes=sum(offer.nbytes for offer in self._offers.values()),
         )
+        differs = {uid for uid, vote in self._votes.items() if vote != digest}
+        behind = self.members - (self._present() - differs)
+        self.members -= behind
+        self._in_step -= behind
         self.round, self.digest, self.attempt = commit.round, digest, 0
+        self._ready.clear()
         self._gather(now)
-        return commit
+        return [commit, Behind(commit.round, tuple(sorted(behind)))] if behind else [commit]
 
     def _discard(self, reason: str, now: float) -> Discard:
-        discard = Discard(
-            self.round + 1, self.attempt, self._frozen, reason, now - min(self._ready.values(), default=now)
-        )
+        took = now - self._first_ready
+        discard = Discard(self.round + 1, self.attempt, self._frozen, reason, took)
         self.attempt += 1
+        self._ready = dict.fromkeys(self._ready, now)
         self._gather(now)
         return discard
 
     def _gather(self, now: float) -> None:
         self.phase, self._phase_began = "gathering", now
         self._frozen = ()
-        self._ready.clear()
+
+    def _present(self) -> set[str]:
+        """Who is in the open round and did not leave."""
+        return set(self._frozen) - self._gone
 
     def _check_member(self, uid: str, event: str) -> None:
         if uid not in self.members:
@@ -230,3 +211,6 @@ class Convener:
             raise RuntimeError(
                 f"{event} of {uid} in round {self.round + 1} while {self.phase} of {self._frozen}"
             )
+
+
+__all__ = ["Action", "Behind", "Commit", "Convener", "Discard", "Exchange", "Offer", "Open", "Phase"]
