@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,30 @@ from torch import Tensor
 
 from distqat.config import Config
 from distqat.data.client import DataClient
+from distqat.data.server import DataServer
+from distqat.data.source import open_source
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.building import build_task
 from distqat.distributed.coordination.finish import Summary, judge, mean, save_model
-from distqat.distributed.data_server import socket_path
+from distqat.distributed.coordination.trainers import CLIENT_PEER
+from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.model import SwarmBaselineModel
-from distqat.distributed.process import announce_ready, resolve_device
+from distqat.distributed.peer import TOKEN
+from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
 from distqat.distributed.serving.precision import Precision
+from distqat.errors import SwarmError
 from distqat.metrics import open_sinks
 from distqat.quant import step_parameter_names
+from distqat.swarm.frame import Message
+from distqat.swarm.hello import Admission
+from distqat.swarm.link import Address
+from distqat.swarm.transport import StreamTransport, UnixStreams
 from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
+Report = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass
@@ -44,7 +56,7 @@ class Progress:
 class BaselineTrainer:
     """A plain training loop over the composed stages: same cuts, seeds, microbatches and optimizer."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, samples: int | None = None) -> None:
         self.model = SwarmBaselineModel(config).to(device).train()
         self.progress = Progress()
         self._config = config
@@ -57,7 +69,9 @@ class BaselineTrainer:
         self._optimizer = build_inner_optimizer(
             self.model, config.diloco.inner_optim, no_decay | step_parameter_names(self.model)
         )
-        self.total_steps = config.diloco.total_steps * config.world_size
+        per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
+        swarm_steps = config.diloco.total_steps * config.world_size
+        self.total_steps = swarm_steps if samples is None else max(1, round(samples / per_step))
 
     @torch.no_grad()
     def calibrate(self, batch: list[Batch]) -> None:
@@ -101,35 +115,34 @@ class BaselineTrainer:
             return self.model.outputs(*(tensor.to(self._device) for tensor in part.inputs.values()))
 
 
-async def train_locally(
-    config: Config, stop: asyncio.Event, report: Callable[[dict[str, Any]], Any] = lambda record: None
-) -> int:
-    """Train, evaluate, write the summary. The loop computes in a thread, so signals are heard."""
+async def train_locally(config: Config, stop: asyncio.Event, samples: int | None = None) -> int:
+    """Train on `samples` samples (default: as many as the swarm's rounds take), evaluate, write the summary.
+
+    Computes in a thread, so that signals are heard. Without a client that serves data it serves its own.
+    """
     device = torch.device(resolve_device(config.device, explicit=False))
-    trainer = BaselineTrainer(config, device)
+    trainer = BaselineTrainer(config, device, samples)
     sink = open_sinks(config.log_dir, "trainer_0", config.wandb_project)
-    data = await DataClient.connect(socket_path(), trainer="0", count=config.diloco.batch_size_per_step)
-    announce_ready({"role": "trainer", "pipeline": 0})
-    began, losses = time.monotonic(), list[float]()
-    while trainer.progress.step < trainer.total_steps and not stop.is_set():
-        leased = [
-            await data.next(config.diloco.batch_size_per_step)
-            for _ in range(config.diloco.gradient_accumulation_steps)
-        ]
-        parts = [p for lease in leased for p in lease.batch.microbatches(config.model_pipeline.microbatches)]
-        if trainer.model.calibrating:
-            await asyncio.to_thread(trainer.calibrate, parts)
-            for lease in leased:
-                await data.release(lease.batch_id)
-            continue
-        losses.append(await asyncio.to_thread(trainer.step, parts))
-        for lease in leased:
-            await data.consumed(lease.batch_id)
-        record = _record(trainer.progress, time.monotonic() - began)
-        sink.write({"event": "step", **record})
-        await report(record) if asyncio.iscoroutinefunction(report) else report(record)
-    seconds = time.monotonic() - began
-    await data.close()
+    async with contextlib.AsyncExitStack() as open_things:
+        path = await open_things.enter_async_context(data_socket(config))
+        report = await open_things.enter_async_context(reports_to_client(config))
+        data = await DataClient.connect(
+            path,
+            trainer="0",
+            count=config.diloco.batch_size_per_step,
+            slots=config.diloco.gradient_accumulation_steps + 1,
+        )
+        open_things.push_async_callback(data.close)
+        announce_ready({"role": "trainer", "pipeline": 0})
+        began, losses = time.monotonic(), list[float]()
+        while trainer.progress.step < trainer.total_steps and not stop.is_set():
+            loss = await _one_step(config, trainer, data)
+            if loss is not None:
+                losses.append(loss)
+                record = _record(trainer.progress, time.monotonic() - began)
+                sink.write({"event": "step", **record})
+                await report(record)
+        seconds = time.monotonic() - began
     if not stop.is_set():
         summary = await asyncio.to_thread(_finish, config, trainer, losses, seconds)
         logger.info("finished: %s", summary.line())
@@ -137,12 +150,72 @@ async def train_locally(
     return 0
 
 
+async def _one_step(config: Config, trainer: BaselineTrainer, data: DataClient) -> float | None:
+    """The loss of one step; None for a batch that only calibrated."""
+    options = config.diloco
+    leased = [
+        await data.next(options.batch_size_per_step) for _ in range(options.gradient_accumulation_steps)
+    ]
+    parts = [p for lease in leased for p in lease.batch.microbatches(config.model_pipeline.microbatches)]
+    if trainer.model.calibrating:
+        await asyncio.to_thread(trainer.calibrate, parts)
+        for lease in leased:
+            await data.release(lease.batch_id)
+        return None
+    loss = await asyncio.to_thread(trainer.step, parts)
+    for lease in leased:
+        await data.consumed(lease.batch_id)
+    return loss
+
+
+@contextlib.asynccontextmanager
+async def data_socket(config: Config) -> AsyncIterator[Path]:
+    """The socket of the client's data server, or of one of our own when there is no client."""
+    if os.environ.get(DATA_SOCKET):
+        yield socket_path()
+        return
+    path = runtime_dir() / f"data-{os.getpid()}.sock"
+    source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    server = DataServer(source, build_task(config), workers=config.data.num_workers)
+    await server.start(path)
+    try:
+        yield path
+    finally:
+        await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def reports_to_client(config: Config) -> AsyncIterator[Report]:
+    """Tell the client of this host after each step, if there is one."""
+    client = os.environ.get(CLIENT_PEER)
+
+    async def nobody(record: dict[str, Any]) -> None:
+        return
+
+    if client is None:
+        yield nobody
+        return
+    own = f"baseline-{os.getpid()}"
+    admission = Admission(config.experiment_prefix, own, os.environ.get(TOKEN) or None)
+    transport = StreamTransport(admission, [UnixStreams(runtime_dir(), own, host_id())])
+
+    async def report(record: dict[str, Any]) -> None:
+        with contextlib.suppress(SwarmError):
+            link = await transport.link(Address(client, host_id()))
+            await link.call("report", Message(record), timeout=5.0, urgent=True)
+
+    try:
+        yield report
+    finally:
+        await transport.close()
+
+
 def _record(progress: Progress, seconds: float) -> dict[str, Any]:
     record = {
         "pipeline": 0,
         "step": progress.step,
         "loss": progress.loss,
-        "samples": progress.samples,
+        "samples": progress.samples // progress.step,  # of one step; all have as many
         "sps": progress.samples / max(seconds, 1e-9),
     }
     if progress.step == 1 or progress.step % LOG_EVERY == 0:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.finish import collect_result
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots, check_agreement
-from distqat.distributed.coordination.trainers import Trainers
+from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
     PRELOAD,
@@ -58,7 +58,7 @@ class Client:
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._found: set[str] = set()
         self._told = ""
-        self._began = time.time()
+        self._locally = bool(os.environ.get(RUN_LOCALLY))
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: the run finished, or the client was stopped in order."""
@@ -73,13 +73,13 @@ class Client:
         ]
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
-        rounds: asyncio.Future[Any] = asyncio.ensure_future(self._rounds.finished.wait())
+        rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
         failed: asyncio.Future[Any] = asyncio.ensure_future(self._trainers.failure())
         try:
             ended = await first_of(stop, rounds, daemon, failed)
             if ended is not None and ended is not rounds:
                 ended.result()
-            if ended is rounds:
+            if ended is rounds and not self._locally:
                 await self._finish()
             return 0
         finally:
@@ -172,9 +172,18 @@ class Client:
 
     # what it does by itself
 
+    async def _training(self) -> None:
+        """Until all rounds are committed, or the baseline has finished."""
+        if self._locally:
+            await self._trainers.run_baseline(self._peer.identity.peer)
+        else:
+            await self._rounds.finished.wait()
+
     async def _look_at_pipelines(self) -> None:
         while True:
             snapshot = self._slots.live(await self._watch.next_change())
+            if self._locally:
+                continue
             self._tell(snapshot)
             self._trainers.want(snapshot.complete_pipelines())
             move = self._slots.next_move(snapshot)

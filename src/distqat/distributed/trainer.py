@@ -32,6 +32,7 @@ from distqat.topology.routing import Route, Router
 logger = logging.getLogger(__name__)
 
 PIPELINE_ID = "DISTQAT_PIPELINE"
+SAMPLES = "DISTQAT_SAMPLES"  # of a baseline that is compared with a swarm
 WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
 
 
@@ -201,7 +202,10 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
         data = await DataClient.connect(
-            socket_path(), trainer=str(pipeline), count=config.diloco.batch_size_per_step
+            socket_path(),
+            trainer=str(pipeline),
+            count=config.diloco.batch_size_per_step,
+            slots=config.diloco.gradient_accumulation_steps + 1,
         )
         announce_ready({"role": "trainer", "pipeline": pipeline})
         training: asyncio.Future[Any] = asyncio.ensure_future(
@@ -239,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.run_locally:
             from distqat.distributed.baseline import train_locally
 
-            return await train_locally(config, stop)
+            given = os.environ.get(SAMPLES)
+            return await train_locally(config, stop, int(given) if given else None)
         return await serve(config, stop)
 
     return run_role("trainer", role)

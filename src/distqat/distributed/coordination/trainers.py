@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 DATA_READY_S = 120.0  # the first batch may come from the hub
 PIPELINE_ID = "DISTQAT_PIPELINE"
 DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
+CLIENT_PEER = "DISTQAT_CLIENT_PEER"
 STOP_GRACE_S = 8.0
 LOG_EVERY = 10
 
@@ -63,6 +65,13 @@ class Trainers:
         """Raises RoleError when the data server or a trainer is given up."""
         await self._failed
 
+    async def run_baseline(self, client_peer: str) -> None:
+        """The documented baseline: one trainer that computes by itself; returns when it has finished."""
+        task = self._start_trainer(0, ("--run-locally",), {CLIENT_PEER: client_peer})
+        await asyncio.wait({task})
+        if task.result() != 0:
+            await self._failed
+
     def want(self, pipelines: list[int]) -> None:
         """One trainer per complete pipeline; a trainer whose pipeline broke pauses and stays."""
         for pipeline in pipelines:
@@ -103,15 +112,17 @@ class Trainers:
         await self._supervisor.stop(STOP_GRACE_S)
         self._socket.unlink(missing_ok=True)
 
-    def _start_trainer(self, pipeline: int) -> None:
+    def _start_trainer(
+        self, pipeline: int, flags: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    ) -> asyncio.Task[int]:
         log = claim_log(Path(self._config.log_dir), "trainer", pipeline)
         command = RoleCommand(
             f"trainer {pipeline}",
             "distqat.distributed.trainer:main",
-            tuple(self._argv),
+            (*flags, *self._argv),
             log.path,
-            {PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket)},
-            threads=1,
+            {PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket), **(env or {})},
+            threads=None if flags else 1,
         )
 
         def said(role: RoleProcess) -> None:
@@ -120,6 +131,7 @@ class Trainers:
         task = self._supervisor.start(command, on_start=said)
         self._kept[pipeline] = task
         task.add_done_callback(lambda done: self._give_up(f"trainer {pipeline}", done))
+        return task
 
     def _give_up(self, what: str, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
