@@ -51,6 +51,7 @@ class LocalRun:
     display: Display
     began: float = field(default_factory=time.monotonic)
     _phase: str = "starting the monitor"
+    _over: str = ""  # what is still to be done once the client has ended
     _lost: asyncio.Queue[Ended] = field(default_factory=asyncio.Queue)
 
     async def run(self, stop: asyncio.Event) -> Summary | None:
@@ -107,6 +108,7 @@ class LocalRun:
             if not training.done():
                 enough.result()
             summary = self._result(training.result(), client)
+            self._over = "the servers are leaving"
             if kept:
                 await asyncio.wait(kept, timeout=LEAVE_S)
             return summary
@@ -194,10 +196,12 @@ class LocalRun:
 
     def _waiting_for(self, status: dict[str, Any] | None, reading: Reading) -> str:
         """What the display says instead of, or beside, the figures."""
+        if self._over:
+            return self._over
+        if (reading.round or 0) >= (self.plan.goal.outer_steps or float("inf")):
+            return "assembling and judging the model"
         if status is None:
             return "the client does not answer" if reading.step else self._phase
-        if status.get("finished") or (reading.round or 0) >= (self.plan.goal.outer_steps or float("inf")):
-            return "assembling and judging the model"
         if reading.step == 0:
             there = sum(reading.replicas.values())
             return (

@@ -31,7 +31,9 @@ class Plan:
         config = self.settings.config
         steps = config.diloco.inner_steps * config.diloco.outer_steps
         if self.mode == "baseline":
-            return Goal(None, steps * config.world_size)
+            per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
+            samples = self.samples or steps * config.world_size * per_step
+            return Goal(None, -(-samples // per_step))
         return Goal(config.diloco.outer_steps, steps)
 
     def describe(self) -> list[str]:

@@ -54,12 +54,12 @@ class Goal:
     steps: int
 
     def share(self, reading: Reading) -> float:
-        """How much is done, 0 to 1; steps tell what rounds are too coarse for, up to the next round."""
+        """How much is done, 0 to 1; steps tell what rounds are too coarse for, up to half a round."""
         by_step = reading.step / max(1, self.steps)
         if self.outer_steps is None:
             return min(1.0, by_step)
         done = reading.round or 0
-        upper = (done + 0.99) / self.outer_steps
+        upper = (done + 0.5) / self.outer_steps
         return min(1.0, max(done / self.outer_steps, min(by_step, upper)))
 
 

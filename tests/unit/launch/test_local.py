@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_a_baseline_has_neither_and_takes_the_steps_of_all_pipelines() -> None:
     baseline = plan("baseline", "--replicas=3", "--diloco-inner-steps=5", "--diloco-outer-steps=8")
     assert baseline.servers == 0
     assert baseline.goal == Goal(None, 120)
+    assert replace(baseline, samples=64 * 32 + 1).goal == Goal(None, 65)
     assert "one process, no servers" in baseline.describe()[0]
 
 

@@ -91,10 +91,10 @@ def test_the_panel_shows_everything() -> None:
     assert max(map(len, shown.splitlines())) <= 110
 
 
-def test_steps_fill_in_between_rounds_and_never_beyond_the_next() -> None:
+def test_steps_fill_in_between_rounds_and_never_the_next_one() -> None:
     goal = Goal(40, 400)
     assert goal.share(Reading(step=5, round=0)) == pytest.approx(5 / 400)
-    assert goal.share(Reading(step=300, round=10)) == pytest.approx(10.99 / 40)
+    assert goal.share(Reading(step=300, round=10)) == pytest.approx(10.5 / 40)
     assert goal.share(Reading(step=1, round=20)) == 0.5
     assert goal.share(Reading(step=900, round=40)) == 1.0
     assert Goal(None, 800).share(Reading(step=200)) == 0.25
@@ -115,7 +115,7 @@ def test_time_left_counts_from_the_first_step() -> None:
     assert pace.update(Reading(), 20.0) is None
     assert pace.update(Reading(step=0, round=0), 25.0) is None
     assert pace.update(Reading(step=4, round=0), 30.0) is None
-    assert pace.update(Reading(step=104, round=10), 55.0) == pytest.approx(25 * (1 - 0.26) / 0.25)
+    assert pace.update(Reading(step=104, round=10), 55.0) == pytest.approx(25 * (1 - 10.4 / 40) / (10 / 40))
     assert pace.update(Reading(step=400, round=40), 130.0) == 0.0
 
 
