@@ -116,7 +116,8 @@ def test_ctrl_c_ends_everything_in_order(launch: Launch) -> None:
     launcher.send_signal(signal.SIGINT)
     output, errors = launcher.communicate(timeout=10)
     assert launcher.returncode == 0, errors
-    assert "ending; Ctrl-C again to leave at once" in output
+    assert "stopped before the run was finished; logs in " in output
+    assert "once more to leave at once" in errors
 
 
 def test_two_runs_do_not_share_a_folder(launch: Launch) -> None:

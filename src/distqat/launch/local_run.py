@@ -66,7 +66,7 @@ class LocalRun:
             await asyncio.wait({work, show, asked}, return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
                 self.display.clear()
-                self._say("ending; Ctrl-C again to leave at once")
+                self._say(f"stopped before the run was finished; logs in {self.plan.settings.log_dir}/")
                 return None
             if show.done():  # it never returns: only an error ends it
                 show.result()
