@@ -49,6 +49,7 @@ class Stage:
             raise SwarmError(f"{self.uid} fails {call.method} as the test wants")
         steps = self.steps
         calls = {"open": steps.open, "prepare": steps.prepare, "commit": steps.commit, "abort": steps.abort}
+        calls["evaluate"] = steps.evaluate
         return await calls.get(call.method, steps.microbatch)(call)
 
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.distributed.building import build_module
+from distqat.distributed.peer import Peer
 from distqat.distributed.wire import Hop, step_fields, take
 from distqat.models import named_tensors
 from distqat.quant import activate, calibrated, quantizers
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 from distqat.topology.attempts import StepId
+from distqat.topology.routing import Router
 
 T = TypeVar("T")
 
@@ -105,6 +107,30 @@ class SwarmModel(nn.Module):
         self._calls = 0
         self._samples = 0
         self._links: list[LinkLike] = []
+        self._peer: Peer | None = None  # of our own, if `connect` made it
+
+    @classmethod
+    def connect(cls, config: Config, *, pipeline: int = 0, timeout: float = 60.0) -> SwarmModel:
+        """A model over the servers of a running swarm; `config.initial_peers` says where it is.
+
+        Raises RoleError when no peer answers, StageUnavailable naming a stage that nobody serves.
+        """
+        loop = EventLoopThread()
+        try:
+            peer, hops = loop.run(_find(config, pipeline), timeout)
+        except BaseException:
+            loop.close()
+            raise
+        model = cls(peer.transport, hops, loop, timeout=timeout)
+        model._peer = peer
+        return model
+
+    def close(self) -> None:
+        """Leave the swarm; the servers undo what was not committed."""
+        if self._peer is not None:
+            self._loop.run(self._peer.stop(), self._timeout)
+            self._loop.close()
+            self._peer = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Outputs of the last stage (a single tensor), connected to autograd; in eval mode without a step."""
@@ -189,6 +215,17 @@ class SwarmModel(nn.Module):
     def _next(self) -> None:
         self._step, self._calls, self._samples = self._step + 1, 0, 0
         self._links = []
+
+
+async def _find(config: Config, pipeline: int) -> tuple[Peer, list[Hop]]:
+    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+    try:
+        snapshot = await peer.directory.snapshot()
+        route = Router().choose(snapshot, pipeline, time.monotonic())
+    except BaseException:
+        await peer.stop()
+        raise
+    return peer, [Hop.of(server) for server in route.servers]
 
 
 class _SwarmCall(torch.autograd.Function):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from distqat.swarm.transport import StreamTransport, UnixStreams
 logger = logging.getLogger(__name__)
 
 TOKEN = "DISTQAT_TOKEN"
+BEING_BORN_S = 60.0  # a younger socket may be bound and not listened on yet
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Peer:
     ) -> Peer:
         """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers."""
         claim = claim_port("0.0.0.0" if config.public_ip else "127.0.0.1", port, port_given)
+        sweep_dead_sockets(runtime_dir())
         key = identity or runtime_dir() / f"{os.getpid()}-{secrets.token_hex(4)}.key"
         try:
             own = Identity.load_or_create(key)
@@ -92,8 +97,24 @@ class Peer:
 def _options(config: Config, port: int, initial_peers: Sequence[str]) -> EngineOptions:
     listen, announce = public_and_loopback(port, config.public_ip)
     return EngineOptions(
-        tuple(config.host_maddrs or listen), tuple(config.announce_maddrs or announce), tuple(initial_peers)
+        listen=tuple(config.host_maddrs or listen),
+        announce=tuple(config.announce_maddrs or announce),
+        initial_peers=tuple(initial_peers),
+        socket_folder=str(runtime_dir()),
     )
+
+
+def sweep_dead_sockets(folder: Path) -> None:
+    """Remove sockets that nobody listens on any more: their owners were killed."""
+    for path in folder.glob("*.sock"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < BEING_BORN_S:
+                continue
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
 
 
 async def first_of(stop: asyncio.Event, *work: asyncio.Future[Any]) -> asyncio.Future[Any] | None:

@@ -63,6 +63,8 @@ class Trainer:
         self._router = Router()
         self._speed = Speed()
         self._retries = 0
+        self._taken = 0  # steps by their ids, those that calibrate included
+        self._trained = 0
         scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
         self._stepper = Stepper(
             transport=peer.transport,
@@ -82,16 +84,14 @@ class Trainer:
         try:
             await self._coordinator.wait()
             await self._watch.refresh()
-            step = 1
-            while not stop.is_set():
+            finished = False
+            while not finished and not stop.is_set():
                 leased = await self._lease()
+                self._taken += 1
                 try:
-                    finished = await self._one_batch(leased, step, stop)
+                    finished = await self._one_batch(leased, self._taken, stop)
                 finally:
                     await asyncio.gather(*(self._release(lease) for lease in leased if lease is not None))
-                if finished:
-                    break
-                step += 1
             return 0
         finally:
             watching.cancel()
@@ -137,7 +137,8 @@ class Trainer:
                 self._retries += 1
                 await self._step_failed(error, route, step, attempt)
                 continue
-            return await self._report(step, result, route, time.monotonic() - began)
+            self._trained += 1
+            return await self._report(result, route, time.monotonic() - began)
         return True
 
     async def _route(self, stop: asyncio.Event) -> Route | None:
@@ -162,18 +163,18 @@ class Trainer:
         if culprit is not None:
             self._router.failed(culprit.expert, time.monotonic())
 
-    async def _report(self, step: int, result: StepResult, route: Route, seconds: float) -> bool:
+    async def _report(self, result: StepResult, route: Route, seconds: float) -> bool:
         """Tell the client and the sink; the answer says whether the run is finished."""
         rate = result.samples / max(seconds, 1e-9)
         for server in route.servers:
             if str(server.expert) not in result.lost:
                 self._router.succeeded(server.expert, rate, time.monotonic())
         for uid in result.lost:
-            logger.warning("step %d is lost at %s, which died in its commit", step, uid)
+            logger.warning("step %d is lost at %s, which died in its commit", self._trained, uid)
             self._router.failed(ExpertId.parse(uid), time.monotonic())
         record: dict[str, Any] = {
             "pipeline": self._pipeline,
-            "step": step,
+            "step": self._trained,
             "loss": result.loss,
             "sps": self._speed.add(result.samples, seconds),
             "samples": result.samples,

@@ -32,6 +32,8 @@ class EngineOptions:
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()
+    socket_folder: str = "/tmp"
+    """Where the daemon's Unix sockets go."""
 
 
 class Engine:
@@ -55,6 +57,7 @@ class Engine:
         from hivemind.p2p import P2P
         from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
+        P2P._UNIX_SOCKET_PREFIX = f"/unix{options.socket_folder}/p2pd-"  # not the shared /tmp
         try:
             p2p = await P2P.create(
                 initial_peers=options.initial_peers or None,
