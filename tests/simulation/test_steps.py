@@ -83,8 +83,8 @@ def test_every_seed_keeps_the_invariants() -> None:
         aborted += sum(n for r in swarm.replicas for (what, _), n in r.ledger.items() if what == "aborted")
     assert finished > 10 * SEEDS
     assert aborted > SEEDS
-    # A prepared replica that cannot hear its living trainer asks the others, and may ask them just before they
-    # hear of the commit. The step is then applied there and aborted here: seldom, and counted, not hidden.
+    # A prepared replica that cannot hear its living trainer asks the others, maybe just before they
+    # hear of the commit. The step is then applied there and aborted here: seldom; counted, not hidden.
     print(f"{finished} steps, {aborted} aborted attempts, {split} split")
     assert split <= finished / 1000
 
