@@ -49,7 +49,7 @@ class UnknownName(ConfigError):
 
 
 class SwarmError(DistqatError):
-    """Something about peers; `code` travels on the wire, and `at`: the UID of the replica that it is about."""
+    """Something about peers; `code` travels on the wire, and `at`, the UID of the replica concerned."""
 
     code = "error"
     at: str | None = None

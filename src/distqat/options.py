@@ -8,4 +8,6 @@ from pydantic import BaseModel, ConfigDict
 class Options(BaseModel):
     """A section of the configuration; it lives beside what it configures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )

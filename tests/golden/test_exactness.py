@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task
 from distqat.tasks.base import Batch
-from tests.swarm_scene import MemorySwarm
 
 STEPS = 20
 

@@ -1,4 +1,4 @@
-"""`SwarmModel` in a custom loop is the unsplit model: ordinary autograd, a loss of the user's own, `step()`."""
+"""`SwarmModel` in a custom loop is the unsplit model: autograd, a loss of the user's own, `step()`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.golden.test_exactness import batches, config_of, largest_relative_difference
+from tests.swarm_scene import MemorySwarm
 
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.model import EventLoopThread, SwarmModel
-from tests.golden.test_exactness import batches, config_of, largest_relative_difference
-from tests.swarm_scene import MemorySwarm
 
 
 @pytest.fixture

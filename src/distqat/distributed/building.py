@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
-from distqat.models import build_stage, full_state_dict, sample_input
+from distqat.errors import ModelError
+from distqat.models import build_stage, full_state_dict, named_tensors, sample_input
 from distqat.quant import check_patterns, module_names, quantize_module
 from distqat.tasks import get_task
 from distqat.tasks.base import Task
@@ -55,23 +56,41 @@ def stage_seed(config: Config, stage: str) -> int:
 
 
 def check_model(config: Config) -> None:
-    """Find at start what would fail later: patterns that match nothing, stages that do not fit together.
+    """Find at start what would fail later: stages that do not fit together, patterns that match nothing.
 
-    Stages are built one after the other on the meta device, so this takes no memory.
+    Stages are built and run on the meta device, so this takes neither memory nor time for the numbers.
     Raises ModelError, QuantError, UnknownName.
     """
-    names = {}
-    with torch.device("meta"):
+    names: dict[str, dict[str, bool]] = {}
+    passed: dict[str, Tensor] | None = None
+    with torch.device("meta"), torch.no_grad():
         for stage in config.stages:
-            names[stage] = module_names(build_module(config, stage, quantize=False))
+            module = build_module(config, stage, quantize=False)
+            names[stage] = module_names(module)
+            passed = _passes(config, stage, module, passed)
     if config.quant.enabled:
         check_patterns(config.quant, names)
 
 
-def stage_sample(config: Config, stage: str, batch_size: int) -> Mapping[str, Tensor] | None:
-    """Tensors of the shapes that a stage takes, or None if its model does not say."""
+def _passes(
+    config: Config, stage: str, module: nn.Module, given: dict[str, Tensor] | None
+) -> dict[str, Tensor] | None:
+    """What a stage makes of what the stage before gives; None where its model does not say what it takes."""
     entry = config.model_pipeline.pipeline[config.stages.index(stage)]
-    return sample_input(entry.model_name, batch_size, stage_kwargs(config, stage))
+    wanted = sample_input(entry.model_name, 2, stage_kwargs(config, stage))
+    if wanted is None:
+        return None
+    if given is not None:
+        ours, theirs = ({n: tuple(t.shape) for n, t in each.items()} for each in (wanted, given))
+        if ours != theirs:
+            raise ModelError(
+                f"stage {stage!r} takes {ours}, the stage before it gives {theirs}: their entries in "
+                "model_pipeline.pipeline do not fit together"
+            )
+    try:
+        return named_tensors(module.eval()(*(tensor.to("meta") for tensor in wanted.values())))
+    except NotImplementedError:  # an operation without a meta form: found when real data comes
+        return None
 
 
 def assemble(config: Config, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

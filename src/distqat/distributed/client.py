@@ -145,7 +145,10 @@ class Client:
         if holder is None or holder.grant.uid != fields.get("uid"):
             return {"unknown": True, "finished": self._finished.is_set()}
         holder.status = fields
-        return {"finished": self._finished.is_set(), "move": holder.leaving}
+        newest = self._rounds.round_of(ExpertId.parse(holder.grant.uid).stage)
+        serving = fields.get("state") == "serving"
+        behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
+        return {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
 
     async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         stage = take(fields, "stage", str)
@@ -228,7 +231,7 @@ class Client:
 
     async def _finish(self) -> None:
         """All rounds are done: assemble and evaluate the model, write the summary, let everybody go."""
-        await self._trainers.stop_training()
+        await self._trainers.stop()
         summary = await collect_result(
             self._config, self._peer.transport, self._rounds, self._trainers, self._slots
         )
@@ -242,7 +245,8 @@ class Client:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or the client was stopped in order; 1: it failed; 2: refused."""
-    zygote = Zygote.start((*PRELOAD, "distqat.distributed.trainer", "distqat.distributed.data_server"))
+    preload = [name for name in PRELOAD if name != "torch._dynamo"]  # only optimizers need it: 1.4 s
+    zygote = Zygote.start((*preload, "distqat.distributed.trainer", "distqat.distributed.data_server"))
     parser = ConfigParser("distqat client", description="Find pipelines and train over them.")
     add_config_arguments(parser)
     args = parser.parse_args(argv)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.distributed.building import build_module
+from distqat.distributed.building import build_module, check_model
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
+    LOG_NAME,
     resolve_device,
     run_role,
     set_title,
@@ -116,10 +117,11 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     """Start the peer, serve, stop."""
     device = resolve_device(config.device, explicit="device" in args.config_overrides)
     given = "server_base_port" in config.model_fields_set
+    await asyncio.to_thread(check_model, config)
     peer = await Peer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
     )
-    sink = open_sinks(config.log_dir, f"server_{os.getpid()}")
+    sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))
     try:
         return await Server(config, peer, device, sink).run(stop)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
@@ -86,7 +87,7 @@ class Trainer:
             await self._watch.refresh()
             finished = False
             while not finished and not stop.is_set():
-                leased = await self._lease()
+                leased = await self._lease(await self._route(stop))
                 self._taken += 1
                 try:
                     finished = await self._one_batch(leased, self._taken, stop)
@@ -96,11 +97,12 @@ class Trainer:
         finally:
             watching.cancel()
 
-    async def _lease(self) -> list[LeasedBatch | None]:
-        """The batches of one inner step: gradient accumulation takes several."""
+    async def _lease(self, route: Route | None) -> list[LeasedBatch | None]:
+        """The batches of one inner step; a server on the route may want them small."""
         options = self._config.diloco
-        batches = options.gradient_accumulation_steps
-        return [await self._data.next(options.batch_size_per_step) for _ in range(batches)]
+        wanted = [server.metrics.get("batch_size", math.inf) for server in (route.servers if route else ())]
+        count = max(1, int(min(options.batch_size_per_step, *wanted)))
+        return [await self._data.next(count) for _ in range(options.gradient_accumulation_steps)]
 
     async def _release(self, lease: LeasedBatch) -> None:
         with contextlib.suppress(DataServerGone):

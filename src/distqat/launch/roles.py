@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.distributed.process import (
+    LOG_NAME,
     LogClaim,
     RestartPolicy,
     RoleCommand,
@@ -95,7 +96,7 @@ def role_command(
         entry=entry_of(kind),
         argv=settings.argv(**(changes or {})),
         log_path=log.path,
-        env=env or {},
+        env={LOG_NAME: log.path.stem, **(env or {})},
         threads=threads,
     )
 

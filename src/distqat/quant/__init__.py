@@ -3,25 +3,50 @@
 A stage's way: `quantize_module`, forward passes over real batches in training mode until `calibrated`,
 `activate`, then train `log_step` with everything else (no weight decay on `step_parameter_names`), and in the
 end `set_state(stage, "frozen")`. Who joins loads a state dict instead and never calibrates.
+
+The names are looked up when they are used: the configuration needs the options alone, and no torch.
 """
 
 from __future__ import annotations
 
-from distqat.quant.coverage import Coverage, coverage
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from distqat.quant.options import QuantOptions
-from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
-from distqat.quant.rules import check_patterns, module_names
-from distqat.quant.wrap import (
-    LayerReport,
-    QuantReport,
-    activate,
-    calibrated,
-    quantize_module,
-    quantizer_buffer_names,
-    quantizers,
-    set_state,
-    step_parameter_names,
-)
+
+if TYPE_CHECKING:
+    from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+    from distqat.quant.rules import check_patterns, module_names
+    from distqat.quant.shares import Coverage, coverage
+    from distqat.quant.wrap import (
+        LayerReport,
+        QuantReport,
+        activate,
+        calibrated,
+        quantize_module,
+        quantizer_buffer_names,
+        quantizers,
+        set_state,
+        step_parameter_names,
+    )
+
+_WHERE = {
+    "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
+    "rules": ("check_patterns", "module_names"),
+    "shares": ("Coverage", "coverage"),
+    "wrap": (
+        "LayerReport",
+        "QuantReport",
+        "activate",
+        "calibrated",
+        "quantize_module",
+        "quantizer_buffer_names",
+        "quantizers",
+        "set_state",
+        "step_parameter_names",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "ActivationQuantizer",
@@ -43,3 +68,9 @@ __all__ = [
     "set_state",
     "step_parameter_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -74,9 +74,7 @@ async def collect_result(
         donors = list(rounds.members(stage).values())
         got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1], own_uid="")
         states[stage] = got.shared
-    modules = {stage: build_module(config, stage) for stage in config.stages}
-    for stage, module in modules.items():
-        as_local(states[stage]).load(module)
+    modules = await asyncio.to_thread(_rebuild, config, states)
     metric, loss, count = await asyncio.to_thread(judge, config, modules)
     path = await asyncio.to_thread(save_model, config, modules)
     sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in slots.holders}
@@ -102,6 +100,13 @@ async def collect_result(
     )
     summary.write(Path(config.log_dir))
     return summary
+
+
+def _rebuild(config: Config, states: Mapping[str, Shared]) -> dict[str, nn.Module]:
+    modules = {stage: build_module(config, stage) for stage in config.stages}
+    for stage, module in modules.items():
+        as_local(states[stage]).load(module)
+    return modules
 
 
 def judge(config: Config, modules: Mapping[str, nn.Module]) -> tuple[float, float, int]:

@@ -23,6 +23,7 @@ RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
 CLIENT_PEER = "DISTQAT_CLIENT_PEER"
 STOP_GRACE_S = 8.0
 LOG_EVERY = 10
+RETRY_S = 0.1
 
 
 class Trainers:
@@ -43,6 +44,8 @@ class Trainers:
         self._wanted: set[int] = set()
         self._kept: dict[int, asyncio.Task[int]] = {}
         self._data: asyncio.Task[int] | None = None
+        self._data_ready: asyncio.Future[dict[str, Any]] | None = None
+        self._starting: list[asyncio.Future[None]] = []
         self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
 
@@ -57,9 +60,12 @@ class Trainers:
             {DATA_SOCKET: str(self._socket)},
             threads=1,
         )
-        started: asyncio.Queue[RoleProcess] = asyncio.Queue()
-        self._data = self._supervisor.start(command, on_start=started.put_nowait)
+        self._data = self._supervisor.start(command, on_start=self._data_started)
         self._data.add_done_callback(lambda task: self._give_up("the data server", task))
+
+    def _data_started(self, role: RoleProcess) -> None:
+        """Trainers wait for the (newest) data server: without it they could only crash."""
+        self._data_ready = asyncio.ensure_future(role.ready(DATA_READY_S))
 
     async def failure(self) -> None:
         """Raises RoleError when the data server or a trainer is given up."""
@@ -67,6 +73,7 @@ class Trainers:
 
     async def run_baseline(self, client_peer: str) -> None:
         """The documented baseline: one trainer that computes by itself; returns when it has finished."""
+        await self._data_serves()
         task = self._start_trainer(0, ("--run-locally",), {CLIENT_PEER: client_peer})
         await asyncio.wait({task})
         if task.result() != 0:
@@ -77,7 +84,7 @@ class Trainers:
         for pipeline in pipelines:
             if pipeline not in self._wanted:
                 self._wanted.add(pipeline)
-                self._start_trainer(pipeline)
+                self._starting.append(asyncio.ensure_future(self._start_when_data_serves(pipeline)))
 
     def report(self, fields: dict[str, Any], *, finished: bool) -> dict[str, Any]:
         """What a trainer says of a step."""
@@ -104,13 +111,28 @@ class Trainers:
         """Over all trainers, from the first step's begin to the last report."""
         return self.samples / max(self.ended - (self.began or self.ended), 1e-9)
 
-    async def stop_training(self) -> None:
-        """End the trainers in order, and the data server behind them."""
-        await self._supervisor.stop(STOP_GRACE_S)
-
     async def stop(self) -> None:
+        """End the trainers and the data server in order. May be repeated."""
+        for starting in self._starting:
+            starting.cancel()
         await self._supervisor.stop(STOP_GRACE_S)
         self._socket.unlink(missing_ok=True)
+
+    async def _start_when_data_serves(self, pipeline: int) -> None:
+        await self._data_serves()
+        self._start_trainer(pipeline)
+
+    async def _data_serves(self) -> None:
+        """Return once a data server is ready; one that crashed is started again by its supervisor."""
+        while True:
+            ready = self._data_ready
+            try:
+                if ready is not None:
+                    await asyncio.shield(ready)
+                    return
+            except RoleError as error:
+                logger.warning("the data server is not ready: %s", error)
+            await asyncio.sleep(RETRY_S)
 
     def _start_trainer(
         self, pipeline: int, flags: tuple[str, ...] = (), env: Mapping[str, str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distqat.distributed.process.command import RoleCommand
 from distqat.distributed.process.device import DeviceChoice, choose_device, resolve_device, threads_per_server
-from distqat.distributed.process.logs import LogClaim, claim_log, set_up_logging
+from distqat.distributed.process.logs import LOG_NAME, LogClaim, claim_log, set_up_logging
 from distqat.distributed.process.ports import PortClaim, claim_port
 from distqat.distributed.process.restarts import RestartPolicy
 from distqat.distributed.process.role import announce_ready, guarded, run_role
@@ -14,6 +14,7 @@ from distqat.distributed.process.title import set_title
 from distqat.distributed.process.zygote import PRELOAD, RoleProcess, Zygote
 
 __all__ = [
+    "LOG_NAME",
     "PRELOAD",
     "DeviceChoice",
     "Ended",

@@ -92,7 +92,10 @@ class RoundMember:
 
     async def resync(self) -> None:
         """Outside a round: be a member again, with what was missed, between two inner steps."""
+        known = self.shared.round
         async with self._lock:
+            if self.shared.round > known:  # the round that was under way has ended here as well
+                return
             await self._parts.steps.pause()
             try:
                 await self.catch_up()

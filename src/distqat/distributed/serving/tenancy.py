@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -282,6 +283,16 @@ class Tenancy:
         }
 
     def _round_ended(self, record: dict[str, Any]) -> None:
+        seconds = self.steps.step_seconds
+        if seconds:
+            logger.info(
+                "round %d %s; step time %.3f s (median of the last %d), step %d",
+                record["round"],
+                "committed" if record["committed"] else "discarded",
+                median(seconds),
+                len(seconds),
+                self._replica.step,
+            )
         self.sink.write({**record, "uid": self._uid, **{f"server_{k}": v for k, v in self._flat().items()}})
 
     def _flat(self) -> dict[str, Any]:
@@ -307,6 +318,8 @@ class Tenancy:
                 return "finished"
             if answer.get("unknown") and not await self._reclaim():
                 return "lost"
+            if answer.get("behind") and self._member is not None:
+                await self._member.resync()  # nobody serves with an anchor that the others do not have
             if answer.get("move"):
                 logger.info("asked to leave %s for a stage without a replica", self._uid)
                 return "moved"

@@ -1,0 +1,155 @@
+"""docs/configuration.md, made of the schema: `python tests/docs/configuration_page.py` writes it anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distqat.config.schema import Config
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+COMMAND = "python tests/docs/configuration_page.py"
+Schema = Mapping[str, Any]
+
+OPTIMIZER = {
+    "type": "`adamw` reads the `adam_*` keys too.",
+    "adam_lr": "Learning rate of `adam` and `adamw`.",
+    "adam_weight_decay": "Weight decay of `adam` (added to the gradient) and `adamw` (shrinks the weights).",
+    "adam_beta1": "Decay of the mean of gradients.",
+    "adam_beta2": "Decay of the mean of their squares.",
+    "adam_eps": "Added to the denominator.",
+    "sgd_lr": "Learning rate of `sgd`.",
+    "sgd_momentum": "Momentum of `sgd`.",
+    "sgd_nesterov": "Nesterov's form of the momentum.",
+    "sgd_weight_decay": "Weight decay of `sgd` (added to the gradient).",
+}
+MEANINGS = {
+    **{f"diloco.inner_optim.{key}": meaning for key, meaning in OPTIMIZER.items()},
+    **{f"diloco.outer_optim.{key}": meaning for key, meaning in OPTIMIZER.items()},
+    "data.task_type": "What is learnt; `nlp` means `llm`. Only `cv` is built so far.",
+    "quant.enabled": "Train with quantizers; `--disable-quant` sets it to false.",
+    "quant.weight.bits": "Bits of weights.",
+    "quant.activation.bits": "Bits of activations.",
+    "quant.activation.signed": "Whether codes may be negative.",
+    "quant.overrides": "Other bits for some layers; a list of the keys below.",
+    "quant.overrides[].match": "Pattern of layer names.",
+    "quant.overrides[].weight": "`{bits: N}` for weights; null: as above.",
+    "quant.overrides[].activation": "`{bits: N}` for activations; null: as above.",
+}
+"""Of keys that say nothing of themselves in the schema."""
+
+LATER = ("param_mirror.enable", "param_mirror.refresh_every")
+"""Keys that load and that nothing reads yet."""
+
+HEAD = f"""\
+# Configuration
+
+One YAML file and flags. Every key is also a flag: `diloco.inner_steps` is `--diloco-inner-steps`, a `bool`
+has a `--no-` form, `null` stands for nothing, lists are separated by commas. A flag wins over the file. An
+unknown key or value is refused with file, line and the nearest known name, exit code 2.
+
+`distqat config --schema` prints JSON Schema, `distqat config PATH [flags]` the values that a run would have.
+This page is written by `{COMMAND}`; a test holds it to the schema.
+
+Replicas of a stage must agree in `experiment_prefix`, `seed`, the pipeline, `data.task_type`,
+`data.num_channels`, `data.img_size`, `diloco.inner_steps`, `diloco.codec`, `diloco.max_delta_norm_ratio`, the
+keys that the outer optimizer reads, and `quant`; a server that differs is refused by the name of the key. All
+other keys may differ per server.
+"""
+
+
+def sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """Every section with its path, the whole first; items of a list are a section too."""
+    definitions: Schema = schema.get("$defs", {})
+
+    def walk(path: str, section: Schema) -> Iterator[tuple[str, Schema]]:
+        yield path, section
+        for name, raw in section["properties"].items():
+            below = f"{path}.{name}" if path else name
+            inner = section_of(raw)
+            if inner is not None:
+                yield from walk(below, inner)
+            elif "items" in raw and section_of(raw["items"]) is not None:
+                yield from walk(f"{below}[]", section_of(raw["items"]) or {})
+
+    def section_of(raw: Schema) -> Schema | None:
+        reference = raw.get("$ref")
+        return None if reference is None else definitions[reference.rpartition("/")[2]]
+
+    return walk("", schema)
+
+
+def leaves(section: Schema) -> Iterator[tuple[str, Schema]]:
+    """The keys of a section that hold values of their own."""
+    return ((name, raw) for name, raw in section["properties"].items() if "$ref" not in raw)
+
+
+def type_of(raw: Schema) -> str:
+    """`int, 1 to 1024`, `text or null`, `fp16-mixed, bf16, fp32`."""
+    if "enum" in raw:
+        return ", ".join(f"`{name}`" for name in raw["enum"])
+    if "const" in raw:
+        return f"`{raw['const']}`"
+    if "anyOf" in raw:
+        return " or ".join(type_of(each) for each in raw["anyOf"])
+    if "$ref" in raw:
+        return "section"
+    names = {"integer": "int", "number": "float", "string": "text", "boolean": "bool", "null": "null"}
+    if raw.get("type") == "array":
+        inside = type_of(raw["items"])
+        return "list of sections" if inside == "section" else f"list of {inside}s"
+    return ", ".join([names[raw["type"]], *filter(None, [bounds(raw)])])
+
+
+def bounds(raw: Schema) -> str:
+    """`1 to 1024`, `above 0`, `at least 1`."""
+    least, most = raw.get("minimum"), raw.get("maximum")
+    above, below = raw.get("exclusiveMinimum"), raw.get("exclusiveMaximum")
+    below = None if below is not None and below > 2**53 else below
+    if least is not None and most is not None:
+        return f"{least} to {most}"
+    words = [("at least", least), ("above", above), ("at most", most), ("below", below)]
+    return ", ".join(f"{word} {_plain(limit)}" for word, limit in words if limit is not None)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
+
+
+def default_of(path: str, name: str, raw: Schema, section: Schema) -> str:
+    if name in section.get("required", ()):
+        return "required"
+    if path == "model_pipeline.pipeline":
+        return "`resnet18.front`, `resnet18.back`"
+    return f"`{json.dumps(raw.get('default', []))}`"
+
+
+def meaning_of(path: str, raw: Schema) -> str:
+    text = " ".join(str(raw.get("description") or MEANINGS.get(path, "")).split())
+    text = text if not text or text[-1] in ".)" else f"{text}."
+    return f"{text} Nothing reads it yet." if path in LATER else text
+
+
+def page() -> str:
+    """The whole page."""
+    schema = Config.model_json_schema()
+    parts = [HEAD]
+    for path, section in sections(schema):
+        title = f"`{path}`" if path else "The run"
+        about = "" if not path else " ".join(str(section.get("description", "")).split())
+        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for name, raw in leaves(section):
+            full = f"{path}.{name}" if path else name
+            cells = [f"`{name}`", type_of(raw), default_of(full, name, raw, section), meaning_of(full, raw)]
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        has_rows = len(rows) > 2
+        parts.append("\n\n".join(filter(None, [f"## {title}", about, "\n".join(rows) if has_rows else ""])))
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}\n")
