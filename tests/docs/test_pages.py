@@ -1,0 +1,95 @@
+"""What the pages say of configuration, files, calls and log lines is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.docs import configuration_page
+from tests.docs.log_lines import LOG_LINES
+from tests.docs.pages import ROOT, Block, blocks, pages
+
+from distqat.config import Config, agreement, load_config
+from distqat.config.fields import config_fields
+from distqat.config.load import shipped_configs
+from distqat.config.schema import MirrorOptions
+
+DISTRIBUTED = "\n".join(
+    path.read_text(encoding="utf-8") for path in sorted((ROOT / "src/distqat/distributed").rglob("*.py"))
+)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_every_yaml_block_loads(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "block.yaml"
+    path.write_text(block.text)
+    load_config(path)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_loads_and_is_documented(name: str) -> None:
+    load_config(f"configs/{name}.yaml")
+    assert f"`configs/{name}.yaml`" in (ROOT / "README.md").read_text()
+
+
+def test_the_configuration_page_is_that_of_the_schema() -> None:
+    written = configuration_page.PAGE.read_text(encoding="utf-8")
+    assert written == configuration_page.page(), f"run {configuration_page.COMMAND}"
+
+
+def test_every_key_has_a_meaning() -> None:
+    text = configuration_page.page()
+    assert not re.findall(r"^\| `[^|]*\|[^|]*\|[^|]*\| +\|$", text, re.MULTILINE)
+    for field in config_fields():
+        assert f"| `{field.path.rpartition('.')[2]}` |" in text
+
+
+@pytest.mark.parametrize("key", configuration_page.LATER)
+def test_keys_that_nothing_reads_are_those_marked(key: str) -> None:
+    name = key.rpartition(".")[2]
+    assert name in MirrorOptions.model_fields
+    users = [path for path in (ROOT / "src").rglob("*.py") if f"param_mirror.{name}" in path.read_text()]
+    assert not users, f"{key} is read now: take it out of LATER"
+
+
+def test_keys_that_must_agree_are_those_of_the_agreement() -> None:
+    told = configuration_page.HEAD
+    settings = {
+        key for key in agreement(Config(), "front") if key not in ("protocol", "run", "stage", "stages")
+    }
+    for key in settings:
+        section = key.partition(".")[0]
+        assert f"`{key}`" in told or section in ("model", "quant") or "outer_optim" in key, key
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "distqat"
+    places = (ROOT, package, package / "distributed", package / "launch")
+    for name in set(re.findall(r"`([\w/]+(?:\.py|/))`", text)):
+        assert any((place / name).exists() for place in places), name
+
+
+def test_every_call_in_the_diagrams_is_answered() -> None:
+    text = "".join(block.text for block in blocks("mermaid") if block.text.startswith("sequenceDiagram"))
+    calls = set(re.findall(r"[A-Z]->>[A-Z]: (\w+)", text))
+    assert {"open", "train", "labels", "prepare", "commit", "slot", "ready", "contribute", "vote"} <= calls
+    for call in calls:
+        assert f'"{call}"' in DISTRIBUTED, call
+
+
+def test_every_documented_log_line_is_written_so() -> None:
+    shown = [
+        line for block in blocks("text") for line in block.text.splitlines() if block.page == "README.md"
+    ]
+    assert sorted(shown) == sorted(line.shown for line in LOG_LINES)
+    for line in LOG_LINES:
+        assert line.code in DISTRIBUTED, line.shown
+        assert line.arguments is None or line.code % line.arguments == line.shown
