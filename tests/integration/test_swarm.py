@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(90),
 ]
 ROOT = Path(__file__).parents[2]
-ROUNDS, STAGES, REPLICAS = 6, ("front", "back"), 2
+ROUNDS, STAGES, REPLICAS = 24, ("front", "back"), 2
 
 
 def records(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -88,7 +88,8 @@ def test_two_stages_two_replicas(tmp_path: Path) -> None:
             witnesses[key] += 1
     for key, seen in digests.items():
         assert seen == {committed[key]["digest"]}, key
-    assert max(witnesses.values()) == REPLICAS
+    together = sum(count == REPLICAS for count in witnesses.values())
+    assert together >= len(STAGES) * ROUNDS // 3, witnesses  # the second pipeline starts a little later
 
     config = load_config(ROOT / "configs" / "mlp.yaml", {})
     with safe_open(summary["model"], "pt") as model:

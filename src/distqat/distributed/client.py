@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.finish import collect_result
+from distqat.distributed.coordination.finish import Run, build_all, collect_states, conclude
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots, check_agreement
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
@@ -58,6 +60,7 @@ class Client:
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._found: set[str] = set()
         self._told = ""
+        self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
         self._locally = bool(os.environ.get(RUN_LOCALLY))
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -98,6 +101,7 @@ class Client:
         if call.method == "beat":
             return Message(self._beat(call.peer, fields))
         if call.method == "report":
+            self._prepare_judgement()
             return Message(self._trainers.report(fields, finished=self._finished.is_set()))
         if call.method == "members":
             return Message(await self._members(call.peer, fields))
@@ -229,12 +233,19 @@ class Client:
             "finished": self._finished.is_set(),
         }
 
+    def _prepare_judgement(self) -> None:
+        """Build the model for the end while servers train: its libraries take seconds to import."""
+        if self._modules is None and not self._locally:
+            self._modules = asyncio.ensure_future(asyncio.to_thread(build_all, self._config))
+
     async def _finish(self) -> None:
         """All rounds are done: assemble and evaluate the model, write the summary, let everybody go."""
         await self._trainers.stop()
-        summary = await collect_result(
-            self._config, self._peer.transport, self._rounds, self._trainers, self._slots
-        )
+        self._prepare_judgement()
+        assert self._modules is not None
+        states = await collect_states(self._config, self._peer.transport, self._rounds)
+        run = Run(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
+        summary = await conclude(run, states, await self._modules)
         self._log.finish()
         self._finished.set()
         logger.info("finished: %s", summary.line())

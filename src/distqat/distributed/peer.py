@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
-import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,6 @@ from distqat.swarm.transport import StreamTransport, UnixStreams
 logger = logging.getLogger(__name__)
 
 TOKEN = "DISTQAT_TOKEN"
-BEING_BORN_S = 60.0  # a younger socket may be bound and not listened on yet
 
 
 @dataclass
@@ -104,17 +100,15 @@ def _options(config: Config, port: int, initial_peers: Sequence[str]) -> EngineO
     )
 
 
-def sweep_dead_sockets(folder: Path) -> None:
-    """Remove sockets that nobody listens on any more: their owners were killed."""
+def sweep_dead_sockets(folder: Path, bound: Path = Path("/proc/net/unix")) -> None:
+    """Remove sockets that no process has open any more: their owners were killed. Linux only."""
+    try:
+        in_use = {line.split()[-1] for line in bound.read_text().splitlines() if "/" in line}
+    except OSError:
+        return
     for path in folder.glob("*.sock"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime < BEING_BORN_S:
-                continue
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink()
+        if str(path) not in in_use:
+            path.unlink(missing_ok=True)
 
 
 async def first_of(stop: asyncio.Event, *work: asyncio.Future[Any]) -> asyncio.Future[Any] | None:

@@ -63,10 +63,23 @@ class Summary:
         fresh.replace(path)
 
 
-async def collect_result(
-    config: Config, transport: Transport, rounds: RoundService, trainers: Trainers, slots: Slots
-) -> Summary:
-    """Assemble the last committed round of every stage and judge it. Raises SwarmError if a stage is lost."""
+@dataclass(frozen=True)
+class Run:
+    """What the client knows of a run that has come to its end."""
+
+    config: Config
+    trainers: Trainers
+    slots: Slots
+    bytes_out: int
+
+
+def build_all(config: Config) -> dict[str, nn.Module]:
+    """Every stage of the model, in this process."""
+    return {stage: build_module(config, stage) for stage in config.stages}
+
+
+async def collect_states(config: Config, transport: Transport, rounds: RoundService) -> dict[str, Shared]:
+    """The last committed round of every stage. Raises StageUnavailable if nobody has it any more."""
     states: dict[str, Shared] = {}
     for stage in config.stages:
         newest = rounds.round_of(stage)
@@ -74,10 +87,17 @@ async def collect_result(
         donors = list(rounds.members(stage).values())
         got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1], own_uid="")
         states[stage] = got.shared
-    modules = await asyncio.to_thread(_rebuild, config, states)
+    return states
+
+
+async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str, nn.Module]) -> Summary:
+    """Assemble the model, judge it on the held-out part, write it and the summary."""
+    config, trainers = run.config, run.trainers
+    for stage, module in modules.items():
+        as_local(states[stage]).load(module)
     metric, loss, count = await asyncio.to_thread(judge, config, modules)
     path = await asyncio.to_thread(save_model, config, modules)
-    sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in slots.holders}
+    sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in run.slots.holders}
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
     summary = Summary(
         mode="swarm",
@@ -94,19 +114,12 @@ async def collect_result(
         model=str(path),
         logs=str(config.log_dir),
         checkpoints=str(config.checkpoint_dir),
-        bytes_sent={**sent, "client": transport.traffic.bytes_out},
+        bytes_sent={**sent, "client": run.bytes_out},
         digests={stage: shared.digest for stage, shared in states.items()},
         discarded_rounds=sum(not record["committed"] for record in trainers.rounds),
     )
     summary.write(Path(config.log_dir))
     return summary
-
-
-def _rebuild(config: Config, states: Mapping[str, Shared]) -> dict[str, nn.Module]:
-    modules = {stage: build_module(config, stage) for stage in config.stages}
-    for stage, module in modules.items():
-        as_local(states[stage]).load(module)
-    return modules
 
 
 def judge(config: Config, modules: Mapping[str, nn.Module]) -> tuple[float, float, int]:

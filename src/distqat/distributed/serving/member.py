@@ -18,7 +18,7 @@ from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_snapshot
+from distqat.distributed.serving.transfer import fetch_newest
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadContribution, SwarmError
 from distqat.failpoints import failpoint
@@ -64,6 +64,7 @@ class RoundMember:
         self._due = asyncio.Event()
         self._published: _Published | None = None
         self._publication = asyncio.Event()
+        self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         parts.steps.on_commit = self._step_committed
 
@@ -83,6 +84,12 @@ class RoundMember:
         if (self._published.round, self._published.attempt) != wanted:
             raise BadContribution(f"the contribution to round {wanted[0]} attempt {wanted[1]} is gone")
         return Message({}, self._published.tensors)
+
+    async def holding(self, round: int) -> Shared:
+        """The committed state of `round` or a later one; waits while this replica is about to adopt it."""
+        while self.shared.round < round:
+            await self._advanced.wait()
+        return self.shared
 
     def _step_committed(self, samples: int) -> None:
         self._since += 1
@@ -235,6 +242,8 @@ class RoundMember:
 
         await self._compute(merge)
         self.shared = result
+        self._advanced.set()
+        self._advanced = asyncio.Event()
         samples, since = spent
         self._samples, self._since = self._samples - samples, self._since - since
         self._rearm()
@@ -243,13 +252,16 @@ class RoundMember:
         """After a missed commit: take the committed state and keep the local work, then be a member again."""
         stage = self._replica.stage
         while True:
-            known = await self._parts.coordinator.insist("members", {"stage": stage})
-            donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-            round, digest = take(known, "round", int), take(known, "digest", str)
-            if round > self.shared.round:
-                fetched = await fetch_snapshot(
-                    self._parts.transport, donors, round=round, digest=digest, own_uid=self._hop.uid
+            fetched = None
+            if await self._is_behind():
+                fetched = await fetch_newest(
+                    self._parts.transport,
+                    self._parts.coordinator,
+                    stage,
+                    own_uid=self._hop.uid,
+                    newer_than=self.shared.round,
                 )
+            if fetched is not None:
                 old = as_local(self.shared)
                 await self._adopt(fetched.shared, old, (self._samples, self._since))
             answer = await self._parts.coordinator.insist(
@@ -257,6 +269,10 @@ class RoundMember:
             )
             if not answer.get("behind"):
                 return
+
+    async def _is_behind(self) -> bool:
+        known = await self._parts.coordinator.insist("members", {"stage": self._replica.stage})
+        return take(known, "round", int) > self.shared.round
 
     def _postpone(self) -> None:
         """The next attempt comes after as many inner steps again; its delta spans both."""

@@ -25,10 +25,9 @@ from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_snapshot, load_inner_state, snapshot_message
+from distqat.distributed.serving.transfer import fetch_newest, load_inner_state, snapshot_message
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused, StageUnavailable, SwarmError
-from distqat.failpoints import failpoint
+from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
@@ -145,7 +144,7 @@ class Tenancy:
         if call.method == "status":
             return Message(self._status())
         if call.method == "snapshot" and self._member is not None:
-            shared = self._member.shared
+            shared = await self._member.holding(take(call.message.fields, "round", int))
             return await self._compute.submit(
                 Priority.CONTROL, "round", lambda: snapshot_message(shared, self._replica)
             )
@@ -199,21 +198,11 @@ class Tenancy:
 
     async def _join(self) -> Shared:
         """Everybody else takes the committed state, verified, before it declares itself."""
-        stage = self._replica.stage
         began = time.monotonic()
-        while True:
-            known = await self._coordinator.insist("members", {"stage": stage, "wait": True}, timeout=3600.0)
-            donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-            round, digest = take(known, "round", int), take(known, "digest", str)
-            try:
-                failpoint("join.before_fetch")
-                got = await fetch_snapshot(
-                    self._peer.transport, donors, round=round, digest=digest, own_uid=self._uid
-                )
-                break
-            except StageUnavailable as error:
-                logger.warning("%s cannot join yet: %s", self._uid, error)
-                await asyncio.sleep(0.5)
+        got = await fetch_newest(
+            self._peer.transport, self._coordinator, self._replica.stage, own_uid=self._uid
+        )
+        assert got is not None
 
         def load() -> None:
             as_local(got.shared).load(self._replica.module)
@@ -223,7 +212,11 @@ class Tenancy:
         await self._compute.submit(Priority.CONTROL, "round", load)
         size = sum(t.nbytes for t in got.shared.tensors().values())
         logger.info(
-            "%s took round %d, %.1f MB, in %.2f s", self._uid, round, size / 1e6, time.monotonic() - began
+            "%s took round %d, %.1f MB, in %.2f s",
+            self._uid,
+            got.shared.round,
+            size / 1e6,
+            time.monotonic() - began,
         )
         return got.shared
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Shared
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadContribution, CheckpointError, StageUnavailable, SwarmError
+from distqat.failpoints import failpoint
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT = 120.0
+DONOR_TIMEOUT = 3600.0  # how long a stage may be without a donor before the question is put again
+RETRY_S = 0.2
 INNER = "inner/"
 
 
@@ -39,13 +44,33 @@ def snapshot_message(shared: Shared, replica: StageReplica) -> Message:
     return Message({"round": shared.round, "digest": shared.digest, "step": replica.step}, tensors)
 
 
+async def fetch_newest(
+    transport: Transport, coordinator: Coordinator, stage: str, *, own_uid: str, newer_than: int = -1
+) -> Fetched | None:
+    """The committed state of a stage, from whoever has it; None if it is not newer than `newer_than`.
+
+    Waits as long as the stage has no donor, or its donors are just between two rounds.
+    """
+    while True:
+        known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
+        round, digest = take(known, "round", int), take(known, "digest", str)
+        if round <= newer_than:
+            return None
+        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+        failpoint("join.before_fetch")
+        try:
+            return await fetch_snapshot(transport, donors, round=round, digest=digest, own_uid=own_uid)
+        except StageUnavailable as error:
+            logger.info("%s asks again for the state of %s: %s", own_uid, stage, error)
+            await asyncio.sleep(RETRY_S)
+
+
 async def fetch_snapshot(
     transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, own_uid: str
 ) -> Fetched:
     """The state of `round` from the first donor that has it; the digest is the commit log's.
 
-    A donor that is one round further already gives what the log will confirm at the next question, so it is
-    refused here and the caller asks again. Raises StageUnavailable when no donor gave it.
+    Raises StageUnavailable when no donor gave it: all are gone, or further already.
     """
     last: SwarmError | None = None
     for donor in donors:
@@ -53,10 +78,10 @@ async def fetch_snapshot(
             continue
         try:
             link = await transport.link(donor.address)
-            reply = await link.call("snapshot", timeout=FETCH_TIMEOUT)
+            reply = await link.call("snapshot", Message({"round": round}), timeout=FETCH_TIMEOUT)
             return _verified(reply, round, digest)
         except (SwarmError, CheckpointError) as error:
-            logger.warning("no snapshot of round %d from %s: %s", round, donor.uid, error)
+            logger.info("no snapshot of round %d from %s: %s", round, donor.uid, error)
             last = error if isinstance(error, SwarmError) else BadContribution(str(error))
     raise StageUnavailable(
         f"no replica gave the state of round {round}: {last or 'there is no other replica'}"
