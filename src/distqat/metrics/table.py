@@ -32,16 +32,16 @@ def swarm_table(status: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def _servers(rows: Sequence[Row]) -> Table:
-    columns = ("Server", "State", "Device", "Step", "Round", "Fwd %", "Bwd %", "Idle %", "Queue")
-    table = _table("No server answers" if not rows else None, (*columns, "MB in", "MB out", "Samples/s"))
+    """Few columns, so that it fits a terminal of 80."""
+    columns = ("Server", "State", "Device", "Step", "Round", "F/B/Idle %", "Q", "MB in/out", "Sps")
+    table = _table("No server answers" if not rows else None, columns)
     for row in rows:
         spent = sum(_float(row.get(name)) or 0.0 for name in TIMES)
         shares = [_share(row.get(name), spent) for name in ("forward_s", "backward_s", "idle_s")]
         counts = [_text(row.get(name)) for name in ("uid", "state", "device", "step", "round")]
         traffic = [_megabytes(row.get(name)) for name in ("bytes_in", "bytes_out")]
-        table.add_row(
-            *counts, *shares, _text(row.get("queue")), *traffic, _number(row.get("samples_per_s"), 1)
-        )
+        queue, rate = _text(row.get("queue")), _number(row.get("samples_per_s"), 0)
+        table.add_row(*counts, "/".join(shares), queue, "/".join(traffic), rate)
     return table
 
 
@@ -73,7 +73,7 @@ def _table(title: str | None, columns: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(columns):
         text = place == 0 or name in ("State", "Device", "Outcome")
         table.add_column(name, justify="left" if text else "right", no_wrap=name != "Outcome")

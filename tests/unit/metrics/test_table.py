@@ -45,8 +45,7 @@ def row(text: str, begin: str) -> list[str]:
 
 def test_every_fact_has_its_place() -> None:
     text = rendered({"servers": [SERVER], "trainers": [TRAINER], "rounds": ROUNDS})
-    shares = ["20", "50", "20"]
-    server = ["front.0.0.0", "serving", "cpu", "120", "4", *shares, "3", "12.3", "2.0", "88.2"]
+    server = ["front.0.0.0", "serving", "cpu", "120", "4", "20/50/20", "3", "12.3/2.0", "88"]
     assert row(text, "front.0.0.0") == server
     assert row(text, "0 ") == ["0", "120", "2.34567", "12.5", "-"]
     assert row(text, "front ") == ["front", "4", "2", "0.75", "0.5", "committed"]

@@ -100,6 +100,8 @@ def check_agreement(ours: Mapping[str, Mapping[str, Any]], theirs: Any, peer: st
         if isinstance(theirs[stage], dict):
             keys.discard(stage)
             keys |= set(differing_keys(ours[stage], theirs[stage]))
+    if "quant.enabled" in keys:  # then every other key of the section differs as well
+        keys = {key for key in keys if not key.startswith("quant.")} | {"quant.enabled"}
     if keys:
         advice = "use the configuration of this run"
         if any(key.startswith("quant") for key in keys):
