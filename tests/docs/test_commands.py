@@ -73,6 +73,7 @@ OWN_FLAGS = {
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas",
     "--no-progress", "--num-servers", "--watch", "--run-locally", "--schema", "--json",
 }  # fmt: skip
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 OTHERS_FLAGS = {"--env", "--secret", "--no-setup", "--logdir"}
 
 
@@ -88,10 +89,17 @@ def test_the_table_holds_nothing_else() -> None:
 
 def test_every_flag_in_the_text_exists() -> None:
     known = {field.flag for field in config_fields()} | OWN_FLAGS | OTHERS_FLAGS
+    known |= {flag for script in SCRIPTS for flag in re.findall(r'"(--[a-z-]+)"', script.read_text())}
     known |= {f"--no-{field.flag[2:]}" for field in config_fields() if field.is_bool}
     for page in pages():
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used - {"--no-"} <= known, page
+
+
+def test_every_benchmark_in_the_text_exists() -> None:
+    for page in pages():
+        for path in re.findall(r"benchmarks/\w+\.py", page.read_text(encoding="utf-8")):
+            assert ROOT / path in SCRIPTS, (page, path)
 
 
 def test_every_extra_in_the_text_exists() -> None:
