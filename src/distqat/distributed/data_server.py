@@ -14,6 +14,7 @@ from distqat.data.server import DataServer
 from distqat.data.source import open_source
 from distqat.distributed.building import build_task
 from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
+from distqat.errors import ConfigError, DataError, TaskError
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,12 @@ def socket_path() -> Path:
 
 
 async def serve(config: Config, stop: asyncio.Event) -> int:
-    """Serve until asked to stop. Raises DataError, HubUnavailable, TaskError."""
-    task = build_task(config)
-    source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    """Serve until asked to stop. Raises ConfigError when the data cannot be read as configured."""
+    try:
+        task = build_task(config)
+        source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    except (DataError, TaskError) as error:  # it was tried again and again; a restart cannot help
+        raise ConfigError(str(error)) from error
     server = DataServer(source, task, workers=config.data.num_workers)
     await server.start(socket_path())
     logger.info("serving %s in batches over %s", config.data.dataset_name, socket_path())
@@ -42,7 +46,7 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: stopped in order; 1: the data cannot be read; 2: refused."""
+    """Exit code 0: stopped in order; 2: refused, or the data cannot be read."""
     parser = ConfigParser(
         "distqat data-server", description="Hand out the data set to trainers of this host."
     )

@@ -76,11 +76,16 @@ def complaints(folder: Path) -> list[str]:
     logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
     found = []
     for path in logs:
-        lines = path.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
-        last = next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
+        last = complaint(path)
         if last is not None and last not in found:
             found.append(last)
     return found
+
+
+def complaint(log: Path) -> str | None:
+    """The sentence with which the role of this log last ended, if it ended with one."""
+    lines = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
+    return next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
 
 
 def _held(path: Path) -> bool:

@@ -20,7 +20,7 @@ from distqat.distributed.process.supervisor import ending
 from distqat.errors import RoleError
 from distqat.launch.display import Display
 from distqat.launch.feed import StatusFeed
-from distqat.launch.folder import SUMMARY, complaints
+from distqat.launch.folder import SUMMARY, complaint, complaints
 from distqat.launch.plan import Plan
 from distqat.launch.progress import Frame, Pace, Reading
 from distqat.launch.roles import (
@@ -170,6 +170,9 @@ class LocalRun:
             return
         name, log = ended.command.name, ended.command.log_path
         self._say(f"{name} ended with {ending(ended.code)}: {ended.consequence}; see {log}")
+        said = complaint(log) if ended.code > 0 and log and name.startswith("server") else None
+        if said:
+            self._say(said)
         if name.startswith("server") and ended.consequence.startswith("given up"):
             self._lost.put_nowait(ended)
 

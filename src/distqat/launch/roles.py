@@ -17,6 +17,7 @@ from distqat.distributed.process import (
     RoleProcess,
     Supervisor,
     claim_log,
+    resolve_device,
     set_up_logging,
 )
 from distqat.errors import RoleError
@@ -59,6 +60,9 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
     settings = Settings(config_from_args(args), args.config_path or "", args.config_overrides)
     set_up_logging("launcher", settings.log_level)
+    device = settings.config.device
+    if device != "cpu" and "device" in settings.overrides:  # typed: refused before anything is started
+        resolve_device(device, explicit=True)
     return settings
 
 

@@ -24,6 +24,7 @@ from distqat.distributed.process import (
 from distqat.distributed.process.device import LOCAL_INDEX
 from distqat.distributed.process.supervisor import ending
 from distqat.errors import ConfigError
+from distqat.launch.folder import complaint
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
     STOP_GRACE_S,
@@ -116,6 +117,9 @@ async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygot
 
 def _say_end(ended: Ended) -> None:
     _say(f"{ended.command.name} (PID {ended.pid}) ended with {ending(ended.code)}: {ended.consequence}")
+    said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
+    if said:
+        _say(said)
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, claim_log, runtime_dir
-from distqat.errors import RoleError
+from distqat.distributed.process.restarts import USAGE
+from distqat.errors import ConfigError, RoleError
 from distqat.metrics import Sink
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,8 @@ class Trainers:
     def _give_up(self, what: str, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
             return
+        code = task.result()
+        kind = ConfigError if code == USAGE else RoleError
         self._failed.set_exception(
-            RoleError(f"{what} ended with code {task.result()} and is not started again; see its log")
+            kind(f"{what} ended with code {code} and is not started again; see its log")
         )

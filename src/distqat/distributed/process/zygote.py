@@ -137,6 +137,7 @@ class Zygote:
             raise RoleError(f"cannot start {command.name}: the fork server has ended")
         number = next(self._ids)
         answer: asyncio.Future[RoleProcess] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_seen)  # also when its caller was cancelled meanwhile
         self._spawning[number] = (command, answer)
         writer.write(encode({"op": "spawn", "id": number, "command": command.to_message()}))
         try:
@@ -213,6 +214,11 @@ class Zygote:
     def _signal(self, pid: int, signum: int, group: bool) -> None:
         if self._writer is not None and not self._lost:
             self._writer.write(encode({"op": "signal", "pid": pid, "signal": int(signum), "group": group}))
+
+
+def _seen(answer: asyncio.Future[RoleProcess]) -> None:
+    if not answer.cancelled():
+        answer.exception()
 
 
 def may_fork() -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from distqat.distributed.wire import Hop
+from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike
 from distqat.topology.attempts import StepId
 
@@ -48,8 +49,10 @@ class OpenAttempt:
     forward_turns: Turns = field(default_factory=Turns)
     backward_turns: Turns = field(default_factory=Turns)
     labels: dict[int, asyncio.Future[Mapping[str, Tensor]]] = field(default_factory=dict)
+    answers: dict[tuple[str, int], asyncio.Future[Message]] = field(default_factory=dict)  # by call
     running: set[asyncio.Task[object]] = field(default_factory=set)
     prepared: bool = False
+    applying: asyncio.Future[Message] | None = None  # its commit, once that has begun
 
     def labels_of(self, microbatch: int) -> asyncio.Future[Mapping[str, Tensor]]:
         """The labels of a microbatch, which may come before or after its activations."""

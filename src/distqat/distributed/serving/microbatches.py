@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -23,9 +24,16 @@ class Microbatches:
         self._compute = compute
 
     async def run(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
-        """Answer one of the four calls."""
+        """Answer one of the four calls; one that is repeated gets the answer of the first."""
         if method == "labels":
             return self._labels(attempt, message)
+        key = method, _number(attempt, message)
+        if key in attempt.answers:
+            return await asyncio.shield(attempt.answers[key])
+        attempt.answers[key] = asyncio.ensure_future(self._first(method, attempt, message))
+        return await attempt.answers[key]
+
+    async def _first(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
         if method == "forward":
             return await self._forward(attempt, message)
         if method == "backward":

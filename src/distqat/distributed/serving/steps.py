@@ -138,19 +138,26 @@ class Steps:
         if not attempt.prepared:
             raise Refused(f"commit of {id} at {self._uid}: it was never prepared")
         failpoint("stage.commit.before_apply")
-        samples, skip = take(fields, "samples", int), take(fields, "skip", bool)
+        asked = {key: fields[key] for key in COMMIT_FIELDS if key in fields}
+        if attempt.applying is None:
+            attempt.applying = asyncio.ensure_future(self._apply(attempt, asked))
+        return await asyncio.shield(attempt.applying)
+
+    async def _apply(self, attempt: OpenAttempt, asked: dict[str, Any]) -> Message:
+        """A task of its own: it ends whole, also when whoever sent the commit dies in the middle of it."""
+        id, samples, skip = attempt.id, take(asked, "samples", int), take(asked, "skip", bool)
         if attempt.train:
-            factor = take(fields, "factor", float)
-            job = self._compute.submit(
+            factor = take(asked, "factor", float)
+            step = await self._compute.submit(
                 Priority.CONTROL, "optimizer", lambda: self._replica.commit(factor, skip=skip)
             )
-            step = await asyncio.shield(job)
         else:
             await self._compute.submit(Priority.CONTROL, "control", self._replica.commit_calibration)
             step, samples = self._replica.step, 0
         answer = Message({"step": step})
-        self._remember(id, answer, {key: fields[key] for key in COMMIT_FIELDS if key in fields})
-        self._open = None
+        self._remember(id, answer, asked)
+        if self._open is attempt:
+            self._open = None
         if attempt.train and not skip:
             self.samples += samples
             self.counts["applied"] += 1
@@ -198,7 +205,8 @@ class Steps:
     async def close(self) -> None:
         self._ticker.cancel()
         if self._open is not None:
-            await self._drop(self._open.id)
+            with contextlib.suppress(StaleAttempt):  # its commit was under way
+                await self._drop(self._open.id)
 
     # inside
 
@@ -213,6 +221,7 @@ class Steps:
             self._committed.pop(next(iter(self._committed)))
 
     async def _drop(self, id: StepId) -> None:
+        await self._applied(id)
         if id in self._committed:
             raise StaleAttempt(f"{id} is committed at {self._uid} and cannot be aborted")
         if self._open is not None and self._open.id == id:
@@ -221,6 +230,12 @@ class Steps:
             self.counts["aborted"] += 1
             await self._compute.submit(Priority.CONTROL, "control", self._replica.abort)
         self._act(self._windows.abort(id, time.monotonic()))
+
+    async def _applied(self, id: StepId) -> None:
+        """Wait for a commit of this step that is under way."""
+        attempt = self._open
+        if attempt is not None and attempt.id == id and attempt.applying is not None:
+            await asyncio.shield(attempt.applying)
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -247,7 +262,7 @@ class Steps:
     def _undo(self, id: StepId, reason: str) -> None:
         """The window passed on already: undo the work before the next attempt begins (jobs keep order)."""
         attempt = self._open
-        if attempt is None or attempt.id != id:
+        if attempt is None or attempt.id != id or attempt.applying is not None:
             return
         self._open = None
         attempt.cancel()
@@ -269,11 +284,13 @@ class Steps:
                     fields = {**step_fields(id), **take(reply.fields, "commit", dict)}
                     await self.commit(Call(id.trainer, "commit", Message(fields)))
                     return
-        await self._drop(id)
+        with contextlib.suppress(StaleAttempt):  # its own commit came while it asked
+            await self._drop(id)
 
     async def outcome(self, call: Call) -> Message:
         """Whether a step was committed here, and with what."""
         id = parse_step(call.message.fields)
+        await self._applied(id)
         committed = self._committed.get(id)
         return Message({"committed": committed is not None, "commit": committed[1] if committed else {}})
 
