@@ -1,0 +1,82 @@
+"""One replica of a stage that is driven directly: a server's steps without its slots and rounds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from distqat.config import Config
+from distqat.distributed.building import build_module, build_task
+from distqat.distributed.serving.compute import ComputeThread
+from distqat.distributed.serving.precision import Precision
+from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.steps import Steps
+from distqat.distributed.wire import Hop
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import Transport
+
+LEASE_S = 120.0
+
+
+class Stage:
+    """Answers what trainers ask of a server, and two questions of benchmarks: `status` and `state`."""
+
+    def __init__(self, config: Config, stage: str, transport: Transport) -> None:
+        self.uid = f"{stage}.0.0.0"
+        self.replica = StageReplica(
+            build_module(config, stage),
+            config.diloco,
+            config.quant,
+            stage=stage,
+            device=torch.device("cpu"),
+            precision=Precision(),
+            task=build_task(config) if stage == config.stages[-1] else None,
+        )
+        self._compute = ComputeThread(1)
+        self._transport = transport
+        self._steps = Steps(
+            self.replica,
+            self._compute,
+            transport,
+            uid=self.uid,
+            run=config.experiment_prefix,
+            lease_s=LEASE_S,
+        )
+        self._calls = {
+            "open": self._steps.open,
+            "prepare": self._steps.prepare,
+            "commit": self._steps.commit,
+            "abort": self._steps.abort,
+            "status": self._status,
+            "state": self._state,
+        }
+
+    async def answer(self, call: Call) -> Message:
+        return await self._calls.get(call.method, self._steps.microbatch)(call)
+
+    async def close(self) -> None:
+        await self._steps.close()
+        self._compute.stop()
+
+    async def _status(self, call: Call) -> Message:
+        """Seconds by kind of job so far, CPU of this event loop, and bytes of the link to the hop `next`."""
+        spent = self._compute.spent
+        fields: dict[str, Any] = {
+            "calibrating": self.replica.calibrating,
+            "compute_cpu_s": {kind: each.cpu_s for kind, each in spent.items()},
+            "compute_wall_s": {kind: each.wall_s for kind, each in spent.items()},
+            "loop_cpu_s": time.thread_time(),
+            "link": [0, 0],
+        }
+        if "next" in call.message.fields:
+            link = await self._transport.link(Hop.parse(call.message.fields["next"]).address)
+            fields["link"] = [link.bytes_out(), link.bytes_in()]
+        return Message(fields)
+
+    async def _state(self, call: Call) -> Message:
+        """The module's state, on its way to a comparison."""
+        tensors = self.replica.module.state_dict()
+        return Message(tensors={name: tensor.detach().clone() for name, tensor in tensors.items()})
