@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+
 import torch
 from typing_extensions import Self
 
@@ -20,12 +24,17 @@ from distqat.swarm.link import Address
 from distqat.swarm.memory import MemoryNetwork, MemoryTransport
 from distqat.tasks.base import Batch
 
+AT: ContextVar[str] = ContextVar("AT", default="")
+"""The UID of the replica whose code runs: tells a failpoint in one process where it is."""
+
 
 class Stage:
     """One server's steps without its rounds."""
 
-    def __init__(self, config: Config, stage: str, network: MemoryNetwork, *, fail: set[str]) -> None:
-        self.uid = f"{stage}.0.0.0"
+    def __init__(
+        self, config: Config, stage: str, network: MemoryNetwork, *, fail: set[str], index: int = 0
+    ) -> None:
+        self.uid = f"{stage}.0.{index}.0"
         last = stage == config.stages[-1]
         self.replica = StageReplica(
             build_module(config, stage),
@@ -42,32 +51,58 @@ class Stage:
             self.replica, self.compute, self.transport, uid=self.uid, run=config.experiment_prefix, lease_s=30
         )
         self._fail = fail
+        self.applied: Counter[str] = Counter()  # how often the optimizer stepped, by the step's seed
+        self.passage: Callable[[str], None] = lambda name: None
+        self._count_commits()
+
+    def _count_commits(self) -> None:
+        """A ledger beside the server's own: what the replica was told, and what it did."""
+        begin, commit, seeds = self.replica.begin, self.replica.commit, [""]
+
+        def began(seed: str) -> None:
+            begin(seed)
+            seeds[0] = seed
+
+        def committed(factor: float, *, skip: bool = False) -> int:
+            before = self.replica.step
+            after = commit(factor, skip=skip)
+            self.applied[seeds[0]] += after - before
+            return after
+
+        self.replica.begin, self.replica.commit = began, committed  # type: ignore[method-assign]
 
     async def answer(self, call: Call) -> Message:
+        AT.set(self.uid)
+        self.passage(f"call.{call.method}")
         if call.method in self._fail:
             self._fail.discard(call.method)
             raise SwarmError(f"{self.uid} fails {call.method} as the test wants")
         steps = self.steps
         calls = {"open": steps.open, "prepare": steps.prepare, "commit": steps.commit, "abort": steps.abort}
-        calls["evaluate"] = steps.evaluate
+        calls |= {"evaluate": steps.evaluate, "outcome": steps.outcome}
         return await calls.get(call.method, steps.microbatch)(call)
 
 
 class MemorySwarm:
-    """A trainer and one replica of every stage."""
+    """A trainer and `replicas` of every stage."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, replicas: int = 1) -> None:
         self.config = config
+        self.replicas = replicas
         self.fail: set[str] = set()
         self.step_number = 0
 
     async def __aenter__(self) -> Self:
-        network = MemoryNetwork()
-        self.stages = [Stage(self.config, stage, network, fail=self.fail) for stage in self.config.stages]
+        self.network = network = MemoryNetwork()
+        self.stages = [
+            Stage(self.config, stage, network, fail=self.fail, index=index)
+            for index in range(self.replicas)
+            for stage in self.config.stages
+        ]
         for stage in self.stages:
             await stage.transport.serve(stage.answer, stage.steps.gone)
         self.trainer = MemoryTransport(network, "trainer")
-        self.hops = [Hop(stage.uid, Address(stage.uid)) for stage in self.stages]
+        self.hops = self.route()
         self.stepper = Stepper(
             transport=self.trainer,
             trainer="trainer",
@@ -83,13 +118,30 @@ class MemorySwarm:
             await stage.steps.close()
             stage.compute.stop()
 
-    async def step(self, batch: list[Batch], attempt: int = 1) -> StepResult:
+    def route(self, *indices: int) -> list[Hop]:
+        """One replica per stage, by index; those of index 0 where none is given."""
+        chosen = [*indices, *[0] * (len(self.config.stages) - len(indices))]
+        uids = [f"{stage}.0.{i}.0" for stage, i in zip(self.config.stages, chosen, strict=True)]
+        return [Hop(uid, Address(uid)) for uid in uids]
+
+    def stage(self, uid: str) -> Stage:
+        return next(stage for stage in self.stages if stage.uid == uid)
+
+    async def step(
+        self,
+        batch: list[Batch],
+        attempt: int = 1,
+        hops: Sequence[Hop] | None = None,
+        consumed: Callable[[], Awaitable[None]] | None = None,
+    ) -> StepResult:
         self.step_number += 1
 
-        async def consumed() -> None:
+        async def nothing() -> None:
             return
 
-        return await self.stepper.run(batch, self.hops, self.step_number, attempt, consumed=consumed)
+        return await self.stepper.run(
+            batch, hops or self.hops, self.step_number, attempt, consumed=consumed or nothing
+        )
 
     async def calibrate(self, batch: list[Batch]) -> None:
         self.step_number += 1

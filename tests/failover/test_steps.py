@@ -1,0 +1,262 @@
+"""Deaths in the middle of an inner step, over the in-memory transport; the ledger balances after each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, equal, mlp, state
+from tests.swarm_scene import MemorySwarm
+
+from distqat.distributed.wire import step_fields
+from distqat.errors import StaleAttempt, SwarmError
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.link import Address
+from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
+from distqat.tasks.base import Batch
+from distqat.topology.attempts import StepId
+
+pytestmark = pytest.mark.timeout(30)
+FRONT, BACK, SPARE = "front.0.0.0", "back.0.0.0", 1
+STEPS, HIT = 5, 3  # the third step is disturbed
+MICROBATCHES = 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+async def undisturbed(route_after: tuple[int, int], *, repeated: bool) -> dict[str, dict[str, torch.Tensor]]:
+    """States after the same steps, the later ones over another route, without any death.
+
+    `repeated`: the disturbed step was run again, so it is the first over the other route.
+    """
+    config = mlp()
+    changes_after = HIT - 1 if repeated else HIT
+    async with MemorySwarm(config, replicas=2) as swarm:
+        for number, batch in enumerate(batches(config, STEPS)):
+            await swarm.step(batch, hops=swarm.route(*(route_after if number >= changes_after else (0, 0))))
+        return {server.uid: state(swarm, server.uid) for server in swarm.stages}
+
+
+async def killed(
+    patch: pytest.MonkeyPatch, point: str, at: str, per_step: int
+) -> tuple[Driver, dict[str, dict[str, torch.Tensor]]]:
+    """Five steps, in the third of which `at` dies at `point`; the states of the replicas at the end."""
+    config = mlp()
+    fault = Fault(point, at, hit=(HIT - 1) * per_step + min(per_step, 2))
+    async with MemorySwarm(config, replicas=2) as swarm:
+        driver = Driver(swarm)
+        passage = arm(patch, driver.kill, fault)
+        for server in swarm.stages:
+            server.passage = passage
+        for batch in batches(config, STEPS):
+            await asyncio.wait_for(driver.train(batch), 10)
+        assert fault.fired, fault
+        assert driver.dead == {at}
+        driver.check()
+        return driver, {server.uid: state(swarm, server.uid) for server in swarm.stages}
+
+
+def routes(dead: str) -> tuple[tuple[int, int], list[str]]:
+    """The route around the dead replica, and the replicas that live."""
+    after = (SPARE, 0) if dead == FRONT else (0, SPARE)
+    return after, [f"front.0.{after[0]}.0", f"back.0.{after[1]}.0"]
+
+
+@pytest.mark.parametrize("at", [FRONT, BACK])
+@pytest.mark.parametrize(
+    ("point", "per_step"),
+    [
+        ("call.open", 1),
+        ("stage.forward", MICROBATCHES),
+        ("stage.backward.before_apply", MICROBATCHES),
+        ("stage.backward.before_answer", MICROBATCHES),
+        ("stage.prepare", 1),
+    ],
+)
+async def test_a_death_before_the_commit_is_one_aborted_attempt(
+    monkeypatch: pytest.MonkeyPatch, point: str, per_step: int, at: str
+) -> None:
+    if at == BACK and point in ("stage.forward", "stage.backward.before_apply"):
+        point = "call.train"  # the last stage has its whole work in one call
+    driver, states = await killed(monkeypatch, point, at, per_step)
+    assert len(driver.attempts) == 1
+    assert driver.attempts[0].at == at  # also when the other stage or the trainer told of it
+    assert driver.ledger.aborted == {"front": 1, "back": 1}
+    assert not driver.ledger.lost
+    after, living = routes(at)
+    expected = await undisturbed(after, repeated=True)
+    assert all(equal(states[uid], expected[uid]) for uid in living)
+
+
+@pytest.mark.parametrize("at", [FRONT, BACK])
+@pytest.mark.parametrize("point", ["call.commit", "stage.commit.before_apply", "stage.commit.after_apply"])
+async def test_a_death_in_the_commit_is_lost_there_and_never_repeated(
+    monkeypatch: pytest.MonkeyPatch, point: str, at: str
+) -> None:
+    driver, states = await killed(monkeypatch, point, at, per_step=1)
+    assert driver.attempts == []
+    assert driver.ledger.lost == {at.partition(".")[0]: 1}
+    after, living = routes(at)
+    expected = await undisturbed(after, repeated=False)
+    assert all(equal(states[uid], expected[uid]) for uid in living)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop and the compute threads go on until it holds; the test's deadline ends it."""
+    while not condition():  # noqa: ASYNC110  counters have no event; each turn lets a thread finish
+        await asyncio.sleep(0.001)
+
+
+async def ended(swarm: MemorySwarm, attempts: int) -> None:
+    """Every stage has applied or aborted so many attempts."""
+    counts = [server.steps.counts for server in swarm.stages]
+    await until(lambda: all(each["applied"] + each["aborted"] == attempts for each in counts))
+
+
+async def next_trainer(swarm: MemorySwarm, batch: list[Batch]) -> None:
+    """Another trainer gets the windows at once."""
+    swarm.stepper.transport, swarm.stepper.trainer = MemoryTransport(swarm.network, "another"), "another"
+    result = await asyncio.wait_for(swarm.step(batch), 5)
+    assert result.lost == ()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],  # all are prepared, no commit was sent
+        [Fault("call.prepare", BACK, hit=3, victim=TRAINER)],  # one is prepared, or about to be
+        [Fault("call.train", BACK, hit=8, victim=TRAINER)],  # none is
+    ],
+    ids=["prepared", "half prepared", "training"],
+)
+async def test_a_trainer_that_dies_before_its_commits_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, faults: list[Fault]
+) -> None:
+    config = mlp()
+    first, second, third, fourth = batches(config, 4)
+    async with MemorySwarm(config) as swarm:
+        driver = Driver(swarm)
+        passage = arm(monkeypatch, driver.kill, *faults)
+        for server in swarm.stages:
+            server.passage = passage
+        for batch in (first, second):
+            await driver.train(batch)
+        before = {server.uid: state(swarm, server.uid) for server in swarm.stages}
+
+        async def dies() -> None:
+            driver.kill(TRAINER)
+            raise asyncio.CancelledError
+
+        with pytest.raises((SwarmError, asyncio.CancelledError)):
+            await asyncio.wait_for(swarm.step(third, consumed=dies), 10)
+        assert driver.dead == {TRAINER}
+        assert all(fault.fired for fault in faults)
+        await ended(swarm, 3)
+        assert {server.uid: server.steps.counts["applied"] for server in swarm.stages} == {FRONT: 2, BACK: 2}
+        assert all(equal(before[server.uid], state(swarm, server.uid)) for server in swarm.stages)
+        await next_trainer(swarm, fourth)
+
+
+@pytest.mark.parametrize(("reached", "missed"), [(FRONT, BACK), (BACK, FRONT)])
+async def test_a_commit_that_reached_one_stage_reaches_the_other(
+    monkeypatch: pytest.MonkeyPatch, reached: str, missed: str
+) -> None:
+    """The trainer dies between its commits: the stage without one asks and follows."""
+    config = mlp()
+    first, second, third = batches(config, 3)
+    async with MemorySwarm(config) as undisturbed_swarm, MemorySwarm(config) as swarm:
+        for batch in (first, second):
+            await undisturbed_swarm.step(batch)
+        driver = Driver(swarm)
+        fault = Fault("stage.commit.before_apply", reached, hit=2, victim=TRAINER, goes_on=True)
+        arm(monkeypatch, driver.kill, fault)
+        await driver.train(first)
+        deaf = swarm.stage(missed)
+
+        async def hears_no_commit(call: Call) -> Message:
+            if call.method == "commit":
+                await asyncio.Event().wait()
+            return await deaf.answer(call)
+
+        await deaf.transport.serve(hears_no_commit, deaf.steps.gone)
+        result = await asyncio.wait_for(swarm.step(second), 10)
+        assert fault.fired
+        assert set(result.lost) == {FRONT, BACK}  # as far as the dead could tell
+        await ended(swarm, 2)
+        for server in swarm.stages:
+            assert server.steps.counts["applied"] == sum(server.applied.values()) == 2, server.uid
+            assert equal(state(swarm, server.uid), state(undisturbed_swarm, server.uid)), server.uid
+        await deaf.transport.serve(deaf.answer, deaf.steps.gone)
+        await next_trainer(swarm, third)
+
+
+class Echo(MemoryTransport):
+    """A trainer all of whose calls of one method arrive twice."""
+
+    def __init__(self, network: MemoryNetwork, peer: str, method: str, *, at_once: bool) -> None:
+        super().__init__(network, peer)
+        self.repeated = 0
+        self._method, self._at_once = method, at_once
+
+    async def link(self, to: Address) -> MemoryLink:
+        link, call = await super().link(to), MemoryLink.call
+
+        async def twice(
+            method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+        ) -> Message:
+            if method != self._method:
+                return await call(link, method, message, timeout=timeout, urgent=urgent)
+            again = [call(link, method, message, timeout=timeout) for _ in range(2)]
+            replies = await asyncio.gather(*again) if self._at_once else [await each for each in again]
+            self.repeated += 1
+            assert replies[0].fields == replies[1].fields
+            assert equal(dict(replies[0].tensors), dict(replies[1].tensors))
+            return replies[1]
+
+        link.call = twice  # type: ignore[method-assign]
+        return link
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("method", ["open", "train", "labels", "prepare", "commit", "abort"])
+async def test_what_arrives_twice_counts_once(method: str, at_once: bool) -> None:
+    config = mlp()
+    async with MemorySwarm(config) as plain, MemorySwarm(config) as doubled:
+        echo = Echo(doubled.network, "echo", method, at_once=at_once)
+        doubled.stepper.transport = echo
+        for number, batch in enumerate(batches(config, 3)):
+            if method == "abort" and number == 1:
+                await asyncio.wait_for(doubled.abort_a_step(batch), 10)
+            once = await plain.step(batch)
+            assert (await asyncio.wait_for(doubled.step(batch), 10)).loss == once.loss
+        assert echo.repeated >= 2
+        for server in doubled.stages:
+            assert server.steps.counts["applied"] == sum(server.applied.values()) == 3
+            assert server.steps.counts["aborted"] == (method == "abort")
+            assert equal(state(doubled, server.uid), state(plain, server.uid))
+
+
+async def test_an_older_attempt_and_an_abort_after_the_commit_are_refused() -> None:
+    config = mlp()
+    (batch,) = batches(config, 1)
+    async with MemorySwarm(config) as swarm:
+        await swarm.step(batch, attempt=4)
+        before = {server.uid: state(swarm, server.uid) for server in swarm.stages}
+        swarm.step_number -= 1
+        with pytest.raises(StaleAttempt):
+            await swarm.step(batch, attempt=3)
+        link = await swarm.trainer.link(Address(BACK))
+        for method in ("abort", "prepare"):
+            fields = {**step_fields(StepId(TRAINER, 1, 1, 4)), "microbatches": MICROBATCHES}
+            with pytest.raises(StaleAttempt):
+                await link.call(method, Message(fields), timeout=5)
+        assert all(equal(before[server.uid], state(swarm, server.uid)) for server in swarm.stages)
