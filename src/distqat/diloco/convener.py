@@ -5,9 +5,9 @@
         └────────── discard ───────────────────────┴──── discard, or quorum: commit ────┘
 
 A round waits, for a grace period, for members in step: those of the last opening, and whoever begins with
-everybody else. A joiner takes part as soon as it is ready at an opening and delays none; if it misses that
-one it is behind, and in step once it has caught up. One that was waited for in vain is waited for no more
-until it was ready in time. Who is in a round is frozen at its opening.
+everybody else. Who is out of step (a joiner, or one that was waited for in vain) reports ready as soon as it
+holds the committed state, takes part in the next opening with what it has done by then, and is in step from
+there on; it neither delays nor hastens that opening. Who is in a round is frozen at its opening.
 
 A commit needs equal results from more than half of them; the shell writes it to the commit log before anybody
 hears of it. Everything else is discarded: members keep anchor, momentum and weights, and their next delta
@@ -77,8 +77,9 @@ class Convener:
         """
         self._check_member(uid, "ready")
         if uid not in self._ready and uid not in self._present():
-            if self._ready and self.phase == "gathering" and uid in self._in_step:
-                self.grace.arrived(now - min(self._ready.values()))
+            punctual = self._punctual()
+            if punctual and self.phase == "gathering" and uid in self._in_step:
+                self.grace.arrived(now - min(punctual))
             self._ready[uid] = now
         return self._advance(now)
 
@@ -111,7 +112,7 @@ class Convener:
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
         if self.phase == "gathering":
-            return self._grace_over() if self._ready else None
+            return self._grace_over() if self._punctual() else None
         return self._opened_at + self.exchange_s
 
     # what follows from the state
@@ -123,14 +124,18 @@ class Convener:
             return self._exchange_if_due(now)
         return self._end_if_due(now)
 
+    def _punctual(self) -> list[float]:
+        """When members in step became ready; while nobody is in step, everybody counts."""
+        return [at for uid, at in self._ready.items() if uid in self._in_step or not self._in_step]
+
     def _grace_over(self) -> float:
-        first = min(self._ready.values())
+        first = min(self._punctual())
         began = self._phase_began if self._phase_began is not None else first
         return first + self.grace.seconds(first - began)
 
     def _open_if_due(self, now: float) -> list[Action]:
         awaited = self._in_step - self._ready.keys()
-        if not self._ready or (awaited and now < self._grace_over()):
+        if not self._punctual() or (awaited and now < self._grace_over()):
             return []
         self.phase, self._opened_at, self._began = "collecting", now, True
         self._frozen, self._first_ready = tuple(sorted(self._ready)), min(self._ready.values())

@@ -27,7 +27,7 @@ from distqat.distributed.process import (
 )
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.tenancy import Tenancy, ask_for_slot
-from distqat.errors import ConfigError, ProtocolMismatch, StageUnavailable, SwarmError
+from distqat.errors import ConfigError, ProtocolMismatch, Refused, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
@@ -124,7 +124,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))
     try:
         return await Server(config, peer, device, sink).run(stop)
-    except ProtocolMismatch as error:  # starting again cannot help
+    except (ProtocolMismatch, Refused) as error:  # starting again cannot help
         raise ConfigError(str(error)) from error
     finally:
         await peer.stop()

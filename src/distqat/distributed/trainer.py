@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE_ID = "DISTQAT_PIPELINE"
 SAMPLES = "DISTQAT_SAMPLES"  # of a baseline that is compared with a swarm
+RETRY_S, MAX_RETRY_S = 0.1, 2.0
 WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
 
 
@@ -164,6 +165,8 @@ class Trainer:
         logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
         if culprit is not None:
             self._router.failed(culprit.expert, time.monotonic())
+        else:  # nobody to stay away from: do not ask again at once
+            await asyncio.sleep(min(RETRY_S * attempt, MAX_RETRY_S))
 
     async def _report(self, result: StepResult, route: Route, seconds: float) -> bool:
         """Tell the client and the sink; the answer says whether the run is finished."""
@@ -238,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    set_title("trainer", argv)
+    set_title(f"trainer {os.environ.get(PIPELINE_ID, 0)}", argv)
 
     async def role(stop: asyncio.Event) -> int:
         config = config_from_args(args)

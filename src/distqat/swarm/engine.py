@@ -70,6 +70,8 @@ class Engine:
                 startup_timeout=30,
             )
         except (P2PDaemonError, OSError) as error:
+            if "bootstrap peers" in str(error):
+                raise RoleError(_nobody_answers(options)) from error
             raise RoleError(
                 f"the libp2p daemon did not start on {', '.join(options.listen)}: {error}"
             ) from error
@@ -89,11 +91,7 @@ class Engine:
             raise
         except Exception as error:
             await p2p.shutdown()
-            peers = ", ".join(options.initial_peers)
-            raise RoleError(
-                f"no initial peer answered ({peers}): check that the monitor runs and that the address, "
-                f"with its /p2p/ part, is today's ({error})"
-            ) from error
+            raise RoleError(f"{_nobody_answers(options)} ({error})") from error
         return cls(identity, p2p, node, signer, joined=bool(options.initial_peers))
 
     async def addresses(self) -> tuple[str, ...]:
@@ -148,6 +146,14 @@ class Engine:
         except asyncio.TimeoutError:
             self.p2p._child.kill()
             await self.p2p._child.wait()
+
+
+def _nobody_answers(options: EngineOptions) -> str:
+    peers = ", ".join(options.initial_peers)
+    return (
+        f"no initial peer answered ({peers}): check that the monitor runs and that the address, "
+        "with its /p2p/ part, is today's"
+    )
 
 
 class P2PStreams:

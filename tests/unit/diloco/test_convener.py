@@ -260,3 +260,21 @@ def test_a_record_of_a_round_tells_how_long_it_took_and_what_travelled() -> None
     (discard,) = table.convener.tick(100.0)
     assert isinstance(discard, Discard)
     assert discard.reason == "0 of 2 members contributed"
+
+
+def test_who_was_late_once_is_in_step_again_two_rounds_later() -> None:
+    """It catches up, reports ready at once, and is in the next opening: its offset does not stay for ever."""
+    table = Table(A, B)
+    table.do("ready", A, at=10.0)
+    assert table.do("tick", at=table.convener.next_deadline) == [("open", 1, 0, (A,))]
+    began = table.now
+    table.do("contributed", A, offer(A))
+    assert table.do("voted", A, "d1") == [("commit", 1, "d1", (A,)), ("behind", 1, (B,))]
+    assert table.do("joined", B, at=began + 1) == []
+    assert table.do("ready", B, at=began + 1) == []  # early: with what it has done by then
+    assert table.convener.next_deadline is None  # and it starts no grace period against A
+    assert table.do("tick", at=began + 9) == []
+    assert table.do("ready", A, at=began + 10) == [("open", 2, 0, (A, B))]
+    table.run([("contributed", A), ("contributed", B), ("voted", A, "d2"), ("voted", B, "d2")])
+    assert table.do("ready", A, at=began + 20) == []  # from here on they wait for each other
+    assert table.do("ready", B, at=began + 20.05) == [("open", 3, 0, (A, B))]

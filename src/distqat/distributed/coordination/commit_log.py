@@ -38,6 +38,8 @@ class CommitLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read(run)
+        if self.finished:
+            self._start_anew()
         self._file = path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
             self._append({"kind": "run", "run": run, "generation": 0})
@@ -84,6 +86,13 @@ class CommitLog:
 
     def close(self) -> None:
         self._file.close()
+
+    def _start_anew(self) -> None:
+        """A finished run stays finished; who starts again in its folder starts another."""
+        kept = self._path.with_name(f"{self._path.stem}.{int(self._path.stat().st_mtime)}{self._path.suffix}")
+        self._path.rename(kept)
+        logger.info("the run in %s is finished; this is a new one, its log is kept as %s", self._path, kept)
+        self._rounds, self._epochs, self.finished = {}, {}, False
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")

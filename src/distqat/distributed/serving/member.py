@@ -136,7 +136,8 @@ class RoundMember:
         """Hold for about one median step; then go on with inner steps until the round opens."""
         fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": self.shared.round}
         ready = asyncio.ensure_future(self._parts.coordinator.call("ready", fields, timeout=READY_TIMEOUT))
-        hold = median(self._parts.steps.step_seconds or [0.0])
+        in_step = self._since >= self._options.inner_steps
+        hold = median(self._parts.steps.step_seconds or [0.0]) if in_step else 0.0
         done, _ = await asyncio.wait({ready}, timeout=hold)
         if not done:
             self._parts.steps.resume()
@@ -264,6 +265,7 @@ class RoundMember:
             if fetched is not None:
                 old = as_local(self.shared)
                 await self._adopt(fetched.shared, old, (self._samples, self._since))
+                self._due.set()  # out of step: ready for the next opening, with what is done by then
             answer = await self._parts.coordinator.insist(
                 "joined", {"stage": stage, **self._hop.fields(), "round": self.shared.round}
             )

@@ -1,0 +1,128 @@
+"""`distqat checkpoint`: what a checkpoint folder holds, whether it is whole, and its stages as one model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distqat.errors import CheckpointError, DistqatError
+
+if TYPE_CHECKING:
+    from distqat.checkpoint import RoundFolder
+    from distqat.config import Config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1: something is broken or missing; 2: bad usage."""
+    args = _parser().parse_args(argv)
+    try:
+        done: int = args.command(args)
+        return done
+    except DistqatError as error:
+        sys.stderr.write(f"distqat checkpoint: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("distqat checkpoint", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="rounds, their stages and what is missing")
+    listing.set_defaults(command=_list)
+    checking = commands.add_parser("verify", help="read every byte; status 1 when something is broken")
+    checking.set_defaults(command=_verify)
+    joining = commands.add_parser("assemble", help="join the stages of a round into one safetensors file")
+    joining.set_defaults(command=_assemble)
+
+    for command in (listing, checking, joining):
+        command.add_argument("folder", type=Path, metavar="DIR", help="for example checkpoints/resnet18")
+    for command in (checking, joining):
+        command.add_argument("--round", type=int, metavar="N", help="this round only")
+    joining.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file to write")
+    joining.add_argument(
+        "--config-path", metavar="PATH", help="the run's configuration: names are held to its model"
+    )
+    return parser
+
+
+def _list(args: argparse.Namespace) -> int:
+    from distqat.checkpoint.rounds import list_rounds
+
+    rounds = list_rounds(args.folder)
+    if not rounds:
+        raise CheckpointError(f"{args.folder} holds no checkpoint")
+    rows = [("generation", "round", "step", "MB", "written", "run", "stages")]
+    rows += [_row(entry) for entry in rounds]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    return 0
+
+
+def _row(entry: RoundFolder) -> tuple[str, ...]:
+    manifests = entry.manifests.values()
+    states = [stage for stage in entry.wanted if stage in entry.manifests]
+    states += [f"{stage} (broken)" for stage in entry.broken]
+    states += [f"{stage} (missing)" for stage in entry.missing if stage not in entry.broken]
+    return (
+        str(entry.generation),
+        str(entry.round),
+        str(max((m.step for m in manifests), default=0)),
+        f"{sum(m.size for m in manifests) / 1e6:.1f}",
+        max((m.written_at for m in manifests), default="-"),
+        ",".join(sorted({m.run for m in manifests})) or "-",
+        " ".join(states) or "-",
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from distqat.checkpoint import verify
+
+    reports = verify(args.folder, args.round)
+    for report in reports:
+        for problem in report.problems:
+            sys.stdout.write(f"BROKEN  {problem}\n")
+        if not report.problems:
+            sys.stdout.write(f"ok      {report.path}\n")
+    broken = sum(bool(report.problems) for report in reports)
+    sys.stdout.write(f"{len(reports) - broken} of {len(reports)} are as they were written\n")
+    return 1 if broken else 0
+
+
+def _assemble(args: argparse.Namespace) -> int:
+    from distqat.checkpoint import assemble, write_model
+
+    stages = names = None
+    if args.config_path is not None:
+        from distqat.config import load_config
+
+        config = load_config(args.config_path)
+        stages, names = config.stages, _names(config)
+    model = assemble(args.folder, args.round, stages=stages, names=names)
+    for problem in model.skipped:
+        sys.stderr.write(f"skipped: {problem}\n")
+    write_model(args.out, model.tensors, {"round": str(model.round), "generation": str(model.generation)})
+    total = sum(tensor.numel() for tensor in model.tensors.values())
+    sys.stdout.write(
+        f"{args.out}: round {model.round}, stages {', '.join(model.stages)}, "
+        f"{len(model.tensors)} tensors, {total} numbers\n"
+    )
+    return 0
+
+
+def _names(config: Config) -> dict[str, list[str]]:
+    """The names in the state dict of each stage; built without memory for the numbers."""
+    import torch
+
+    from distqat.distributed.building import build_module
+
+    with torch.device("meta"):
+        return {stage: list(build_module(config, stage).state_dict()) for stage in config.stages}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
