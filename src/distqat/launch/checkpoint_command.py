@@ -54,7 +54,7 @@ def _list(args: argparse.Namespace) -> int:
     rounds = list_rounds(args.folder)
     if not rounds:
         raise CheckpointError(f"{args.folder} holds no checkpoint")
-    rows = [("generation", "round", "step", "MB", "written", "run", "stages")]
+    rows: list[tuple[str, ...]] = [("generation", "round", "step", "MB", "written", "run", "stages")]
     rows += [_row(entry) for entry in rounds]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -1,0 +1,103 @@
+"""The stages of one round as one model: a safetensors file that plain torch and transformers load."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from distqat.checkpoint.folders import sync_folder, temporary_folder
+from distqat.checkpoint.rounds import RoundFolder, list_rounds
+from distqat.checkpoint.shard import LoadedShard, load_shard
+from distqat.checkpoint.tensor_file import write_tensors
+from distqat.errors import CheckpointError
+from distqat.models import full_state_dict
+
+Named = dict[str, Tensor]
+_MODULE_PARTS = ("anchor", "step", "buffer")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The state dict of the model, the round that it is of, and newer rounds that could not be used."""
+
+    generation: int
+    round: int
+    stages: tuple[str, ...]
+    tensors: Named
+    skipped: tuple[str, ...]
+
+
+def assemble(
+    folder: Path,
+    round: int | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    names: Mapping[str, Collection[str]] | None = None,
+) -> Assembled:
+    """Join the stages of a round, by default the newest that is whole and valid.
+
+    `stages` are those of the model in order; without, what the manifests say. `names` limits a stage to
+    the names of its state dict (a buffer may be a constant that no state dict holds). Raises
+    CheckpointError that names what is missing or broken when no round can be used.
+    """
+    skipped: list[str] = []
+    for entry in reversed(list_rounds(folder, stages)):
+        if round not in (None, entry.round):
+            continue
+        try:
+            shards = _shards(entry)
+        except CheckpointError as error:
+            skipped.append(str(error))
+            continue
+        states = {stage: _state(shard, names) for stage, shard in shards.items()}
+        return Assembled(entry.generation, entry.round, entry.wanted, join(states), tuple(skipped))
+    which = "no round" if round is None else f"no round {round}"
+    why = "; ".join(skipped[:3]) or "there is none"
+    raise CheckpointError(f"{folder} holds {which} that can be assembled: {why}")
+
+
+def join(states: Mapping[str, Mapping[str, Tensor]]) -> Named:
+    """State dicts of stages, in order, as one; names are prefixed by stage where two stages share one."""
+    names = [name for state in states.values() for name in state]
+    if len(set(names)) == len(names):
+        return full_state_dict(list(states.values()))
+    return {f"{stage}.{name}": t for stage, state in states.items() for name, t in state.items()}
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file in one piece. Raises CheckpointError when it cannot be written."""
+    try:
+        with temporary_folder(path.parent, path.name) as temporary:
+            write_tensors(temporary / path.name, tensors, {"format": "pt", **metadata})
+            (temporary / path.name).replace(path)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:
+    missing = [stage for stage in entry.missing if stage not in entry.broken]
+    if missing:
+        raise CheckpointError(f"{entry.path} lacks stage {', '.join(missing)}")
+    shards = {stage: load_shard(entry.path / stage, expert="") for stage in entry.wanted}
+    runs = sorted({shard.manifest.run for shard in shards.values()})
+    if len(runs) > 1:
+        raise CheckpointError(f"{entry.path} holds stages of different runs: {', '.join(runs)}")
+    return shards
+
+
+def _state(shard: LoadedShard, names: Mapping[str, Collection[str]] | None) -> Named:
+    """Weights, quantizer steps and buffers under the module's own names."""
+    wanted = None if names is None else set(names[shard.manifest.stage])
+    state: Named = {}
+    for key, tensor in shard.shared.items():
+        part, _, name = key.partition("/")
+        if part in _MODULE_PARTS and (wanted is None or name in wanted):
+            state[name] = tensor
+    if wanted is not None and wanted != state.keys():
+        lost = sorted(wanted - state.keys())
+        raise CheckpointError(f"{shard.path} lacks {lost[0]!r}, which the model of the configuration has")
+    return state

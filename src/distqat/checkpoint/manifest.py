@@ -1,0 +1,115 @@
+"""What a shard's `manifest.json` says, and when it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue, ValidationError
+
+from distqat.checkpoint.tensor_file import FileEntry
+from distqat.errors import CheckpointError
+from distqat.options import Options
+
+MANIFEST = "manifest.json"
+SHARED = "shared.safetensors"
+FORMAT = 1
+_CHECK = "check"
+_FILE = re.compile(r"(shared|inner-[A-Za-z0-9._-]+)\.safetensors")
+
+
+class Manifest(Options):
+    """One stage of one round: whose it is, and size and sha256 of each of its files."""
+
+    format: int = FORMAT
+    run: str
+    stage: str
+    generation: int
+    round: int
+    step: int
+    digest: str
+    """State digest of the shared tensors, as the commit log has it."""
+    agreement_digest: str
+    agreement: dict[str, JsonValue]
+    """The settings behind the digest, so that a refusal can name the key."""
+    counters: dict[str, JsonValue]
+    written_at: str
+    """UTC, ISO 8601."""
+    files: dict[str, FileEntry]
+    private: dict[str, str]
+    """Expert UID to the file with what belongs to that replica alone."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.files.values())
+
+    def to_json(self) -> str:
+        """With a digest over itself, so that a flipped bit in a counter is found too."""
+        fields = self.model_dump(mode="json")
+        return json.dumps({**fields, _CHECK: _digest(fields)}, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `.../{generation}-{round}/{stage}`. Raises CheckpointError if it is not believed."""
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}{_others(folder)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: cut short, or bytes changed after writing") from error
+    if not isinstance(fields, dict) or fields.pop(_CHECK, None) != _digest(fields):
+        raise CheckpointError(f"{path} does not fit its own digest: bytes changed after writing")
+    if fields.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}")
+    try:
+        manifest = Manifest.model_validate(fields, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
+    _check_names(path, manifest)
+    return manifest
+
+
+def round_name(generation: int, round: int) -> str:
+    """Name of the folder of a round; names sort as (generation, round) do."""
+    return f"{generation:04d}-{round:06d}"
+
+
+def as_json(values: Mapping[str, Any], what: str) -> dict[str, JsonValue]:
+    """Values as a manifest gives them back. Raises CheckpointError for what JSON does not hold."""
+    try:
+        plain: dict[str, JsonValue] = json.loads(json.dumps(dict(values), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{what} of a checkpoint must be JSON: {error}") from error
+    return plain
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    stage, round = path.parent.name, path.parent.parent.name
+    if manifest.stage != stage:
+        raise CheckpointError(f"{path} is of stage {manifest.stage!r}, its folder is of {stage!r}")
+    if round_name(manifest.generation, manifest.round) != round:
+        raise CheckpointError(
+            f"{path} is of {round_name(manifest.generation, manifest.round)}, its folder is {round}"
+        )
+    odd = [name for name in manifest.files if not _FILE.fullmatch(name)]
+    if odd:
+        raise CheckpointError(f"{path} names {odd[0]!r}: only safetensors files beside it are read")
+    if not {SHARED, *manifest.private.values()} <= manifest.files.keys():
+        raise CheckpointError(f"{path} does not list all of its files")
+
+
+def _others(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return f" (beside it: {', '.join(names[:3])}; only safetensors with a manifest are read)" if names else ""
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Tensors in one safetensors file: streamed out with a digest, read back only if every byte is as written.
+
+The layout is that of https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header,
+the header, the tensors' bytes. It is written here rather than by the library so that a state is not copied in
+memory, a full disk is an OSError, and a test can kill the writer between two tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from distqat.errors import CheckpointError
+from distqat.failpoints import failpoint
+from distqat.options import Options
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+_CHUNK = 1 << 20
+
+
+class FileEntry(Options):
+    """What a manifest says of one file."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> FileEntry:
+    """Write and sync; equal tensors give equal bytes. Raises OSError, CheckpointError for a dtype."""
+    return write_synced(path, _chunks(tensors, metadata))
+
+
+def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """Write a new file and sync it; what it holds."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for index, chunk in enumerate(chunks):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            if index == 0:
+                file.flush()
+                failpoint("checkpoint.temp_file")
+        file.flush()
+        failpoint("checkpoint.fsync")
+        os.fsync(file.fileno())
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Raises CheckpointError unless a file is the one that was written; reads it in pieces."""
+    _check_size(path, entry)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    _check_digest(path, entry, digest.hexdigest())
+
+
+def read_tensors(path: Path, entry: FileEntry) -> dict[str, Tensor]:
+    """The tensors of a file. Raises CheckpointError unless its bytes are those that were written.
+
+    Only safetensors are read: nothing here can run what a file holds.
+    """
+    _check_size(path, entry)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    _check_digest(path, entry, hashlib.sha256(data).hexdigest())
+    try:
+        return dict(safetensors.torch.load(data))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no safetensors file ({error}); nothing else is read") from error
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if size != entry.size:
+        reason = "it was cut short" if size < entry.size else "something was added"
+        raise CheckpointError(f"{path} has {size} of {entry.size} bytes: {reason}")
+
+
+def _check_digest(path: Path, entry: FileEntry, found: str) -> None:
+    if found != entry.sha256:
+        raise CheckpointError(
+            f"{path} has digest {found[:12]}, its manifest says {entry.sha256[:12]}: "
+            "bytes changed after writing"
+        )
+
+
+def _chunks(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> Iterator[bytes | memoryview]:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _CODES or not name or name == "__metadata__":
+            raise CheckpointError(f"tensor {name!r} of {tensor.dtype} cannot be kept in a checkpoint")
+    # Wide types first, as the format wants: every tensor then starts at a multiple of its item size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        code = _CODES[tensor.dtype]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield flat.view(torch.uint8).numpy().data
