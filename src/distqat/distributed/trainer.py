@@ -67,6 +67,7 @@ class Trainer:
         self._retries = 0
         self._taken = 0  # steps by their ids, those that calibrate included
         self._trained = 0
+        self._told: asyncio.Future[bool] | None = None  # the last report to the client
         scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
         self._stepper = Stepper(
             transport=peer.transport,
@@ -192,6 +193,11 @@ class Trainer:
             "bytes_out": self._peer.transport.traffic.bytes_out,
         }
         self._sink.write({"event": "step", **record, **result.scores})
+        finished = await self._told if self._told is not None else False
+        self._told = asyncio.ensure_future(self._tell(record))  # the next step need not wait for the answer
+        return finished
+
+    async def _tell(self, record: dict[str, Any]) -> bool:
         try:
             return bool((await self._coordinator.call("report", record)).get("finished"))
         except SwarmError as error:

@@ -113,7 +113,7 @@ class Tenancy:
         self._member: RoundMember | None = None
         self._state: ServerState = "joining"
         self._activated = asyncio.Event()
-        self._announced = asyncio.Event()
+        self._announcing = asyncio.Lock()
         self._began = time.monotonic()
 
     async def run(self) -> str:
@@ -228,6 +228,10 @@ class Tenancy:
     # what it tells
 
     async def _announce(self) -> None:
+        async with self._announcing:  # of two at once the directory would refuse one
+            await self._announce_now()
+
+    async def _announce_now(self) -> None:
         seconds = self.steps.step_seconds
         rate = self.steps.samples / max(time.monotonic() - self._began, 1e-6) if seconds else 0.0
         await self._peer.directory.announce(
