@@ -107,9 +107,10 @@ def relative(reference: torch.Tensor, other: torch.Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
 
 
-async def measure(cases: Sequence[Case], steps: int, console: Console) -> list[dict[str, Any]]:
-    """Every case over both transports."""
-    results = []
+async def measure(
+    cases: Sequence[Case], steps: int, results: list[dict[str, Any]], tell: Callable[[str], None]
+) -> None:
+    """Every case over both transports, appended to `results` one by one."""
     stages = Stages(config_of(cases[0]).stages)
     try:
         await asyncio.to_thread(stages.ready)
@@ -133,12 +134,11 @@ async def measure(cases: Sequence[Case], steps: int, console: Console) -> list[d
                             **found,
                         }
                     )
-                    console.print(f"{case.name} over {over}: {found['parameters']:.2e}")
+                    tell(f"{case.name} over {over}: {found['parameters']:.2e} at {found['at'] or 'none'}")
         finally:
             await peer.stop()
     finally:
         stages.end()
-    return results
 
 
 def table_of(results: Sequence[dict[str, Any]]) -> Table:
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
 
     async def role(stop: asyncio.Event) -> int:
-        results.extend(await measure(cases, args.steps, console))
+        await measure(cases, args.steps, results, console.print)
         return 0
 
     with private_runtime():
