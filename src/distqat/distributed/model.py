@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.distributed.building import build_module
 from distqat.distributed.peer import Peer
-from distqat.distributed.wire import Hop, step_fields, take
+from distqat.distributed.pipeline import clipping
+from distqat.distributed.wire import Hop, step_fields
 from distqat.models import named_tensors
 from distqat.quant import activate, calibrated, quantizers
 from distqat.swarm.frame import Message
@@ -141,7 +143,7 @@ class SwarmModel(nn.Module):
         return output
 
     def step(self, max_grad_norm: float | None = None) -> dict[str, float]:
-        """Commit the step on every stage; squared gradient norm over all of them."""
+        """Commit the step on every stage; the gradient norm over all of them."""
         return self._loop.run(self._commit(max_grad_norm), self._timeout)
 
     def abort(self) -> None:
@@ -193,16 +195,13 @@ class SwarmModel(nn.Module):
     async def _commit(self, max_grad_norm: float | None) -> dict[str, float]:
         message = Message({**self._fields, "microbatches": self._calls})
         prepared = [await self._control(link, "prepare", message) for link in self._links]
-        squared = sum(take(reply.fields, "squared_norm", float) for reply in prepared)
-        skip = any(take(reply.fields, "overflow", bool) for reply in prepared)
-        factor = 1.0
-        if max_grad_norm is not None:
-            factor = min(1.0, max_grad_norm / (squared**0.5 + 1e-6))
+        norm, factor = clipping([reply.tensors["norms"] for reply in prepared], max_grad_norm, 1.0)
+        skip = not math.isfinite(norm)
         fields = {**self._fields, "skip": skip, "factor": factor, "samples": self._samples}
         for link in self._links:
             await self._control(link, "commit", Message(fields))
         self._next()
-        return {"squared_norm": squared, "skipped": float(skip)}
+        return {"norm": norm, "skipped": float(skip)}
 
     async def _abort(self) -> None:
         for link in self._links:

@@ -102,11 +102,12 @@ def _options(config: Config, port: int, initial_peers: Sequence[str]) -> EngineO
 
 def sweep_dead_sockets(folder: Path, bound: Path = Path("/proc/net/unix")) -> None:
     """Remove sockets that no process has open any more: their owners were killed. Linux only."""
+    there = list(folder.glob("*.sock"))  # first: one that is bound after this is not touched
     try:
         in_use = {line.split()[-1] for line in bound.read_text().splitlines() if "/" in line}
     except OSError:
         return
-    for path in folder.glob("*.sock"):
+    for path in there:
         if str(path) not in in_use:
             path.unlink(missing_ok=True)
 

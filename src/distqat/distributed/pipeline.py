@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from distqat.config.schema import PipelineOptions
 from distqat.distributed.scaler import LossScaler
 from distqat.distributed.wire import Hop, step_fields, take
@@ -30,7 +33,7 @@ class StepResult:
     samples: int
     skipped: bool = False
     lost: tuple[str, ...] = ()
-    squared_norm: float = 0.0
+    norm: float = 0.0
 
 
 @dataclass
@@ -68,12 +71,12 @@ class Stepper:
             await run.abort()
             raise
         await consumed()
-        squared = sum(norm for norm, _ in prepared) / self.scaler.scale**2
-        skip = any(overflow for _, overflow in prepared)
-        lost = await run.commit({"skip": skip, "factor": self._factor(squared, skip), "samples": run.samples})
+        norm, factor = clipping(prepared, self.max_grad_norm, self.scaler.scale)
+        skip = not math.isfinite(norm)
+        lost = await run.commit({"skip": skip, "factor": 0.0 if skip else factor, "samples": run.samples})
         self.scaler.update(overflow=skip)
         loss = scores.pop("loss", math.nan)
-        return StepResult(loss, scores, run.samples, skip, lost, squared)
+        return StepResult(loss, scores, run.samples, skip, lost, norm)
 
     async def calibrate(self, batch: Sequence[Batch], hops: Sequence[Hop], step: int, attempt: int) -> None:
         """Show one batch to quantizers that still calibrate. No step is taken, no sample is spent."""
@@ -87,14 +90,19 @@ class Stepper:
             raise
         await run.commit({"skip": False, "factor": 1.0, "samples": 0})
 
-    def _factor(self, squared_norm: float, skip: bool) -> float:
-        """Unscaling and clipping in one: min(1, max_norm / norm) / scale, as torch's clip_grad_norm_."""
-        if skip:
-            return 0.0
-        clip = 1.0
-        if self.max_grad_norm is not None:
-            clip = min(1.0, self.max_grad_norm / (math.sqrt(squared_norm) + 1e-6))
-        return clip / self.scaler.scale
+
+def clipping(norms: Sequence[Tensor], max_norm: float | None, scale: float) -> tuple[float, float]:
+    """Norm of the whole gradient, and what to multiply gradients with: unscaling and clipping in one.
+
+    Args:
+        norms: per stage the norm of every parameter's gradient, float32 [P], of gradients times `scale`.
+    Computed as `torch.nn.utils.clip_grad_norm_` does, in float32 and parameter by parameter, so that a clipped
+    step has the bits of an unsplit model's.
+    """
+    total = torch.linalg.vector_norm(torch.cat(list(norms))) / scale
+    if max_norm is None:
+        return float(total), 1.0 / scale
+    return float(total), float(torch.clamp(max_norm / (total + 1e-6), max=1.0)) / scale
 
 
 class _Attempt:
@@ -152,12 +160,12 @@ class _Attempt:
         reply, _ = await _all([train, _about(self._hops[-1], labels)])
         return take(reply.fields, "scores", dict)
 
-    async def prepare(self) -> list[tuple[float, bool]]:
-        """Squared norm and overflow of every stage."""
+    async def prepare(self) -> list[Tensor]:
+        """The gradient norms of every stage, parameter by parameter."""
         replies = await _all(
             self._control(i, "prepare", {"microbatches": len(self._parts)}) for i in range(len(self._hops))
         )
-        return [(take(r.fields, "squared_norm", float), take(r.fields, "overflow", bool)) for r in replies]
+        return [reply.tensors["norms"] for reply in replies]
 
     async def commit(self, fields: dict[str, Any]) -> tuple[str, ...]:
         """Commit everywhere; the UIDs of stages that died before theirs. The step stands in any case."""

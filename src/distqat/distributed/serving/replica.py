@@ -8,7 +8,6 @@ microbatch, so a repeated attempt gives the same result.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,11 +43,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Answer to a prepare: microbatches counted, squared norm of the gradient, not-finite flag."""
+    """Answer to a prepare: microbatches counted, and the gradient's norm per parameter (float32, scaled)."""
 
     count: int
-    squared_norm: float
-    overflow: bool
+    norms: Tensor
 
 
 @dataclass
@@ -153,9 +151,10 @@ class StageReplica:
             self.module.train()
 
     def prepare(self) -> Prepared:
-        """Count, squared gradient norm (of scaled gradients) and overflow of the open attempt."""
-        squared = sum(float(g.double().square().sum()) for g in self._gradients())
-        return Prepared(self._open().done, squared, not math.isfinite(squared))
+        """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow."""
+        norms = torch._foreach_norm(self._gradients()) if self._gradients() else ()
+        flat = torch.stack([norm.float() for norm in norms]).cpu() if norms else torch.zeros(0)
+        return Prepared(self._open().done, flat)
 
     def commit(self, factor: float, *, skip: bool = False) -> int:
         """Step the optimizer on the summed gradients times `factor` (clipping, unscaling); the step number.

@@ -117,7 +117,7 @@ class Steps:
                 self._windows.touch(attempt.id, time.monotonic())
 
     async def prepare(self, call: Call) -> Message:
-        """Count, squared norm and overflow; from here on only commit or abort end the step."""
+        """Count and gradient norms; from here on only commit or abort end the step."""
         attempt = self._attempt_of(parse_step(call.message.fields))
         failpoint("stage.prepare")
         answer: Prepared = await self._compute.submit(Priority.CONTROL, "control", self._replica.prepare)
@@ -126,7 +126,7 @@ class Steps:
             raise Refused(f"{self._uid} holds {answer.count} of {expected} microbatches of {attempt.id}")
         self._windows.prepare(attempt.id, time.monotonic())
         attempt.prepared = True
-        return Message({"squared_norm": answer.squared_norm, "overflow": answer.overflow})
+        return Message({}, {"norms": answer.norms})
 
     async def commit(self, call: Call) -> Message:
         """Apply the step; repeating it gets the same answer."""
