@@ -11,7 +11,7 @@ from distqat.checkpoint.folders import is_temporary
 from distqat.checkpoint.manifest import Manifest, read_manifest, round_name
 from distqat.errors import CheckpointError
 
-_ROUND = re.compile(r"([0-9]{4,9})-([0-9]{6,12})")
+_ROUND = re.compile(r"([0-9]{4,12})-([0-9]{6,12})")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,10 @@ class CheckpointStore:
             if known is None:
                 files[SHARED] = write_tensors(temporary / SHARED, state.shared)
             with locked(place, wait_s=LOCK_S):
-                standing = _valid(target) if known is None else known
+                standing = _valid(target, known)  # again: another replica may have added to it
                 if standing is None:
+                    if SHARED not in files:
+                        files[SHARED] = write_tensors(temporary / SHARED, state.shared)
                     self._place(temporary, target, state.manifest(self._run, stage, files))
                 else:
                     own = state.manifest(self._run, stage, {**files, SHARED: standing.files[SHARED]})
@@ -187,13 +189,17 @@ def _write_private(temporary: Path, state: ShardState) -> dict[str, FileEntry]:
     }
 
 
-def _valid(target: Path) -> Manifest | None:
-    """The manifest of a shard whose shared state is as written; None if there is none."""
+def _valid(target: Path, known: Manifest | None = None) -> Manifest | None:
+    """The manifest of a shard whose shared state is as written; None if there is none.
+
+    What `known` says was read just before and is not read again.
+    """
     if not target.exists():
         return None
     try:
         manifest = read_manifest(target)
-        check_file(target / SHARED, manifest.files[SHARED])
+        if known is None or manifest.files[SHARED] != known.files[SHARED]:
+            check_file(target / SHARED, manifest.files[SHARED])
     except CheckpointError as error:
         logger.info("%s", error)
         return None

@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tests.unit.checkpoint.states import (
 )
 
 from distqat.checkpoint import CheckpointStore, tensor_file
-from distqat.checkpoint.folders import temporary_folder
+from distqat.checkpoint.folders import locked, set_aside, temporary_folder
 from distqat.checkpoint.manifest import MANIFEST, SHARED, read_manifest
 from distqat.distributed.serving.shared import Shared
 from distqat.errors import CheckpointError
@@ -171,6 +173,43 @@ def test_replicas_write_the_same_round_at_once(store: CheckpointStore) -> None:
     for index, uid in enumerate(uids):
         assert same_bits(shard.private[uid], moments(10, index))
     assert temporary_files(shard.path.parent.parent) == []
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_what_another_replica_did_just_before_the_lock_stays(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, already: bool
+) -> None:
+    meanwhile = [shard_state(1, private={"front.0.1.0": moments(10, 0.25)})]
+
+    @contextmanager
+    def late(place: Path, *, wait_s: float) -> Iterator[None]:
+        if meanwhile:
+            store.write("front", meanwhile.pop())
+        with locked(place, wait_s=wait_s):
+            yield
+
+    if already:
+        store.write("front", shard_state(1))
+    monkeypatch.setattr("distqat.checkpoint.store.locked", late)
+    store.write("front", shard_state(1, private={"front.0.0.0": moments(10)}))
+    assert set(newest(store).private) == {"front.0.0.0", "front.0.1.0"}
+    assert not newest(store).refused
+
+
+def test_a_shard_that_is_gone_when_the_lock_comes_is_written_whole(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.write("front", shard_state(1))
+
+    @contextmanager
+    def late(place: Path, *, wait_s: float) -> Iterator[None]:
+        set_aside(path)
+        with locked(place, wait_s=wait_s):
+            yield
+
+    monkeypatch.setattr("distqat.checkpoint.store.locked", late)
+    store.write("front", shard_state(1))
+    assert same_bits(newest(store).shared, shared_tensors(1))
 
 
 def test_a_later_step_replaces_the_private_part(store: CheckpointStore) -> None:
