@@ -72,7 +72,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])
-@pytest.mark.parametrize(("model", "max_grad_norm"), [("mlp", 0.5), ("mlp", None), ("resnet18", None), ("resnet18", 1.0)])
+@pytest.mark.parametrize(
+    ("model", "max_grad_norm"), [("mlp", 0.5), ("mlp", None), ("resnet18", None), ("resnet18", 1.0)]
+)
 async def test_twenty_steps_equal_a_plain_loop(
     model: str, max_grad_norm: float | None, quantize: bool
 ) -> None:

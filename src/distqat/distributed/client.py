@@ -142,7 +142,8 @@ class Client:
         logger.info("granted %s to %s, epoch %d", holder.grant.uid, peer, holder.grant.epoch)
         alone = len(self._slots.of_stage(stage)) == 1
         founder = alone and self._rounds.round_of(stage) is None
-        return {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
+        slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
+        return {**slot, "generation": self._log.generation}
 
     def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         holder = self._slots.of_peer(peer)

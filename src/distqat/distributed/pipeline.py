@@ -96,8 +96,8 @@ def clipping(norms: Sequence[Tensor], max_norm: float | None, scale: float) -> t
 
     Args:
         norms: per stage the norm of every parameter's gradient, float32 [P], of gradients times `scale`.
-    Computed as `torch.nn.utils.clip_grad_norm_` does, in float32 and parameter by parameter, so that a clipped
-    step has the bits of an unsplit model's.
+    Computed as `torch.nn.utils.clip_grad_norm_` does, in float32 and parameter by parameter, so that a
+    clipped step has the bits of an unsplit model's.
     """
     total = torch.linalg.vector_norm(torch.cat(list(norms))) / scale
     if max_norm is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class CommitLog:
         self._path = path
         self._rounds: dict[tuple[str, int], str] = {}
         self._epochs: dict[str, int] = {}
+        self.generation = int(time.time())
+        """The line of history that rounds belong to: Unix time at its begin, so later means newer."""
         self.finished = False
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -42,12 +45,7 @@ class CommitLog:
             self._start_anew()
         self._file = path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
-            self._append({"kind": "run", "run": run, "generation": 0})
-
-    @property
-    def generation(self) -> int:
-        """The line of history that rounds belong to."""
-        return 0
+            self._append({"kind": "run", "run": run, "generation": self.generation})
 
     def newest_round(self, stage: str) -> tuple[int, str] | None:
         """The last committed round of a stage and its digest; None before round 0."""
@@ -67,7 +65,8 @@ class CommitLog:
         expected = 0 if newest is None else newest[0] + 1
         if round != expected:
             raise ValueError(f"stage {stage}: round {round} cannot be logged, the next is {expected}")
-        self._append({"kind": "round", "generation": 0, "stage": stage, "round": round, "digest": digest})
+        entry = {"generation": self.generation, "stage": stage, "round": round, "digest": digest}
+        self._append({"kind": "round", **entry})
         self._rounds[stage, round] = digest
         return digest
 
@@ -93,6 +92,7 @@ class CommitLog:
         self._path.rename(kept)
         logger.info("the run in %s is finished; this is a new one, its log is kept as %s", self._path, kept)
         self._rounds, self._epochs, self.finished = {}, {}, False
+        self.generation = int(time.time())
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -116,8 +116,10 @@ class CommitLog:
 
     def _take(self, entry: dict[str, Any], run: str) -> None:
         kind = entry["kind"]
-        if kind == "run" and entry["run"] != run:
-            raise ValueError(f"it belongs to run {entry['run']!r}, this is {run!r}")
+        if kind == "run":
+            if entry["run"] != run:
+                raise ValueError(f"it belongs to run {entry['run']!r}, this is {run!r}")
+            self.generation = int(entry["generation"])
         if kind == "round":
             self._rounds[entry["stage"], int(entry["round"])] = entry["digest"]
         elif kind == "grant":

@@ -20,12 +20,13 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
 from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.keeper import Keeper
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_newest, load_inner_state, snapshot_message
+from distqat.distributed.serving.transfer import fetch_newest, inner_state, load_inner_state, snapshot_message
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink
@@ -49,6 +50,7 @@ class Slot:
     expert: ExpertId
     epoch: int
     founder: bool
+    generation: int
 
 
 async def ask_for_slot(config: Config, peer: Peer, coordinator: Coordinator, holding: str | None) -> Slot:
@@ -61,7 +63,8 @@ async def ask_for_slot(config: Config, peer: Peer, coordinator: Coordinator, hol
     fields = {**hop.fields(), "agreements": agreements, "holding": holding}
     answer = await coordinator.insist("slot", fields)
     expert = ExpertId.parse(take(answer, "uid", str))
-    return Slot(expert, take(answer, "epoch", int), take(answer, "founder", bool))
+    epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
+    return Slot(expert, epoch, take(answer, "founder", bool), generation)
 
 
 class Tenancy:
@@ -111,9 +114,11 @@ class Tenancy:
             coordinator=coordinator,
         )
         self._member: RoundMember | None = None
+        self._saving: asyncio.Future[None] | None = None
         self._state: ServerState = "joining"
         self._activated = asyncio.Event()
         self._announcing = asyncio.Lock()
+        self._keeper = Keeper(config, stage, self._uid, slot.generation)
         self._began = time.monotonic()
 
     async def run(self) -> str:
@@ -135,8 +140,9 @@ class Tenancy:
             await asyncio.gather(*work, return_exceptions=True)
 
     async def close(self) -> None:
-        """Undo an open attempt and withdraw."""
+        """Undo an open attempt; what was committed is on disk when this returns."""
         await self.steps.close()
+        await self._keeper.flush()
 
     async def answer(self, call: Call) -> Message:
         """Route a call."""
@@ -176,6 +182,7 @@ class Tenancy:
         self._member = RoundMember(self._hop, self._replica, shared, self._parts, self._round_ended)
         await self._member.catch_up()
         logger.info("%s serves from round %d on, digest %s", self._uid, shared.round, shared.digest[:12])
+        await self._keep(shared)
         await self._become("serving")
         logger.info("ReassignmentMonitorThread started for expert %s", self._uid)
         announce_ready({"role": "server", "uid": self._uid})
@@ -219,6 +226,10 @@ class Tenancy:
             time.monotonic() - began,
         )
         return got.shared
+
+    async def _keep(self, shared: Shared) -> None:
+        inner = await self._compute.submit(Priority.CONTROL, "round", lambda: inner_state(self._replica))
+        self._keeper.keep(shared, inner, self._replica.step)
 
     async def _become(self, state: ServerState) -> None:
         self._state = state
@@ -280,6 +291,8 @@ class Tenancy:
         }
 
     def _round_ended(self, record: dict[str, Any]) -> None:
+        if record["committed"] and self._member is not None:
+            self._saving = asyncio.ensure_future(self._keep(self._member.shared))
         seconds = self.steps.step_seconds
         if seconds:
             logger.info(
