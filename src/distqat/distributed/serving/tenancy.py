@@ -311,7 +311,8 @@ class Tenancy:
     async def _reclaim(self) -> bool:
         """The client does not know us (it restarted, or our link broke): keep the slot if it is free."""
         slot = await ask_for_slot(self._config, self._peer, self._coordinator, self._uid)
-        if slot.expert != self._slot.expert or slot.founder != self._slot.founder:
+        # Who founded the stage keeps it: it is no founder any more once round 0 is in the log.
+        if slot.expert != self._slot.expert or (slot.founder and not self._slot.founder):
             logger.warning("%s is somebody else's now", self._uid)
             return False
         logger.info("holding %s again, epoch %d", self._uid, slot.epoch)

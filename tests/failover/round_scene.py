@@ -1,0 +1,280 @@
+"""Replicas of one stage with their rounds, and the client's side of them, over the in-memory transport."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.failover.memory_scene import batches
+from tests.swarm_scene import AT, Stage
+from typing_extensions import Self
+
+from distqat.codec import get_codec
+from distqat.config import Config
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.pipeline import Stepper
+from distqat.distributed.serving.compute import Priority
+from distqat.distributed.serving.member import MemberParts, RoundMember
+from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
+from distqat.distributed.serving.transfer import fetch_newest, load_inner_state, snapshot_message
+from distqat.distributed.wire import Hop, take
+from distqat.errors import BadFrame
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.link import Address
+from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+
+STAGE, CLIENT = "full", "client"
+
+
+def one_stage(model: str = "mlp", *, quantize: bool = False, inner: float = 5e-3, **diloco: Any) -> Config:
+    """A model in one stage, so that a replica can take its steps alone."""
+    extra = {"width": 0.25} if model == "resnet18" else {"hidden": 16}
+    return Config.model_validate(
+        {
+            "experiment_prefix": "rounds",
+            "seed": 5,
+            "data": {"dataset_name": "digits", "img_size": 8, "num_channels": 1},
+            "diloco": {
+                "inner_optim": {"type": "adam", "adam_lr": inner},
+                "inner_steps": 2,
+                "outer_steps": 1000,
+                "averaging_timeout": 5.0,
+                **diloco,
+            },
+            "model_pipeline": {
+                "pipeline": [{"model_name": f"{model}.full", "num_classes": 10, **extra}],
+                "microbatches": 3,
+            },
+            "quant": {"enabled": quantize},
+        }
+    )
+
+
+class OnlyClient:
+    """As much of a directory as a Coordinator looks at."""
+
+    async def roles(self, role: str) -> list[Address]:
+        return [Address(role)]
+
+
+class Convening:
+    """The client's side: a RoundService, and who holds which slot."""
+
+    def __init__(self, config: Config, network: MemoryNetwork, folder: Path) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.passage: Callable[[str], None] = lambda point: None
+        self.log = CommitLog(folder / "log.jsonl", config.experiment_prefix)
+        self.service = RoundService([STAGE], config.diloco, self.log, self.records.append)
+        self.transport = MemoryTransport(network, CLIENT)
+        self._gone: set[str] = set()
+
+    def gone(self, peer: str) -> None:
+        self.service.left(STAGE, peer)
+
+    async def answer(self, call: Call) -> Message:
+        AT.set(call.peer)
+        self.passage(f"client.{call.method}")
+        fields, rounds = dict(call.message.fields), self.service
+        if call.method == "members":
+            if fields.get("wait"):
+                await rounds.wait_for_donor(STAGE)
+            newest = rounds.round_of(STAGE)
+            assert newest is not None
+            members = [hop.fields() for hop in rounds.members(STAGE).values()]
+            return Message({"members": members, "round": newest[0], "digest": newest[1]})
+        if call.method == "joined":
+            return Message(rounds.join(STAGE, Hop.parse(fields), take(fields, "round", int)))
+        if call.method == "ready":
+            return Message(await rounds.ready(STAGE, call.peer, take(fields, "round", int)))
+        if call.method == "contribute":
+            return Message(await rounds.contribute(STAGE, call.peer, fields))
+        if call.method == "vote":
+            return Message(await rounds.vote(STAGE, call.peer, fields))
+        raise BadFrame(call.method)
+
+
+class Replica(Stage):
+    """A stage with its rounds and a trainer of its own."""
+
+    def __init__(self, config: Config, network: MemoryNetwork, index: int) -> None:
+        super().__init__(config, STAGE, network, fail=set(), index=index)
+        self.config = config
+        self.hop = Hop(self.uid, Address(self.uid))
+        self.coordinator = Coordinator(self.transport, OnlyClient())  # type: ignore[arg-type]
+        self.rounds = Rounds(config.diloco, get_codec(config.diloco.codec), self.replica.module)
+        self.ended: list[dict[str, Any]] = []
+        self.changed = asyncio.Event()
+        self.member: RoundMember
+        self.running: asyncio.Future[None]
+        self._steps = 0
+        self._stepper = Stepper(
+            transport=MemoryTransport(network, f"trainer {index}"),
+            trainer=f"trainer {index}",
+            incarnation=1,
+            options=config.model_pipeline,
+            window_timeout=20,
+        )
+
+    async def found(self, client: Convening) -> None:
+        """Calibrate on real batches, then publish round 0."""
+        await self.transport.serve(self.answer, self.steps.gone)
+        for batch in batches(self.config, 50):
+            if not self.replica.calibrating:
+                break
+            self._steps += 1
+            await self._stepper.calibrate(batch, [self.hop], self._steps, 0)
+        shared: Shared = await self._compute(lambda: initial(self.replica.module))
+        client.service.zero(STAGE, shared.digest)
+        await self._begin(shared)
+
+    async def join(self) -> None:
+        """As a server does that comes later."""
+        await self.transport.serve(self.answer, self.steps.gone)
+        got = await fetch_newest(self.transport, self.coordinator, STAGE, own_uid=self.uid)
+        assert got is not None
+
+        def load() -> None:
+            as_local(got.shared).load(self.replica.module)
+            assert load_inner_state(self.replica, got.inner) == bool(got.inner)
+            self.replica.step = got.step
+
+        await self._compute(load)
+        await self._begin(got.shared)
+
+    async def _begin(self, shared: Shared) -> None:
+        options, steps, transport = self.config.diloco, self.steps, self.transport
+        parts = MemberParts(options, self.rounds, steps, self.compute, transport, self.coordinator)
+        self.member = RoundMember(self.hop, self.replica, shared, parts, self._round_ended)
+        await self.member.catch_up()
+        AT.set(self.uid)
+        self.running = asyncio.ensure_future(self.member.run(options.outer_steps))
+
+    async def take_steps(self, count: int, seed: int) -> None:
+        """Inner steps on batches of its own."""
+        for batch in batches(self.config, count, seed=seed):
+
+            async def nothing() -> None:
+                return
+
+            self._steps += 1
+            result = await self._stepper.run(batch, [self.hop], self._steps, 0, consumed=nothing)
+            assert math.isfinite(result.loss)
+
+    async def answer(self, call: Call) -> Message:
+        if call.method == "contribution":
+            AT.set(self.uid)
+            self.passage("call.contribution")
+            return await self.member.contribution(call)
+        if call.method == "snapshot":
+            shared = await self.member.holding(take(call.message.fields, "round", int))
+            return await self._compute(lambda: snapshot_message(shared, self.replica))
+        return await super().answer(call)
+
+    def _round_ended(self, record: dict[str, Any]) -> None:
+        self.ended.append(record)
+        self.changed.set()
+
+    async def rounds_ended(self, count: int) -> None:
+        """So many rounds have ended for this replica, committed or not."""
+        while len(self.ended) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def advanced(self) -> None:
+        """A moment later: what its member and its compute thread had to do is done."""
+        await self._compute(lambda: None)
+
+    async def _compute(self, job: Callable[[], Any]) -> Any:
+        return await self.compute.submit(Priority.CONTROL, "round", job)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.replica.module.state_dict().items()}
+
+
+class RoundSwarm:
+    """Replicas of one stage; rounds in lock step, one call each."""
+
+    def __init__(self, config: Config, folder: Path, replicas: int = 3) -> None:
+        self.config = config
+        self.dead: set[str] = set()
+        self._folder = folder
+        self._count = replicas
+
+    async def __aenter__(self) -> Self:
+        self.network = MemoryNetwork()
+        self.client = Convening(self.config, self.network, self._folder)
+        await self.client.transport.serve(self.client.answer, self.client.gone)
+        self.replicas: list[Replica] = []
+        for _ in range(self._count):
+            await self.add()
+        return self
+
+    async def add(self) -> Replica:
+        """One more replica: the first founds the stage, the others join."""
+        replica = Replica(self.config, self.network, len(self.replicas))
+        self.replicas.append(replica)
+        await (replica.join() if len(self.replicas) > 1 else replica.found(self.client))
+        return replica
+
+    async def __aexit__(self, *_: object) -> None:
+        self.client.service.close()
+        self.client.log.close()
+        for replica in self.replicas:
+            replica.running.cancel()
+            await asyncio.gather(replica.running, return_exceptions=True)
+            await replica.steps.close()
+            replica.compute.stop()
+
+    def kill(self, peer: str) -> None:
+        self.dead.add(peer)
+        self.network.kill(peer)
+        self.replicas[int(peer.split(".")[2])].running.cancel()
+
+    @property
+    def living(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.uid not in self.dead]
+
+    async def round(self, seed: int) -> list[dict[str, Any]]:
+        """Inner steps everywhere and the round after them; what the living saw of it."""
+        before = {replica.uid: len(replica.ended) for replica in self.replicas}
+        await self.steps(seed)
+        await asyncio.gather(*(self._ended(replica, before[replica.uid] + 1) for replica in self.living))
+        return [replica.ended[-1] for replica in self.living]
+
+    async def steps(self, seed: int) -> None:
+        """The inner steps of one round, everywhere at once."""
+        count = self.config.diloco.inner_steps
+        await asyncio.gather(*(r.take_steps(count, seed=100 * seed + i) for i, r in enumerate(self.living)))
+
+    async def agreed(self) -> None:
+        """Wait until all hold what the log has; who was behind asks for it by itself."""
+        while len({(r.member.shared.round, r.member.shared.digest) for r in self.living}) > 1:
+            await asyncio.gather(*(replica.advanced() for replica in self.living))
+
+    async def _ended(self, replica: Replica, count: int) -> None:
+        """Its round has ended, or it died in it."""
+        ended: asyncio.Future[None] = asyncio.ensure_future(replica.rounds_ended(count))
+        await asyncio.wait({ended, replica.running}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        assert replica.uid in self.dead or not replica.running.done(), replica.running
+
+    def check(self) -> None:
+        """I1 and I3: all hold what the log has, to the bit."""
+        logged = self.client.log.newest_round(STAGE)
+        assert logged is not None, "no round is in the log"
+        held = {
+            replica.uid: (replica.member.shared.round, replica.member.shared.digest)
+            for replica in self.living
+        }
+        assert held == dict.fromkeys(held, logged), (held, logged)
+        for replica in self.living:
+            assert all(
+                bool(torch.isfinite(t).all()) for t in replica.weights().values() if t.is_floating_point()
+            )
