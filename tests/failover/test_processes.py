@@ -30,19 +30,10 @@ def server_log(swarm: ProcessSwarm, text: str) -> bool:
     return any(text in path.read_text() for path in swarm.logs.glob("server_*.log"))
 
 
-def rejoins(swarm: ProcessSwarm, uid: str, old_pid: int, launcher: int, since: float) -> None:
+def rejoins(swarm: ProcessSwarm, uid: str, old_pid: int, since: float) -> None:
     """A new process holds the slot, took the committed state and serves steps again."""
     until(lambda: [p for p in swarm.pids(f"server {uid}") if p != old_pid], f"a new process of {uid}")
-    pattern = rf"{re.escape(uid)} took round (\d+)"
-    logs = [path.read_text() for path in swarm.logs.glob("server_*.log")]
-    until(
-        lambda: [
-            found
-            for path in swarm.logs.glob("server_*.log")
-            for found in re.findall(pattern, path.read_text())
-        ],
-        f"{uid} took a round ({len(logs)} logs)",
-    )
+    until(lambda: server_log(swarm, f"{uid} took round "), f"{uid} took the committed state")
     until(lambda: swarm.steps(since, through=uid), f"a step through {uid}")
     print(f"{uid} serves again {swarm.steps(since, through=uid)[0]['time'] - since:.2f} s after the fault")
 
@@ -55,7 +46,7 @@ def test_a_server_dies(swarm: ProcessSwarm) -> None:
     took = swarm.next_step(killed, affected)
     print(f"kill -> next applied step of its pipeline: {took:.3f} s")
     until(lambda: "ended with SIGKILL: starting again" in swarm.said(1), "the launcher saw the death")
-    rejoins(swarm, VICTIM, pid, launcher=1, since=killed)
+    rejoins(swarm, VICTIM, pid, since=killed)
     assert servers - {pid} <= set(swarm.pids("server"))  # the healthy were left alone
     swarm.goes_on()
     steps = swarm.steps()
@@ -64,6 +55,7 @@ def test_a_server_dies(swarm: ProcessSwarm) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_trainer_and_the_data_server_die(swarm: ProcessSwarm) -> None:
     servers = swarm.pids("server")
     trainers = swarm.pids("trainer")
@@ -107,7 +99,7 @@ def test_the_daemon_of_a_server_dies(swarm: ProcessSwarm) -> None:
     killed = swarm.kill(daemons[0])
     until(lambda: re.search(rf"\(PID {pid}\) ended with code [1-9]\d*: starting again", swarm.said(1)),
           "the role ended with an error and is started again")  # fmt: skip
-    rejoins(swarm, VICTIM, pid, launcher=1, since=killed)
+    rejoins(swarm, VICTIM, pid, since=killed)
     swarm.goes_on()
 
 
