@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -30,21 +32,37 @@ def records(folder: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def of_this_run(mark: Path) -> list[psutil.Process]:
-    """Processes whose environment names our runtime folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("XDG_RUNTIME_DIR") == str(mark) and process.status() != "zombie":
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+def run_and_watch(command: list[str], env: dict[str, str]) -> tuple[int, str, set[psutil.Process]]:
+    """Exit code, output, and every process that was ever seen below the command."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seen: set[psutil.Process] = set()
+    deadline = time.monotonic() + 80
+    try:
+        while True:
+            with contextlib.suppress(psutil.Error):
+                seen.update(psutil.Process(process.pid).children(recursive=True))
+            try:
+                output, _ = process.communicate(timeout=0.2)
+                return process.returncode, output, seen
+            except subprocess.TimeoutExpired:
+                assert time.monotonic() < deadline, "the run takes too long"
+    finally:
+        process.kill()
+
+
+def still_there(process: psutil.Process) -> bool:
+    """A zombie that waits for PID 1 counts as gone."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_two_stages_two_replicas(tmp_path: Path) -> None:
     shared_memory = set(Path("/dev/shm").iterdir())
-    run = subprocess.run(
+    code, output, processes = run_and_watch(
         [
             sys.executable,
             "run_local.py",
@@ -58,14 +76,9 @@ def test_two_stages_two_replicas(tmp_path: Path) -> None:
             f"--log-dir={tmp_path / 'logs'}",
             f"--param-mirror-checkpoint-dir={tmp_path / 'checkpoints'}",
         ],
-        cwd=ROOT,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "run")},
-        capture_output=True,
-        text=True,
-        timeout=80,
-        check=False,
+        {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "run")},
     )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert code == 0, output
 
     metrics = tmp_path / "logs" / "metrics"
     steps = [r for r in records(metrics, "trainer_*.jsonl") if r["event"] == "step"]
@@ -103,6 +116,8 @@ def test_two_stages_two_replicas(tmp_path: Path) -> None:
     assert "Trainer 0 Step #1 loss = " in client_log
     assert "ReassignmentMonitorThread started for expert " in (tmp_path / "logs" / "server_0.log").read_text()
 
-    assert of_this_run(tmp_path / "run") == []
+    assert len(processes) > 15  # monitor, client, data server, trainers, servers and their daemons
+    _, alive = psutil.wait_procs(processes, timeout=2)
+    assert [process for process in alive if still_there(process)] == []
     assert [path.name for path in (tmp_path / "run" / "distqat").glob("*.sock")] == []
     assert set(Path("/dev/shm").iterdir()) <= shared_memory

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.errors import ModelError
-from distqat.models import build_stage, full_state_dict, named_tensors, sample_input
+from distqat.models import build_stage, named_tensors, sample_input
 from distqat.quant import check_patterns, module_names, quantize_module
 from distqat.tasks import get_task
 from distqat.tasks.base import Task
@@ -91,12 +90,3 @@ def _passes(
         return named_tensors(module.eval()(*(tensor.to("meta") for tensor in wanted.values())))
     except NotImplementedError:  # an operation without a meta form: found when real data comes
         return None
-
-
-def assemble(config: Config, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The state dict of the whole model; names are prefixed by stage where two stages share one."""
-    ordered = [states[stage] for stage in config.stages]
-    shared = len({name for state in ordered for name in state}) < sum(len(state) for state in ordered)
-    if not shared:
-        return full_state_dict(ordered)
-    return {f"{stage}.{name}": t for stage in config.stages for name, t in states[stage].items()}

@@ -121,6 +121,9 @@ class Client:
         if method == "zero":
             rounds.zero(stage, take(fields, "digest", str))
             return {}
+        if method == "restart":
+            round, digest = take(fields, "round", int), take(fields, "digest", str)
+            return {"generation": rounds.restart(stage, uid, round, digest)}
         if method == "joined":
             return rounds.join(stage, holder.hop, take(fields, "round", int))
         if method == "ready":
@@ -160,7 +163,10 @@ class Client:
         if stage not in self._config.stages:
             raise Refused(f"this run has no stage {stage!r}")
         if fields.get("wait"):
-            await self._rounds.wait_for_donor(stage)
+            holder = self._slots.of_peer(peer)
+            uid = holder.grant.uid if holder else peer
+            if not await self._rounds.wait_for_donor(stage, uid):
+                return {"restore": True, "oldest": self._log.first_generation}
         newest = self._rounds.round_of(stage)
         if newest is None:
             raise Refused(f"stage {stage} has no round 0 yet")

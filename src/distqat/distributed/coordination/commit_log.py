@@ -37,6 +37,7 @@ class CommitLog:
         self._epochs: dict[str, int] = {}
         self.generation = int(time.time())
         """The line of history that rounds belong to: Unix time at its begin, so later means newer."""
+        self.first_generation = self.generation
         self.finished = False
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -70,6 +71,20 @@ class CommitLog:
         self._rounds[stage, round] = digest
         return digest
 
+    def restart_stage(self, stage: str, round: int, digest: str) -> int:
+        """All replicas of a stage were lost: go on from an older state, in a new generation; its number."""
+        self.generation = max(int(time.time()), self.generation + 1)
+        entry = {"generation": self.generation, "stage": stage, "round": round, "digest": digest}
+        self._append({"kind": "restart", **entry})
+        self._restart(stage, round, digest)
+        return self.generation
+
+    def _restart(self, stage: str, round: int, digest: str) -> None:
+        later = [key for key in self._rounds if key[0] == stage and key[1] > round]
+        for key in later:
+            del self._rounds[key]
+        self._rounds[stage, round] = digest
+
     def grant(self, uid: str, peer: str) -> Grant:
         """Give a slot to a peer under a new epoch."""
         grant = Grant(uid, peer, self._epochs.get(uid, 0) + 1)
@@ -92,7 +107,7 @@ class CommitLog:
         self._path.rename(kept)
         logger.info("the run in %s is finished; this is a new one, its log is kept as %s", self._path, kept)
         self._rounds, self._epochs, self.finished = {}, {}, False
-        self.generation = int(time.time())
+        self.generation = self.first_generation = int(time.time())
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -119,9 +134,12 @@ class CommitLog:
         if kind == "run":
             if entry["run"] != run:
                 raise ValueError(f"it belongs to run {entry['run']!r}, this is {run!r}")
-            self.generation = int(entry["generation"])
+            self.generation = self.first_generation = int(entry["generation"])
         if kind == "round":
             self._rounds[entry["stage"], int(entry["round"])] = entry["digest"]
+        elif kind == "restart":
+            self.generation = int(entry["generation"])
+            self._restart(entry["stage"], int(entry["round"]), entry["digest"])
         elif kind == "grant":
             self._epochs[entry["uid"]] = int(entry["epoch"])
         elif kind == "finished":

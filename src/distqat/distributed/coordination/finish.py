@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distqat.checkpoint.assembled import join, write_model
 from distqat.config import Config
 from distqat.data.source import open_source
-from distqat.distributed.building import assemble, build_module, build_task
+from distqat.distributed.building import build_module, build_task
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots
 from distqat.distributed.coordination.trainers import Trainers
@@ -139,15 +139,10 @@ def judge(config: Config, modules: Mapping[str, nn.Module]) -> tuple[float, floa
 
 def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
     """All stages as one safetensors file, written in one piece."""
-    from safetensors.torch import save_file
-
-    states = {stage: module.state_dict() for stage, module in modules.items()}
-    folder = config.checkpoint_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path, fresh = folder / "model.safetensors", folder / f".model.{os.getpid()}.tmp"
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in assemble(config, states).items()}
-    save_file(tensors, fresh, metadata={"format": "pt", "run": config.experiment_prefix})
-    fresh.replace(path)
+    states = {stage: modules[stage].state_dict() for stage in config.stages}
+    config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    path = config.checkpoint_dir / "model.safetensors"
+    write_model(path, join(states), {"run": config.experiment_prefix})
     return path
 
 

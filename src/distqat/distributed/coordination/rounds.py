@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from distqat.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
+LOST_S = 8.0  # how long those who held a stage have to come back, before it is restored from disk
+
 
 @dataclass
 class _Stage:
@@ -28,6 +31,8 @@ class _Stage:
     members: dict[str, Hop] = field(default_factory=dict)
     waiting: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     has_member: asyncio.Event = field(default_factory=asyncio.Event)
+    lost_at: float = field(default_factory=time.monotonic)  # since when nobody holds its committed state
+    restorer: str | None = None  # who was asked to bring it back
 
 
 class RoundService:
@@ -66,9 +71,31 @@ class RoundService:
         if self._stages[stage].convener is None:
             self._begin(stage, 0, digest)
 
-    async def wait_for_donor(self, stage: str) -> None:
-        """Wait until somebody holds the committed state of the stage."""
-        await self._stages[stage].has_member.wait()
+    async def wait_for_donor(self, stage: str, uid: str) -> bool:
+        """Wait until somebody holds the committed state of the stage: True.
+
+        False asks `uid` to bring it back from disk: all who held it are gone, and did not come back in time.
+        """
+        own = self._stages[stage]
+        while not own.members:
+            gone_for = time.monotonic() - own.lost_at
+            if own.convener is not None and gone_for > LOST_S and own.restorer in (None, uid):
+                own.restorer = uid
+                return False
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(own.has_member.wait(), 0.5)
+        return True
+
+    def restart(self, stage: str, uid: str, round: int, digest: str) -> int:
+        """The restorer of a lost stage publishes the state that it found; the new generation."""
+        own = self._stages[stage]
+        if own.members or own.restorer not in (None, uid):
+            raise Refused(f"stage {stage} is not lost; join it")
+        generation = self._log.restart_stage(stage, round, digest)
+        logger.warning("stage %s was lost and goes on from round %d, generation %d", stage, round, generation)
+        own.restorer = None
+        self._begin(stage, round, digest)
+        return generation
 
     def join(self, stage: str, hop: Hop, round: int) -> dict[str, Any]:
         """A server holds the state of `round`; it is a member if that is the newest."""
@@ -84,9 +111,13 @@ class RoundService:
     def left(self, stage: str, uid: str) -> None:
         """A server is gone, drained or moved."""
         own = self._stages[stage]
+        was_last = list(own.members) == [uid]
         own.members.pop(uid, None)
-        if not own.members:
+        if own.restorer == uid:
+            own.restorer = None
+        if was_last:
             own.has_member.clear()
+            own.lost_at = time.monotonic()
         waiting = own.waiting.pop(uid, None)
         if waiting is not None and not waiting.done():
             waiting.set_result({"behind": True})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distqat.checkpoint import CheckpointStore, ShardState
+from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
 from distqat.config import Config, agreement, agreement_digest
 from distqat.distributed.serving.shared import Shared
 from distqat.errors import CheckpointError
@@ -32,7 +32,7 @@ class Keeper:
         self._config = config
         self._stage = stage
         self._uid = uid
-        self._generation = generation
+        self.generation = generation
         self._store = CheckpointStore(
             config.checkpoint_dir, config.experiment_prefix, stages=tuple(config.stages)
         )
@@ -45,6 +45,14 @@ class Keeper:
         self._next = _Moment(shared, inner, step)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_all())
+
+    def newest(self, oldest: int) -> LoadedShard | None:
+        """The newest valid state of the stage on this host, of generation `oldest` or later."""
+        digest = agreement_digest(self._config, self._stage)
+        shard = self._store.newest_valid(
+            self._stage, digest, agreement=agreement(self._config, self._stage), expert=self._uid
+        )
+        return shard if shard is not None and shard.manifest.generation >= oldest else None
 
     async def flush(self) -> None:
         """Return when everything handed over is on disk, or has failed."""
@@ -69,7 +77,7 @@ class Keeper:
         self._store.write(
             self._stage,
             ShardState(
-                generation=self._generation,
+                generation=self.generation,
                 round=shared.round,
                 step=moment.step,
                 digest=shared.digest,

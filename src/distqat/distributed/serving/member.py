@@ -18,7 +18,7 @@ from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_newest
+from distqat.distributed.serving.transfer import Fetched, StageLost, fetch_newest
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadContribution, SwarmError
 from distqat.failpoints import failpoint
@@ -255,13 +255,7 @@ class RoundMember:
         while True:
             fetched = None
             if await self._is_behind():
-                fetched = await fetch_newest(
-                    self._parts.transport,
-                    self._parts.coordinator,
-                    stage,
-                    own_uid=self._hop.uid,
-                    newer_than=self.shared.round,
-                )
+                fetched = await self._fetch_newest(stage)
             if fetched is not None:
                 old = as_local(self.shared)
                 await self._adopt(fetched.shared, old, (self._samples, self._since))
@@ -271,6 +265,18 @@ class RoundMember:
             )
             if not answer.get("behind"):
                 return
+
+    async def _fetch_newest(self, stage: str) -> Fetched | None:
+        """The state that we missed; if those who had it are gone, ours is the newest that is left."""
+        coordinator, uid, round = self._parts.coordinator, self._hop.uid, self.shared.round
+        try:
+            return await fetch_newest(
+                self._parts.transport, coordinator, stage, own_uid=uid, newer_than=round
+            )
+        except StageLost:
+            fields = {"stage": stage, "uid": uid, "round": round, "digest": self.shared.digest}
+            await coordinator.insist("restart", fields)
+            return None
 
     async def _is_behind(self) -> bool:
         known = await self._parts.coordinator.insist("members", {"stage": self._replica.stage})

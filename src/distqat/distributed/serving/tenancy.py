@@ -26,7 +26,13 @@ from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import fetch_newest, inner_state, load_inner_state, snapshot_message
+from distqat.distributed.serving.transfer import (
+    StageLost,
+    fetch_newest,
+    inner_state,
+    load_inner_state,
+    snapshot_message,
+)
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink
@@ -190,25 +196,52 @@ class Tenancy:
         await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
         raise AssertionError("unreachable")
 
+    async def _restore(self, oldest: int) -> Shared:
+        """Bring a lost stage back: the newest valid checkpoint of this run, else a start from the seed."""
+        shard = await asyncio.to_thread(self._keeper.newest, oldest)
+        if shard is None:
+            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self._uid, self._hop.uid)
+            shared = await self._initial()
+        else:
+            shared = Shared.from_tensors(shard.manifest.round, shard.shared, {})
+            inner = shard.private.get(self._uid, {})
+
+            def load() -> None:
+                as_local(shared).load(self._replica.module)
+                load_inner_state(self._replica, inner)
+                self._replica.step = shard.manifest.step
+
+            await self._compute.submit(Priority.CONTROL, "round", load)
+            logger.info("%s restored round %d from %s", self._uid, shared.round, shard.path)
+        fields = {"uid": self._uid, "round": shared.round, "digest": shared.digest}
+        answer = await self._coordinator.insist("restart", {"stage": self._replica.stage, **fields})
+        self._keeper.generation = take(answer, "generation", int)
+        return shared
+
     async def _found(self) -> Shared:
-        """The founder: initial weights, quantizers calibrated on real batches, then round 0."""
-        if self._replica.calibrating:
-            logger.info("%s founds its stage: waiting for batches to calibrate on", self._uid)
-            await self._become("calibrating")
-            await self._activated.wait()
-        shared: Shared = await self._compute.submit(
-            Priority.CONTROL, "round", lambda: initial(self._replica.module)
-        )
+        """The founder publishes round 0."""
+        shared = await self._initial()
         fields = {"stage": self._replica.stage, "uid": self._uid, "digest": shared.digest}
         await self._coordinator.insist("zero", fields)
         return shared
 
+    async def _initial(self) -> Shared:
+        """Initial weights, and quantizers calibrated on real batches."""
+        if self._replica.calibrating:
+            logger.info("%s founds its stage: waiting for batches to calibrate on", self._uid)
+            await self._become("calibrating")
+            await self._activated.wait()
+        return await self._compute.submit(Priority.CONTROL, "round", lambda: initial(self._replica.module))
+
     async def _join(self) -> Shared:
         """Everybody else takes the committed state, verified, before it declares itself."""
         began = time.monotonic()
-        got = await fetch_newest(
-            self._peer.transport, self._coordinator, self._replica.stage, own_uid=self._uid
-        )
+        try:
+            got = await fetch_newest(
+                self._peer.transport, self._coordinator, self._replica.stage, own_uid=self._uid
+            )
+        except StageLost as lost:
+            return await self._restore(lost.oldest)
         assert got is not None
 
         def load() -> None:

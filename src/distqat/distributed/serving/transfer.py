@@ -28,6 +28,16 @@ RETRY_S = 0.2
 INNER = "inner/"
 
 
+class StageLost(SwarmError):
+    """Nobody holds the committed state of a stage any more, and we are asked to bring it back."""
+
+    code = "lost"
+
+    def __init__(self, text: str, oldest: int = 0) -> None:
+        super().__init__(text)
+        self.oldest = oldest  # checkpoints of older generations belong to other runs
+
+
 @dataclass(frozen=True)
 class Fetched:
     """A verified committed state, and the donor's inner moments (they belong to the donor alone)."""
@@ -49,10 +59,12 @@ async def fetch_newest(
 ) -> Fetched | None:
     """The committed state of a stage, from whoever has it; None if it is not newer than `newer_than`.
 
-    Waits as long as the stage has no donor, or its donors are just between two rounds.
+    Waits as long as its donors are just between two rounds. Raises StageLost when there will be none.
     """
     while True:
         known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
+        if known.get("restore"):
+            raise StageLost(f"nobody holds stage {stage} any more", take(known, "oldest", int))
         round, digest = take(known, "round", int), take(known, "digest", str)
         if round <= newer_than:
             return None
