@@ -10,14 +10,19 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tests.docs.pages import ROOT
 
+from distqat.checkpoint import CheckpointStore, ShardState
 from distqat.config import Config, ConfigParser, config_from_args, load_config
+from distqat.diloco.digest import state_digest
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process.title import title
 from distqat.launch import cli, local
@@ -61,6 +66,9 @@ class Commands:
         monkeypatch.setattr(ConfigParser, "parse_args", parse_args)
         monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
         monkeypatch.chdir(ROOT)
+
+    def work_in(self, folder: Path) -> None:
+        self._monkeypatch.chdir(folder)
 
     def python(self, words: Sequence[str]) -> None:
         """`python SCRIPT FLAGS`, `python -m MODULE FLAGS`."""
@@ -117,6 +125,22 @@ def only_flags(commands: Commands, words: list[str]) -> None:
 
 def distqat(commands: Commands, words: list[str]) -> None:
     commands.distqat(words[1:])
+
+
+def checkpoint(commands: Commands, words: list[str]) -> None:
+    """Over a small checkpoint of two stages, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands.work_in(Path(folder))
+        store = CheckpointStore("checkpoints/resnet18", "resnet18", stages=("front", "back"))
+        for stage in ("front", "back"):
+            shared = {f"anchor/{stage}.w": torch.ones(2), "outer/step": torch.tensor(1)}
+            agreement = {"stages": ["front", "back"]}
+            state = ShardState(1, 1, 10, state_digest(shared), shared, agreement, "agreed")
+            store.write(stage, state)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert cli.main(words[1:]) == 0
+        assert "front" in said.getvalue()
+        commands.work_in(ROOT)
 
 
 def statement(commands: Commands, words: list[str]) -> None:

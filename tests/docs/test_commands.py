@@ -60,6 +60,9 @@ EXERCISES: dict[str, Exercise] = {
     "distqat monitor --watch": exercise.distqat,
     "distqat config configs/resnet18.yaml --diloco-inner-steps 20": exercise.distqat,
     "distqat config --schema": exercise.distqat,
+    "distqat checkpoint list checkpoints/resnet18": exercise.checkpoint,
+    "distqat checkpoint verify checkpoints/resnet18": exercise.checkpoint,
+    "distqat checkpoint assemble checkpoints/resnet18 --out model.safetensors": exercise.checkpoint,
     "python src/distqat/distributed/monitor.py": exercise.python,
     'python src/distqat/distributed/client.py --initial-peers "${INITIAL_PEERS}"': exercise.python,
     'python src/distqat/distributed/server.py --device cpu --initial-peers "${INITIAL_PEERS}"': (
@@ -70,6 +73,7 @@ EXERCISES: dict[str, Exercise] = {
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
+    "--out",  # distqat checkpoint assemble
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas",
     "--no-progress", "--num-servers", "--watch", "--run-locally", "--schema", "--json",
 }  # fmt: skip
