@@ -33,7 +33,11 @@ def server_log(swarm: ProcessSwarm, text: str) -> bool:
 def rejoins(swarm: ProcessSwarm, uid: str, old_pid: int, since: float) -> None:
     """A new process holds the slot, took the committed state and serves steps again."""
     until(lambda: [p for p in swarm.pids(f"server {uid}") if p != old_pid], f"a new process of {uid}")
-    until(lambda: server_log(swarm, f"{uid} took round "), f"{uid} took the committed state")
+    # From a replica; or from disk, where the dead one alone had taken part in the last round.
+    until(
+        lambda: server_log(swarm, f"{uid} took round ") or server_log(swarm, f"{uid} restored round "),
+        f"{uid} has the committed state",
+    )
     until(lambda: swarm.steps(since, through=uid), f"a step through {uid}")
     print(f"{uid} serves again {swarm.steps(since, through=uid)[0]['time'] - since:.2f} s after the fault")
 
