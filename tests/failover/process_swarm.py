@@ -208,7 +208,7 @@ class ProcessSwarm:
         """I1: after every round the members hold the digest that the log has."""
         logged: dict[tuple[str, int], set[str]] = defaultdict(set)  # more than one: another generation
         for entry in map(json.loads, (self.logs / "commit_log.jsonl").read_text().splitlines()):
-            if entry["kind"] == "round":
+            if entry["kind"] in ("round", "restart"):
                 logged[entry["stage"], entry["round"]].add(entry["digest"])
         held: dict[tuple[str, int], set[str]] = defaultdict(set)
         for record in self.records("server_*.jsonl", "round"):

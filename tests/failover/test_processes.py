@@ -38,8 +38,9 @@ def rejoins(swarm: ProcessSwarm, uid: str, old_pid: int, since: float) -> None:
         lambda: server_log(swarm, f"{uid} took round ") or server_log(swarm, f"{uid} restored round "),
         f"{uid} has the committed state",
     )
-    until(lambda: swarm.steps(since, through=uid), f"a step through {uid}")
-    print(f"{uid} serves again {swarm.steps(since, through=uid)[0]['time'] - since:.2f} s after the fault")
+    joined = time.time()
+    until(lambda: swarm.steps(joined, through=uid), f"a step through {uid}")
+    print(f"{uid} serves again {swarm.steps(joined, through=uid)[0]['time'] - since:.2f} s after the fault")
 
 
 def test_a_server_dies(swarm: ProcessSwarm) -> None:
