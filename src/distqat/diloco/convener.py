@@ -43,8 +43,6 @@ class Convener:
     _phase_began: float | None = None  # None: the first inner steps have not begun
     _began: bool = False  # whether any round has opened
     _in_step: set[str] = field(default_factory=set)  # whom an opening waits for
-    _known: set[str] = field(default_factory=set)  # who has joined before
-    _missed: set[str] = field(default_factory=set)  # who was waited for in vain
     _frozen: tuple[str, ...] = ()
     _gone: set[str] = field(default_factory=set)
     _offers: dict[str, Offer] = field(default_factory=dict)
@@ -53,18 +51,16 @@ class Convener:
     def joined(self, uid: str, now: float) -> list[Action]:
         """`uid` holds the committed state of `self.round` and takes part from the next opening on."""
         self.members.add(uid)
-        first_steps = not self._began and not self._ready
-        if first_steps or (uid in self._known and uid not in self._missed):
+        if not self._began and not self._ready:  # everybody takes the first inner steps together
             self._in_step.add(uid)
-        self._known.add(uid)
         if self._phase_began is None:
             self._phase_began = now
         return self._advance(now)
 
     def left(self, uid: str, now: float) -> list[Action]:
         """`uid` died, withdrew or moved. In an open round its place stays counted for the quorum."""
-        for group in (self.members, self._in_step, self._known, self._missed):
-            group.discard(uid)
+        self.members.discard(uid)
+        self._in_step.discard(uid)
         self._ready.pop(uid, None)
         if uid in self._frozen:
             self._gone.add(uid)
@@ -139,7 +135,6 @@ class Convener:
             return []
         self.phase, self._opened_at, self._began = "collecting", now, True
         self._frozen, self._first_ready = tuple(sorted(self._ready)), min(self._ready.values())
-        self._missed = (self._missed | awaited) - set(self._frozen)
         self._in_step = set(self._frozen)
         self._ready.clear()
         self._gone.clear()
