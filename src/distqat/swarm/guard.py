@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ def install() -> None:
     _limit_extension_depth()
     _bound_claimed_expiry()
     _leash_daemon()
+    logging.addLevelName(logging.WARNING, "WARNING")  # the import renamed it for the whole process
     _installed = True
 
 

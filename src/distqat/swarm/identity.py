@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.errors import RoleError
+from distqat.swarm import guard
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Identity:
     @classmethod
     def load_or_create(cls, path: Path) -> Identity:
         """Read the key of an earlier start, or make one (mode 0600). RoleError for an unreadable file."""
+        guard.install()
         from hivemind.p2p import P2P, PeerID
         from hivemind.proto import crypto_pb2
         from hivemind.utils.crypto import RSAPrivateKey

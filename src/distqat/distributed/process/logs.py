@@ -63,6 +63,7 @@ def set_up_logging(role: str, level: str | None = None, file: Path | None = None
     The engine's loggers follow: their records come through ours, in our format.
     """
     number = level_of(level)
+    logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it as it is imported
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
