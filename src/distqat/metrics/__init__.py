@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from distqat.metrics.meter import Busy, Rate
 from distqat.metrics.sink import Fanout, JsonLines, Nothing, Sink, open_sinks
 from distqat.metrics.table import swarm_table
 
-__all__ = ["Busy", "Fanout", "JsonLines", "Nothing", "Rate", "Sink", "open_sinks", "swarm_table"]
+__all__ = ["Fanout", "JsonLines", "Nothing", "Sink", "open_sinks", "swarm_table"]
