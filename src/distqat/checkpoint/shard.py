@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from distqat.checkpoint.manifest import SHARED, Manifest, as_json, read_manifest
-from distqat.checkpoint.tensor_file import FileEntry, check_file, read_tensors
+from distqat.checkpoint.tensor_file import FileEntry, read_tensors
 from distqat.diloco.digest import state_digest
 from distqat.errors import CheckpointError
 
@@ -101,14 +101,6 @@ def load_shard(folder: Path, expert: str | None = None) -> LoadedShard:
             except CheckpointError as error:
                 refused[name] = str(error)
     return LoadedShard(folder, manifest, shared, private, refused)
-
-
-def check_shard(folder: Path) -> Manifest:
-    """Its manifest if all its bytes are as written, read in pieces. Raises CheckpointError."""
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        check_file(folder / name, entry)
-    return manifest
 
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ class StageOptions(Options):
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, protected_namespaces=())
 
-    model_name: Annotated[str, Field(pattern=r"^[^\s.]+(\.[^\s.]+)*$")]
+    model_name: Annotated[str, Field(pattern=r"^([^\s.]+\.)*[A-Za-z0-9_-]+$")]
     """A key of MODEL_TYPES, such as `resnet18.front`."""
     num_classes: PositiveInt | None = None
     """Outputs of the last layer, where the model has classes."""

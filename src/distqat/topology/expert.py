@@ -1,12 +1,9 @@
-"""The name of one replica of a stage, and the names of the stages themselves."""
+"""The name of one replica of a stage."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from distqat.errors import ConfigError
 
 _STAGE = re.compile(r"[A-Za-z0-9_-]+")
 _UID = re.compile(r"([A-Za-z0-9_-]+)\.0\.(0|[1-9][0-9]{0,8})\.0")
@@ -42,29 +39,3 @@ class ExpertId:
                 f"{uid[:80]!r} is no expert UID; it reads {{stage}}.0.{{index}}.0, as front.0.0.0"
             )
         return cls(match[1], int(match[2]))
-
-
-def stage_names(model_names: Sequence[str]) -> list[str]:
-    """Stage names of a pipeline, in order: what follows the last dot of each model name.
-
-    ConfigError when the pipeline is empty, a name cannot stand in a UID, or two entries share a stage name.
-    """
-    if not model_names:
-        raise ConfigError("model_pipeline.pipeline is empty; give one entry per stage")
-    first: dict[str, int] = {}
-    for position, model_name in enumerate(model_names):
-        stage = model_name.rpartition(".")[2]
-        if not _STAGE.fullmatch(stage):
-            raise ConfigError(
-                f"model_pipeline.pipeline[{position}]: model name {model_name!r} gives stage name {stage!r}; "
-                "after the last dot use letters, digits, '_' and '-' only"
-            )
-        if stage in first:
-            earlier = first[stage]
-            raise ConfigError(
-                f"model_pipeline.pipeline[{earlier}] ({model_names[earlier]!r}) and [{position}] "
-                f"({model_name!r}) are both stage {stage!r}; stages need names of their own: register one of "
-                f"the models under another name, as {model_name + str(position)!r}"
-            )
-        first[stage] = position
-    return list(first)

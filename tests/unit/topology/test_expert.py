@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.errors import ConfigError
-from distqat.topology.expert import ExpertId, stage_names
+from distqat.topology.expert import ExpertId
 
 
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True), st.integers(0, 10**9 - 1))
@@ -38,30 +37,3 @@ def test_experts_sort_by_stage_and_number() -> None:
     assert sorted([ExpertId("b", 0), ExpertId("a", 10), ExpertId("a", 9)]) == [
         ExpertId("a", 9), ExpertId("a", 10), ExpertId("b", 0),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("model_names", "stages"),
-    [
-        (["resnet18.front", "resnet18.back"], ["front", "back"]),
-        (["mlp.full"], ["full"]),
-        (["mine"], ["mine"]),
-        (["a.b.head", "tail"], ["head", "tail"]),
-    ],
-)
-def test_stage_names_follow_the_last_dot(model_names: list[str], stages: list[str]) -> None:
-    assert stage_names(model_names) == stages
-
-
-@pytest.mark.parametrize(
-    ("model_names", "said"),
-    [
-        ([], "is empty"),
-        (["resnet18.front", "mlp.front"], r"\[0\] \('resnet18.front'\) and \[1\] .* another name"),
-        (["resnet18."], "after the last dot"),
-        (["res.fr ont"], "after the last dot"),
-    ],
-)
-def test_a_pipeline_without_clear_names_is_refused_with_the_fix(model_names: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        stage_names(model_names)

@@ -148,6 +148,8 @@ class Tenancy:
     async def close(self) -> None:
         """Undo an open attempt; what was committed is on disk when this returns."""
         await self.steps.close()
+        if self._saving is not None:  # the last round may not have been handed over yet
+            await asyncio.wait({self._saving})
         await self._keeper.flush()
 
     async def answer(self, call: Call) -> Message:
