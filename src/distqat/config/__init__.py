@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from distqat.config.agreement import agreement, agreement_digest, differing_keys
+from distqat.config.agreement import (
+    agreement,
+    agreement_digest,
+    changeable,
+    differing_keys,
+    structure,
+    structure_digest,
+)
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
 from distqat.config.schema import Config
@@ -14,8 +21,11 @@ __all__ = [
     "add_config_arguments",
     "agreement",
     "agreement_digest",
+    "changeable",
     "config_from_args",
     "differing_keys",
     "load_config",
+    "structure",
+    "structure_digest",
     "to_argv",
 ]

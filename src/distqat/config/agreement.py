@@ -10,6 +10,7 @@ from typing import Any
 from distqat.config.schema import Config
 from distqat.errors import UnknownName
 
+_OUTER_TYPE = "diloco.outer_optim.type"
 AGREEMENT_VERSION = 1
 """Raised when replicas of two releases must not share a round although their settings are equal."""
 
@@ -46,14 +47,41 @@ def agreement(config: Config, stage: str) -> dict[str, Any]:
 
 def agreement_digest(config: Config, stage: str) -> str:
     """sha256 of the agreement, in hex."""
-    text = json.dumps(agreement(config, stage), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest(agreement(config, stage))
+
+
+def structure(config: Config, stage: str) -> dict[str, Any]:
+    """The part of the agreement that a checkpoint is bound to: what it says cannot change between two runs.
+
+    Rates, momenta, the codec, steps per round and the bound of a delta may: they say how to go on from a
+    state, not what it holds.
+    """
+    whole = agreement(config, stage)
+    return {key: value for key, value in whole.items() if not key.startswith("diloco.") or key == _OUTER_TYPE}
+
+
+def structure_digest(config: Config, stage: str) -> str:
+    """sha256 of the structure, in hex."""
+    return _digest(structure(config, stage))
+
+
+def changeable(config: Config) -> dict[str, Any]:
+    """What may differ from one start of a run to the next and is worth saying: sizes, rates and schedules."""
+    flat = _flat("diloco", config.diloco.model_dump(mode="json"))
+    flat["model_pipeline.microbatches"] = config.model_pipeline.microbatches
+    flat["world_size"] = config.world_size
+    return {key: value for key, value in flat.items() if key != _OUTER_TYPE}
 
 
 def differing_keys(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Keys in which two agreements differ, as a refusal names them."""
     missing = object()
     return sorted(key for key in {**mine, **theirs} if mine.get(key, missing) != theirs.get(key, missing))
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_by(optimizer: str, key: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ class StepResult:
     skipped: bool = False
     lost: tuple[str, ...] = ()
     norm: float = 0.0
+    standing: tuple[Mapping[str, Any], ...] = ()  # what each stage that committed said of itself
 
 
 @dataclass
@@ -56,15 +57,18 @@ class Stepper:
         attempt: int,
         *,
         consumed: Callable[[], Awaitable[None]],
+        draw: str = "",
+        mark: str = "",
     ) -> StepResult:
         """Train one step on `batch`, cut into its microbatches.
 
-        `consumed` is awaited just before the first commit: from then on the samples are spent. Raises a
-        SwarmError whose `at` names the replica it is about; the attempt is then aborted on every stage.
+        `consumed` is awaited just before the first commit: from then on the samples are spent. `draw` seeds
+        dropout; `mark` makes this a checkpoint step of that name. Raises a SwarmError whose `at` names the
+        replica it is about; the attempt is then aborted on every stage.
         """
         run = _Attempt(self, batch, hops, StepId(self.trainer, self.incarnation, step, attempt), train=True)
         try:
-            await run.open()
+            await run.open(draw)
             scores = await run.microbatches()
             prepared = await run.prepare()
         except BaseException:
@@ -73,10 +77,12 @@ class Stepper:
         await consumed()
         norm, factor = clipping(prepared, self.max_grad_norm, self.scaler.scale)
         skip = not math.isfinite(norm)
-        lost = await run.commit({"skip": skip, "factor": 0.0 if skip else factor, "samples": run.samples})
+        marked = {"mark": mark} if mark else {}
+        fields = {"skip": skip, "factor": 0.0 if skip else factor, "samples": run.samples, **marked}
+        lost, standing = await run.commit(fields)
         self.scaler.update(overflow=skip)
         loss = scores.pop("loss", math.nan)
-        return StepResult(loss, scores, run.samples, skip, lost, norm)
+        return StepResult(loss, scores, run.samples, skip, lost, norm, standing)
 
     async def calibrate(self, batch: Sequence[Batch], hops: Sequence[Hop], step: int, attempt: int) -> None:
         """Show one batch to quantizers that still calibrate. No step is taken, no sample is spent."""
@@ -119,10 +125,11 @@ class _Attempt:
         self._train = train
         self._links: list[LinkLike] = []
 
-    async def open(self) -> None:
+    async def open(self, draw: str = "") -> None:
         """Take the windows in stage order, so that trainers that share replicas cannot deadlock."""
         fields = {
             **step_fields(self._id),
+            "draw": draw,
             "route": [hop.fields() for hop in self._hops],
             "microbatches": len(self._parts),
             "train": self._train,
@@ -167,15 +174,19 @@ class _Attempt:
         )
         return [reply.tensors["norms"] for reply in replies]
 
-    async def commit(self, fields: dict[str, Any]) -> tuple[str, ...]:
-        """Commit everywhere; the UIDs of stages that died before theirs. The step stands in any case."""
+    async def commit(self, fields: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]:
+        """Commit everywhere; the UIDs of stages that died before theirs, and what the others answered.
+
+        The step stands in any case.
+        """
         calls = (self._control(i, "commit", fields) for i in range(len(self._hops)))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, SwarmError):
                 raise outcome
         pairs = zip(self._hops, outcomes, strict=True)
-        return tuple(hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException))
+        lost = tuple(hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException))
+        return lost, tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message))
 
     async def abort(self) -> None:
         """Undo on every stage that may have begun; those that cannot be reached undo it by themselves."""

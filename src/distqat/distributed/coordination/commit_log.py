@@ -31,7 +31,8 @@ class Grant:
 class CommitLog:
     """The log of one run."""
 
-    def __init__(self, path: Path, run: str) -> None:
+    def __init__(self, path: Path, run: str, *, resume: bool = False) -> None:
+        """What stands at `path` is continued; a finished run only with `resume`, else another one begins."""
         self._path = path
         self._rounds: dict[tuple[str, int], str] = {}
         self._epochs: dict[str, int] = {}
@@ -39,11 +40,16 @@ class CommitLog:
         """The line of history that rounds belong to: Unix time at its begin, so later means newer."""
         self.first_generation = self.generation
         self.finished = False
+        self.settings: dict[str, Any] = {}
+        """What the run was last started with, as `started` was told; empty for a new run."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read(run)
-        if self.finished:
+        if self.finished and not resume:
             self._start_anew()
+        self.finished = False
+        self.continued = bool(self._rounds)
+        """Whether rounds were committed here before this start."""
         self._file = path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
             self._append({"kind": "run", "run": run, "generation": self.generation})
@@ -71,9 +77,20 @@ class CommitLog:
         self._rounds[stage, round] = digest
         return digest
 
-    def restart_stage(self, stage: str, round: int, digest: str) -> int:
-        """All replicas of a stage were lost: go on from an older state, in a new generation; its number."""
+    def started(self, settings: dict[str, Any]) -> None:
+        """Note what the run is started with this time."""
+        if settings != self.settings:
+            self._append({"kind": "settings", "settings": settings})
+            self.settings = settings
+
+    def new_generation(self) -> int:
+        """The number of a line of history that begins now."""
         self.generation = max(int(time.time()), self.generation + 1)
+        return self.generation
+
+    def restart_stage(self, stage: str, round: int, digest: str, generation: int | None = None) -> int:
+        """Nobody holds a stage any more: go on from a state on disk, in a new generation; its number."""
+        self.generation = self.new_generation() if generation is None else generation
         entry = {"generation": self.generation, "stage": stage, "round": round, "digest": digest}
         self._append({"kind": "restart", **entry})
         self._restart(stage, round, digest)
@@ -106,7 +123,7 @@ class CommitLog:
         kept = self._path.with_name(f"{self._path.stem}.{int(self._path.stat().st_mtime)}{self._path.suffix}")
         self._path.rename(kept)
         logger.info("the run in %s is finished; this is a new one, its log is kept as %s", self._path, kept)
-        self._rounds, self._epochs, self.finished = {}, {}, False
+        self._rounds, self._epochs, self.finished, self.settings = {}, {}, False, {}
         self.generation = self.first_generation = int(time.time())
 
     def _append(self, entry: dict[str, Any]) -> None:
@@ -137,10 +154,14 @@ class CommitLog:
             self.generation = self.first_generation = int(entry["generation"])
         if kind == "round":
             self._rounds[entry["stage"], int(entry["round"])] = entry["digest"]
+            self.finished = False  # it was resumed after its end, for more rounds
         elif kind == "restart":
+            self.finished = False
             self.generation = int(entry["generation"])
             self._restart(entry["stage"], int(entry["round"]), entry["digest"])
         elif kind == "grant":
             self._epochs[entry["uid"]] = int(entry["epoch"])
+        elif kind == "settings":
+            self.settings = dict(entry["settings"])
         elif kind == "finished":
             self.finished = True

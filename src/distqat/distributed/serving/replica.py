@@ -55,6 +55,7 @@ class Attempt:
 
     seed: str
     buffers: Named
+    calibrates: bool  # whether its quantizers were calibrating when it began
     graphs: dict[int, Graph] = field(default_factory=dict)
     done: int = 0
 
@@ -98,7 +99,8 @@ class StageReplica:
         if self._attempt is not None:
             raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
         self.optimizer.zero_grad(set_to_none=True)
-        self._attempt = Attempt(seed, {name: buffer.clone() for name, buffer in self.module.named_buffers()})
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        self._attempt = Attempt(seed, buffers, self.calibrating)
 
     def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
         """Run a microbatch forward and hold its graph; the outputs, detached."""
@@ -176,7 +178,13 @@ class StageReplica:
         return self.step
 
     def commit_calibration(self) -> None:
-        """Keep what the open attempt observed; once quantizers have seen enough they become active."""
+        """Keep what the open attempt observed; once quantizers have seen enough they become active.
+
+        A stage that only passed data on, for another that calibrates, keeps nothing of it: how many such
+        batches came depends on timing, and a resumed run must have the bits of one never interrupted.
+        """
+        if not self._open().calibrates:
+            self._restore(self._open())
         self._close()
         if self.calibrating and calibrated(self.module, self._quant):
             activate(self.module)

@@ -22,7 +22,7 @@ from distqat.topology.attempts import StepId
 from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
 
 COMMITS_REMEMBERED = 64
-COMMIT_FIELDS = ("samples", "skip", "factor")
+COMMIT_FIELDS = ("samples", "skip", "factor", "mark")
 
 
 class Steps:
@@ -40,6 +40,8 @@ class Steps:
     ) -> None:
         self.samples = 0  # committed since the server started
         self.on_commit: Callable[[int], None] = lambda samples: None
+        self.on_mark: Callable[[str], None] = lambda mark: None  # a checkpoint step was just committed
+        self.standing: Callable[[], dict[str, Any]] = dict  # what the answer to a commit tells besides
         self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
         self.counts = {"applied": 0, "skipped": 0, "aborted": 0}
         self._replica = replica
@@ -89,7 +91,8 @@ class Steps:
             next_link=None,
         )
         self._opened_at = time.monotonic()
-        seed = f"{self._run}|{self._replica.stage}|{id.trainer}|{id.step}"
+        draw = fields.get("draw") or f"{id.trainer}|{id.step}"  # names the step over restarts of its trainer
+        seed = f"{self._run}|{self._replica.stage}|{draw}"
         await self._compute.submit(Priority.CONTROL, "control", lambda: self._replica.begin(seed))
         if following is not None:
             try:
@@ -154,7 +157,7 @@ class Steps:
         else:
             await self._compute.submit(Priority.CONTROL, "control", self._replica.commit_calibration)
             step, samples = self._replica.step, 0
-        answer = Message({"step": step})
+        answer = Message({"step": step, **self.standing()})
         self._remember(id, answer, asked)
         if self._open is attempt:
             self._open = None
@@ -163,6 +166,8 @@ class Steps:
             self.counts["applied"] += 1
             self.step_seconds = [*self.step_seconds[-31:], time.monotonic() - self._opened_at]
             self.on_commit(samples)
+            if asked.get("mark"):
+                self.on_mark(take(asked, "mark", str))
         elif attempt.train:
             self.counts["skipped"] += 1
         failpoint("stage.commit.after_apply")
