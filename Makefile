@@ -1,13 +1,14 @@
-# make setup | run | test | test-all | check | format | clean
+# make setup | run | test | test-all | test-faults | check | format | clean
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= dev
+FAULT_SEEDS ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
 
-.PHONY: setup run test test-all check format clean
+.PHONY: setup run test test-all test-faults check format clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest
+
+# Every row of the fault table, with processes that are really killed: docs/faults.md. About an hour.
+test-faults: setup
+	$(BIN)/python -m pytest tests -m faults --fault-seeds $(FAULT_SEEDS)
 
 check: setup
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

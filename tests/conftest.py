@@ -24,6 +24,19 @@ settings.register_profile("distqat", derandomize=True, deadline=None, print_blob
 settings.load_profile("distqat")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fault-seeds", type=int, default=1, help="seeds per test of the fault table: moment, victim, phase"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `fault_seed` runs once per seed; its name tells which."""
+    if "fault_seed" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--fault-seeds")
+        metafunc.parametrize("fault_seed", range(SEED, SEED + count), ids=lambda seed: f"seed{seed - SEED}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests open no sockets, Unix ones excepted; `@pytest.mark.enable_socket` says where one must."""
     for item in items:

@@ -1,6 +1,8 @@
 """Named places where a test may inject a fault: `DISTQAT_FAILPOINTS=stage.commit.before_apply:kill9@3`.
 
 The value is a comma-separated list of `name:action@hit`; the action runs at the `hit`-th passage (from 1).
+`@FOLDER` instead arms nothing yet: such a list is read from the file `FOLDER/PID` once somebody puts it
+there, which arms a role that runs; the file is renamed `PID.fired` when its action runs.
 Actions: `kill9`, `stop` (SIGSTOP), `exit`, `error` (raises), each reported on standard error before it runs,
 so that a fault test can prove that its fault fired. Off by default; the environment is read once.
 """
@@ -13,6 +15,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from distqat.errors import ConfigError, DistqatError
 
@@ -54,9 +57,34 @@ class Failpoints:
         return action if self.hits[name] == hit else None
 
 
+@dataclass
+class Orders:
+    """Failpoints of a process that runs already, from the file with its PID in `folder`."""
+
+    folder: Path
+    _text: str = ""
+    _points: Failpoints = field(default_factory=Failpoints)
+
+    def passage(self, name: str) -> str | None:
+        """As `Failpoints.passage`; passages are counted from when the file appears, or changes."""
+        path = self.folder / str(os.getpid())
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        if text != self._text:
+            self._text, self._points = text, Failpoints.parse(text)
+        action = self._points.passage(name)
+        if action is not None:
+            path.replace(path.with_name(f"{path.name}.fired"))
+            self._text = ""
+        return action
+
+
 @lru_cache(maxsize=1)
-def _armed() -> Failpoints:
-    return Failpoints.parse(os.environ.get(ENVIRONMENT_VARIABLE, ""))
+def _armed() -> Failpoints | Orders:
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    return Orders(Path(text[1:])) if text.startswith("@") else Failpoints.parse(text)
 
 
 def failpoint(name: str) -> None:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 from typing_extensions import Self
+
+from distqat.failpoints import ENVIRONMENT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -36,20 +38,27 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = RECOV
 
 
 class ProcessSwarm:
-    """start_trainer_client.py and start_servers.py on free ports, over two replicas of two stages."""
+    """start_trainer_client.py and start_servers.py on free ports, over two replicas of two stages.
 
-    def __init__(self, folder: Path, servers: int = 4) -> None:
+    `flags` go to every launcher. Any role can be armed while it runs, see `arm`.
+    """
+
+    def __init__(self, folder: Path, servers: int = 4, flags: Sequence[str] = ()) -> None:
         self.logs = folder / "logs"
         self.runtime = folder / "run"
         self.seen: dict[int, psutil.Process] = {}  # every process that was ever found in this run
         self.peers = ""
+        self.checkpoints = folder / "checkpoints"
         self._folder = folder
+        self._orders = folder / "orders"
         self._servers = servers
+        self._flags = tuple(flags)
         self._launchers: list[subprocess.Popen[bytes]] = []
         self._shared_memory: set[Path] = set()
 
     def __enter__(self) -> Self:
         self._shared_memory = set(Path("/dev/shm").iterdir())
+        self._orders.mkdir(exist_ok=True)
         try:
             self.launch("start_trainer_client.py", "--monitor-port=0", "--client-port=0")
             found = until(
@@ -71,7 +80,7 @@ class ProcessSwarm:
             assert codes == [0] * len(codes), codes
             self.check_nothing_is_left()
 
-    def launch(self, script: str, *flags: str) -> int:
+    def launch(self, script: str, *flags: str, env: Mapping[str, str] | None = None) -> int:
         """Start a launcher; its number."""
         number = len(self._launchers)
         command = [
@@ -81,7 +90,8 @@ class ProcessSwarm:
             "--diloco-outer-steps=100000",
             "--diloco-inner-steps=10",
             f"--log-dir={self.logs}",
-            f"--param-mirror-checkpoint-dir={self._folder / 'checkpoints'}",
+            f"--param-mirror-checkpoint-dir={self.checkpoints}",
+            *self._flags,
             *flags,
         ]
         with self._output(number).open("wb") as output:
@@ -91,7 +101,12 @@ class ProcessSwarm:
                     cwd=ROOT,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, "XDG_RUNTIME_DIR": str(self.runtime)},
+                    env={
+                        **os.environ,
+                        "XDG_RUNTIME_DIR": str(self.runtime),
+                        ENVIRONMENT_VARIABLE: f"@{self._orders}",
+                        **(env or {}),
+                    },
                 )
             )
         return number
@@ -157,6 +172,16 @@ class ProcessSwarm:
         os.kill(pid, number)
         return time.time()
 
+    def arm(self, pid: int, text: str) -> None:
+        """Have a process of this run pass into a failpoint, `name:action@hit`; hits count from now on."""
+        fresh = self._orders / f".{pid}"
+        fresh.write_text(text)
+        fresh.replace(self._orders / str(pid))
+
+    def fired(self, pid: int) -> bool:
+        """Whether the failpoint of that process has acted."""
+        return (self._orders / f"{pid}.fired").exists()
+
     # what they did
 
     def records(self, pattern: str, event: str) -> list[dict[str, Any]]:
@@ -207,9 +232,8 @@ class ProcessSwarm:
     def check_digests(self) -> None:
         """I1: after every round the members hold the digest that the log has."""
         logged: dict[tuple[str, int], set[str]] = defaultdict(set)  # more than one: another generation
-        for entry in map(json.loads, (self.logs / "commit_log.jsonl").read_text().splitlines()):
-            if entry["kind"] in ("round", "restart"):
-                logged[entry["stage"], entry["round"]].add(entry["digest"])
+        for entry in self.log_entries("round", "restart"):
+            logged[entry["stage"], entry["round"]].add(entry["digest"])
         held: dict[tuple[str, int], set[str]] = defaultdict(set)
         for record in self.records("server_*.jsonl", "round"):
             if record["committed"]:
@@ -217,6 +241,12 @@ class ProcessSwarm:
         assert held
         for key, digests in held.items():
             assert digests <= logged[key], key
+
+    def log_entries(self, *kinds: str) -> list[dict[str, Any]]:
+        """Entries of the commit log, in order; a last line may be half written."""
+        whole, _, _ = (self.logs / "commit_log.jsonl").read_text().rpartition("\n")
+        entries = [json.loads(line) for line in whole.splitlines()]
+        return [entry for entry in entries if entry["kind"] in kinds]
 
     # the end
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from distqat.errors import ConfigError
-from distqat.failpoints import ENVIRONMENT_VARIABLE, Failpoints
+from distqat.failpoints import ENVIRONMENT_VARIABLE, Failpoints, Orders
 
 
 def test_an_action_is_due_once_at_its_hit() -> None:
@@ -31,6 +32,17 @@ def test_what_cannot_be_armed_is_an_error(text: str) -> None:
 
 def test_nothing_is_armed_by_default() -> None:
     assert Failpoints.parse("").armed == {}
+
+
+def test_orders_arm_a_process_that_runs(tmp_path: Path) -> None:
+    orders, mine = Orders(tmp_path), tmp_path / str(os.getpid())
+    assert orders.passage("a") is None
+    mine.write_text("a:exit@2")
+    assert [orders.passage(name) for name in ("a", "b", "a", "a")] == [None, None, "exit", None]
+    assert not mine.exists()
+    assert (tmp_path / f"{os.getpid()}.fired").read_text() == "a:exit@2"
+    mine.write_text("a:exit@2")  # the same again: counted anew
+    assert [orders.passage("a") for _ in range(2)] == [None, "exit"]
 
 
 def pass_twice(armed: str) -> subprocess.CompletedProcess[str]:

@@ -65,7 +65,7 @@ class Client:
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: the run finished, or the client was stopped in order."""
-        await self._peer.transport.serve(self._answer, self._gone)
+        await self._peer.transport.serve(self._answer, self._died)
         await self._trainers.start()
         background: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(
@@ -172,6 +172,14 @@ class Client:
             raise Refused(f"stage {stage} has no round 0 yet")
         members = [hop.fields() for hop in self._rounds.members(stage).values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
+
+    def _died(self, peer: str) -> None:
+        """A link ended without a word of leaving before."""
+        holder = self._slots.of_peer(peer)
+        if holder is not None:
+            fields = {"uid": holder.grant.uid, "peer": peer, "epoch": holder.grant.epoch}
+            self._sink.write({"event": "fault", "kind": "server_died", **fields})
+            self._gone(peer)
 
     def _gone(self, peer: str) -> None:
         holder = self._slots.free(peer)

@@ -77,6 +77,7 @@ class RoundMember:
     async def contribution(self, call: Call) -> Message:
         """Our encoded contribution, for another member."""
         fields = call.message.fields
+        failpoint("round.sending")
         wanted = take(fields, "round", int), take(fields, "attempt", int)
         while self._published is None or (self._published.round, self._published.attempt) < wanted:
             self._publication.clear()
@@ -136,6 +137,7 @@ class RoundMember:
         """Hold for about one median step; then go on with inner steps until the round opens."""
         fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": self.shared.round}
         ready = asyncio.ensure_future(self._parts.coordinator.call("ready", fields, timeout=READY_TIMEOUT))
+        failpoint("round.gathering")
         in_step = self._since >= self._options.inner_steps
         hold = median(self._parts.steps.step_seconds or [0.0]) if in_step else 0.0
         done, _ = await asyncio.wait({ready}, timeout=hold)
@@ -194,6 +196,7 @@ class RoundMember:
         try:
             sets = await asyncio.gather(*(self._fetch(own, member) for member in members))
             counts = [take(member, "samples", int) for member in members]
+            failpoint("round.reducing")
             return (
                 await self._compute(lambda: self._parts.rounds.result(self.shared, sets, counts)),
                 included,
@@ -236,6 +239,8 @@ class RoundMember:
 
     async def _adopt(self, result: Shared, base: Local, spent: tuple[int, int]) -> None:
         """Swap anchor, outer state and round number, and merge the weights, between two inner steps."""
+
+        failpoint("round.before_merge")
 
         def merge() -> None:
             now = Local.of(self._replica.module)

@@ -1,0 +1,85 @@
+"""What must hold after every fault (docs/faults.md): I1 to I6 over what a swarm of processes wrote down."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from typing import Any
+
+from tests.failover.process_swarm import STAGES, ProcessSwarm, until
+
+HEAL_S = 60.0  # a bound for a shared machine; what it took is printed
+
+
+def check(swarm: ProcessSwarm) -> None:
+    """I1 to I4, over everything since the run began."""
+    swarm.check_digests()
+    steps_count_once(swarm)
+    rounds_never_go_back(swarm)
+    everything_is_finite(swarm)
+
+
+def steps_count_once(swarm: ProcessSwarm) -> None:
+    """I2 at the trainers: one life of a trainer has each step once, in order; a new life begins at 1.
+
+    A step counts as lost only at a stage that died in its commit, and the events say which.
+    """
+    last: dict[int, int] = defaultdict(int)
+    for step in swarm.steps():
+        pipeline, number = step["pipeline"], step["step"]
+        assert number in (last[pipeline] + 1, 1), f"pipeline {pipeline}: step {number} after {last[pipeline]}"
+        last[pipeline] = number
+    lost = [(s["pipeline"], s["step"], uid) for s in swarm.steps() for uid in s["lost"]]
+    told = [
+        (f["pipeline"], f["step"], f["uid"]) for f in swarm.records("trainer_*.jsonl", "fault")
+        if f["kind"] == "step_lost"
+    ]  # fmt: skip
+    assert sorted(lost) == sorted(told)
+
+
+def rounds_never_go_back(swarm: ProcessSwarm) -> None:
+    """I3: each round of a stage follows the last one; only a restart of a lost stage steps back."""
+    newest: dict[str, int] = {}
+    for entry in swarm.log_entries("round", "restart"):
+        stage, number = entry["stage"], entry["round"]
+        if entry["kind"] == "round":
+            assert number == newest.get(stage, -1) + 1, (stage, number, newest)
+        newest[stage] = number
+
+
+def everything_is_finite(swarm: ProcessSwarm) -> None:
+    """I4: every loss is a number, and training has not gone astray."""
+    losses = [step["loss"] for step in swarm.steps()]
+    assert all(loss is not None and math.isfinite(loss) for loss in losses)
+    if len(losses) > 200:
+        assert sum(losses[-50:]) < 1.5 * sum(losses[:50]), "the loss went up"
+
+
+def faults(swarm: ProcessSwarm, kind: str, since: float, **fields: Any) -> list[dict[str, Any]]:
+    """I6: the structured events of one kind after a moment; `server_died` comes from the client."""
+    pattern = "client.jsonl" if kind == "server_died" else "trainer_*.jsonl"
+    found = [f for f in swarm.records(pattern, "fault") if f["kind"] == kind and f["time"] >= since]
+    return [f for f in found if all(f[name] == value for name, value in fields.items())]
+
+
+def whole(swarm: ProcessSwarm, since: float) -> bool:
+    """After that moment every stage committed a round with two members, over the steps of two trainers."""
+    rounds = [r for r in swarm.records("client.jsonl", "round") if r["time"] > since and r["committed"]]
+    last = {r["stage"]: r["members"] for r in rounds}
+    routes = {(s["pipeline"], uid) for s in swarm.steps(since) for uid in s["route"]}
+    return (
+        len(swarm.pids("server")) == 4
+        and [last.get(stage) for stage in STAGES] == [2, 2]
+        and {pipeline for pipeline, _ in routes} == {0, 1}
+        and len({uid for _, uid in routes}) == 4
+    )
+
+
+def heals(swarm: ProcessSwarm, fault: float) -> None:
+    """As before the fault: four servers, two trainers, rounds with two members; then all is checked."""
+    until(lambda: whole(swarm, fault), "the swarm is whole again", HEAL_S)
+    healed = time.time()
+    until(lambda: whole(swarm, healed), "it stays whole", HEAL_S)
+    print(f"whole again within {healed - fault:.1f} s")
+    check(swarm)
