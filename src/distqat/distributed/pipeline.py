@@ -49,6 +49,10 @@ class Stepper:
     max_grad_norm: float | None = None
     scaler: LossScaler = field(default_factory=LossScaler)
 
+    def id(self, step: int, attempt: int) -> StepId:
+        """The name of an attempt of this life of the trainer."""
+        return StepId(self.trainer, self.incarnation, step, attempt)
+
     async def run(
         self,
         batch: Sequence[Batch],
@@ -66,7 +70,7 @@ class Stepper:
         dropout; `mark` makes this a checkpoint step of that name. Raises a SwarmError whose `at` names the
         replica it is about; the attempt is then aborted on every stage.
         """
-        run = _Attempt(self, batch, hops, StepId(self.trainer, self.incarnation, step, attempt), train=True)
+        run = _Attempt(self, batch, hops, self.id(step, attempt), train=True)
         try:
             await run.open(draw)
             scores = await run.microbatches()
@@ -86,7 +90,7 @@ class Stepper:
 
     async def calibrate(self, batch: Sequence[Batch], hops: Sequence[Hop], step: int, attempt: int) -> None:
         """Show one batch to quantizers that still calibrate. No step is taken, no sample is spent."""
-        run = _Attempt(self, batch, hops, StepId(self.trainer, self.incarnation, step, attempt), train=False)
+        run = _Attempt(self, batch, hops, self.id(step, attempt), train=False)
         try:
             await run.open()
             await run.microbatches()

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
@@ -27,6 +27,7 @@ from distqat.errors import DataServerGone, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Batch
+from distqat.topology.attempts import StepId
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Route, Router
 
@@ -137,12 +138,14 @@ class Trainer:
                     return False
                 result = await self._stepper.run(parts, hops, step, attempt, consumed=consumed)
             except SwarmError as error:
+                self._aborted(error, hops, self._stepper.id(step, attempt))
                 attempt += 1
                 self._retries += 1
                 await self._step_failed(error, route, step, attempt)
                 continue
             self._trained += 1
-            return await self._report(result, route, time.monotonic() - began)
+            taken = self._stepper.id(step, attempt)
+            return await self._report(result, route, time.monotonic() - began, taken)
         return True
 
     async def _route(self, stop: asyncio.Event) -> Route | None:
@@ -171,7 +174,12 @@ class Trainer:
         else:  # nobody to stay away from: do not ask again at once
             await asyncio.sleep(min(RETRY_S * attempt, MAX_RETRY_S))
 
-    async def _report(self, result: StepResult, route: Route, seconds: float) -> bool:
+    def _aborted(self, error: SwarmError, hops: list[Hop], id: StepId) -> None:
+        """For the ledger: an attempt that must have left no trace anywhere."""
+        told = {"at": error.at, "code": error.code, "reason": str(error)[:200]}
+        self._sink.write({"event": "abort", "pipeline": self._pipeline, **told, **_way(id, hops)})
+
+    async def _report(self, result: StepResult, route: Route, seconds: float, id: StepId) -> bool:
         """Tell the client and the sink; the answer says whether the run is finished."""
         rate = result.samples / max(seconds, 1e-9)
         for server in route.servers:
@@ -192,7 +200,7 @@ class Trainer:
             "skipped": result.skipped,
             "lost": list(result.lost),
             "retries": self._retries,
-            "route": [str(expert) for expert in route.experts],
+            **_way(id, [Hop.of(server) for server in route.servers]),
             "bytes_in": self._peer.transport.traffic.bytes_in,
             "bytes_out": self._peer.transport.traffic.bytes_out,
         }
@@ -208,6 +216,12 @@ class Trainer:
             logger.warning("the client does not answer: %s", error)
             await self._coordinator.wait()
             return False
+
+
+def _way(id: StepId, hops: list[Hop]) -> dict[str, Any]:
+    """An attempt's id and route in a record; peers tell tenancies of one slot apart."""
+    route, peers = [hop.uid for hop in hops], [hop.address.peer for hop in hops]
+    return {"id": list(astuple(id)), "route": route, "peers": peers}
 
 
 async def serve(config: Config, stop: asyncio.Event) -> int:

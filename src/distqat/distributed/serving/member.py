@@ -61,6 +61,7 @@ class RoundMember:
         self._on_round = on_round
         self._since = 0  # inner steps since the last commit or discard
         self._samples = 0  # committed samples that the next delta holds
+        self._unaveraged = 0  # inner steps that no committed round holds: they would die with this replica
         self._due = asyncio.Event()
         self._published: _Published | None = None
         self._publication = asyncio.Event()
@@ -94,6 +95,7 @@ class RoundMember:
 
     def _step_committed(self, samples: int) -> None:
         self._since += 1
+        self._unaveraged += 1
         self._samples += samples
         if self._since >= self._options.inner_steps:
             self._due.set()
@@ -152,7 +154,7 @@ class RoundMember:
     async def _take_part(self, round: int, attempt: int) -> bool:
         """From the opening to the outcome; whether steps are still paused."""
         steps, began = self._parts.steps, time.monotonic()
-        samples, since = self._samples, self._since
+        samples, since, averaged = self._samples, self._since, self._unaveraged
         base: Local = await self._compute(lambda: Local.of(self._replica.module))
         sent: Named = await self._compute(lambda: self._parts.rounds.contribution(self.shared, base))
         own = _Published(round, attempt, sent, contribution_digest(sent), samples)
@@ -176,6 +178,8 @@ class RoundMember:
             self._postpone()
         elif result is not None and committed == result.digest:
             await self._adopt(result, base if included else as_local(self.shared), (samples, since))
+            averaged = averaged if included else 0
+            self._unaveraged -= averaged
         else:
             logger.warning("round %d: %s has another result than the group; re-syncing", round, self._hop.uid)
             await self.catch_up()
@@ -185,6 +189,7 @@ class RoundMember:
                 "round": round,
                 "committed": committed is not None,
                 "digest": self.shared.digest if committed else None,
+                "steps": averaged if result is not None and committed == result.digest else 0,
                 "duration_s": time.monotonic() - began,
             }
         )

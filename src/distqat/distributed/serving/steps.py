@@ -42,6 +42,7 @@ class Steps:
         self.on_commit: Callable[[int], None] = lambda samples: None
         self.on_mark: Callable[[str], None] = lambda mark: None  # a checkpoint step was just committed
         self.standing: Callable[[], dict[str, Any]] = dict  # what the answer to a commit tells besides
+        self.journal: Callable[[StepId, str], None] = lambda id, outcome: None  # before anybody is told
         self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
         self.counts = {"applied": 0, "skipped": 0, "aborted": 0}
         self._replica = replica
@@ -164,12 +165,14 @@ class Steps:
         if attempt.train and not skip:
             self.samples += samples
             self.counts["applied"] += 1
+            self.journal(id, "applied")
             self.step_seconds = [*self.step_seconds[-31:], time.monotonic() - self._opened_at]
             self.on_commit(samples)
             if asked.get("mark"):
                 self.on_mark(take(asked, "mark", str))
         elif attempt.train:
             self.counts["skipped"] += 1
+            self.journal(id, "skipped")
         failpoint("stage.commit.after_apply")
         self._act(self._windows.commit(id, time.monotonic()))
         return answer

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import Any
 
@@ -41,6 +41,7 @@ from distqat.swarm.channel import Call
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
+from distqat.topology.attempts import StepId
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import ServerRecord, ServerState
 
@@ -93,6 +94,7 @@ class Tenancy:
         self._compute = compute
         self._slot = slot
         self._uid = str(slot.expert)
+        self._who = {"uid": self._uid, "peer": peer.identity.peer, "tenancy": f"{self._uid}/{slot.epoch}"}
         stage = slot.expert.stage
         self._hop = Hop(self._uid, Address(peer.identity.peer, peer.host, peer.maddrs))
         task = build_task(config) if stage == config.stages[-1] else None
@@ -111,6 +113,7 @@ class Tenancy:
             run=config.experiment_prefix,
             lease_s=options.forward_timeout + options.backward_timeout,
         )
+        self.steps.journal = self._journal
         self._parts = MemberParts(
             options=config.diloco,
             rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module),
@@ -148,6 +151,7 @@ class Tenancy:
     async def close(self) -> None:
         """Undo an open attempt; what was committed is on disk when this returns."""
         await self.steps.close()
+        self.sink.write({"event": "closed", **self._who, **self.steps.counts})
         if self._saving is not None:  # the last round may not have been handed over yet
             await asyncio.wait({self._saving})
         await self._keeper.flush()
@@ -186,14 +190,19 @@ class Tenancy:
     # the way to serving
 
     async def _serve(self) -> str:
+        began = time.monotonic()
         shared = await (self._found() if self._slot.founder else self._join())
+        state_s = time.monotonic() - began
         self._member = RoundMember(self._hop, self._replica, shared, self._parts, self._round_ended)
         await self._member.catch_up()
         logger.info("%s serves from round %d on, digest %s", self._uid, shared.round, shared.digest[:12])
         await self._keep(shared)
         await self._become("serving")
         logger.info("ReassignmentMonitorThread started for expert %s", self._uid)
-        announce_ready({"role": "server", "uid": self._uid})
+        nbytes = sum(tensor.nbytes for tensor in shared.tensors().values())
+        took = {"state_s": state_s, "serve_s": time.monotonic() - began, "bytes": nbytes}
+        self.sink.write({"event": "join", **self._who, "round": shared.round, **took})
+        announce_ready({"role": "server", **self._who})
         await self._member.run(self._config.diloco.outer_steps)
         await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
         raise AssertionError("unreachable")
@@ -338,7 +347,11 @@ class Tenancy:
                 len(seconds),
                 self._replica.step,
             )
-        self.sink.write({**record, "uid": self._uid, **{f"server_{k}": v for k, v in self._flat().items()}})
+        self.sink.write({**record, **self._who, **{f"server_{k}": v for k, v in self._flat().items()}})
+
+    def _journal(self, id: StepId, outcome: str) -> None:
+        """A line on disk for every applied step, before its trainer hears of it: it outlives a SIGKILL."""
+        self.sink.write({"event": outcome, **self._who, "id": list(astuple(id))})
 
     def _flat(self) -> dict[str, Any]:
         return {k: v for k, v in self._status().items() if isinstance(v, int | float)}
