@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from distqat.checkpoint.assembled import Assembled, assemble, write_model
+from distqat.checkpoint.marks import Mark, newest_common
 from distqat.checkpoint.report import ShardReport, verify
 from distqat.checkpoint.rounds import RoundFolder
 from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped
 from distqat.checkpoint.store import CheckpointStore, Search
+from distqat.checkpoint.trainer_part import TrainerPart, read_trainer_parts, write_trainer_part
 
 __all__ = [
     "Assembled",
     "CheckpointStore",
     "LoadedShard",
+    "Mark",
     "RoundFolder",
     "Search",
     "ShardReport",
     "ShardState",
     "Skipped",
+    "TrainerPart",
     "assemble",
+    "newest_common",
+    "read_trainer_parts",
     "verify",
     "write_model",
+    "write_trainer_part",
 ]

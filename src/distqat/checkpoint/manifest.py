@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
+from distqat.checkpoint.parts import PrivatePart
+from distqat.checkpoint.sealed import seal, unseal
 from distqat.checkpoint.tensor_file import FileEntry
 from distqat.errors import CheckpointError
 from distqat.options import Options
 
 MANIFEST = "manifest.json"
 SHARED = "shared.safetensors"
-FORMAT = 1
-_CHECK = "check"
+FORMAT = 2
+_UNMARKED = 1  # the format before parts could carry a mark; its checkpoints load as ever
 _FILE = re.compile(r"(shared|inner-[A-Za-z0-9._-]+)\.safetensors")
 
 
@@ -40,31 +39,27 @@ class Manifest(Options):
     written_at: str
     """UTC, ISO 8601."""
     files: dict[str, FileEntry]
-    private: dict[str, str]
-    """Expert UID to the file with what belongs to that replica alone."""
+    private: list[PrivatePart]
+    """What belongs to one replica alone, in the order in which it was written."""
 
     @property
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(entry.size for entry in self.files.values())
 
-    def to_json(self) -> str:
-        """With a digest over itself, so that a flipped bit in a counter is found too."""
-        fields = self.model_dump(mode="json")
-        return json.dumps({**fields, _CHECK: _digest(fields)}, indent=1, sort_keys=True) + "\n"
+    def to_json(self) -> bytes:
+        """The file, with a digest over itself."""
+        return seal(self.model_dump(mode="json"))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in `.../{generation}-{round}/{stage}`. Raises CheckpointError if it is not believed."""
     path = folder / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}{_others(folder)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: cut short, or bytes changed after writing") from error
-    if not isinstance(fields, dict) or fields.pop(_CHECK, None) != _digest(fields):
-        raise CheckpointError(f"{path} does not fit its own digest: bytes changed after writing")
+    fields = _upgraded(unseal(path, data))
     if fields.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}")
     try:
@@ -81,13 +76,13 @@ def round_name(generation: int, round: int) -> str:
     return f"{generation:04d}-{round:06d}"
 
 
-def as_json(values: Mapping[str, Any], what: str) -> dict[str, JsonValue]:
-    """Values as a manifest gives them back. Raises CheckpointError for what JSON does not hold."""
-    try:
-        plain: dict[str, JsonValue] = json.loads(json.dumps(dict(values), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{what} of a checkpoint must be JSON: {error}") from error
-    return plain
+def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an older release as this one writes them."""
+    private = fields.get("private")
+    if fields.get("format") != _UNMARKED or not isinstance(private, dict):
+        return fields
+    parts = [{"expert": e, "file": file, "step": fields.get("step")} for e, file in private.items()]
+    return {**fields, "format": FORMAT, "private": parts}
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
@@ -101,15 +96,10 @@ def _check_names(path: Path, manifest: Manifest) -> None:
     odd = [name for name in manifest.files if not _FILE.fullmatch(name)]
     if odd:
         raise CheckpointError(f"{path} names {odd[0]!r}: only safetensors files beside it are read")
-    if not {SHARED, *manifest.private.values()} <= manifest.files.keys():
+    if not {SHARED, *(part.file for part in manifest.private)} <= manifest.files.keys():
         raise CheckpointError(f"{path} does not list all of its files")
 
 
 def _others(folder: Path) -> str:
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     return f" (beside it: {', '.join(names[:3])}; only safetensors with a manifest are read)" if names else ""
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

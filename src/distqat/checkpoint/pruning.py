@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from distqat.checkpoint.folders import is_temporary, locked, remove_leftovers, set_aside
 from distqat.checkpoint.manifest import MANIFEST, read_manifest
+from distqat.checkpoint.marks import rounds_of_last_marks
 from distqat.checkpoint.rounds import RoundFolder
 from distqat.errors import CheckpointError
 
@@ -15,15 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def kept(rounds: Sequence[RoundFolder], keep: int) -> set[Path]:
-    """The folders to keep: the last `keep` complete rounds, and the last `keep` of every stage.
+    """The folders to keep: the last `keep` complete rounds, the last `keep` of every stage, its last marks'.
 
-    The second holds back what a host needs that serves one stage only, and never sees a complete round.
+    The second holds back what a host needs that serves one stage only, and never sees a complete round;
+    the third, what a resume needs where rounds are faster than checkpoint steps.
     """
     newest_first = list(reversed(rounds))
     stays = {entry.path for entry in [entry for entry in newest_first if entry.complete][:keep]}
     for stage in {stage for entry in rounds for stage in entry.manifests}:
         stays |= {e.path for e in [e for e in newest_first if stage in e.manifests][:keep]}
-    return stays
+    return stays | rounds_of_last_marks(rounds)
 
 
 def prune(folder: Path, rounds: Sequence[RoundFolder], keep: int) -> list[Path]:
@@ -48,9 +51,13 @@ def prune(folder: Path, rounds: Sequence[RoundFolder], keep: int) -> list[Path]:
                 with locked(entry.path, wait_s=0):
                     set_aside(entry.path)
                 removed.append(entry.path)
+        except FileNotFoundError:  # another host process prunes too and was faster
+            continue
         except (OSError, CheckpointError) as error:
-            logger.info("not pruned now: %s: %s", entry.path, error)
-    remove_leftovers(folder)
+            if entry.path.exists():
+                logger.info("not pruned now: %s: %s", entry.path, error)
+    with suppress(FileNotFoundError):
+        remove_leftovers(folder)
     return removed
 
 
@@ -62,6 +69,6 @@ def _remove_unlisted(entry: RoundFolder) -> list[Path]:
             listed = {MANIFEST, *read_manifest(entry.path / stage).files}
             for path in (entry.path / stage).iterdir():
                 if path.name not in listed and path.name.startswith("inner-"):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     removed.append(path)
     return removed

@@ -1,33 +1,26 @@
 """Checkpoints of one run on one host: written whole, the last ones kept, the newest valid one found.
 
-    {folder}/{generation}-{round}/{stage}/shared.safetensors, inner-{expert}-{step}.safetensors, manifest.json
-
-A shard is written under a temporary name beside its place, synced and renamed. Replicas of a stage on one
-host write the same shared state: who comes second finds it, verifies it and adds what is its own.
+{folder}/{generation}-{round}/{stage}/shared.safetensors, inner-{expert}-*.safetensors, manifest.json
+{folder}/trainers/{mark}.json
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqat.checkpoint.folders import locked, set_aside, sync_folder, temporary_folder
-from distqat.checkpoint.manifest import MANIFEST, SHARED, Manifest, read_manifest, round_name
+from distqat.checkpoint.manifest import Manifest, read_manifest
+from distqat.checkpoint.marks import Mark, marks_of
 from distqat.checkpoint.pruning import prune
 from distqat.checkpoint.rounds import RoundFolder, list_rounds
 from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped, differing, load_shard
-from distqat.checkpoint.tensor_file import FileEntry, check_file, write_synced, write_tensors
+from distqat.checkpoint.shard_writer import write_shard
 from distqat.errors import CheckpointError
-from distqat.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
-
-LOCK_S = 30.0  # renames and one digest are done under the lock
 
 
 @dataclass(frozen=True)
@@ -58,26 +51,7 @@ class CheckpointStore:
         temporary files go. So too when another state stands for this round: a new history needs a new
         generation.
         """
-        state.manifest(self._run, stage, {})  # whatever cannot be written is found before anything is
-        place = self._folder / round_name(state.generation, state.round)
-        target = place / stage
-        with _as_checkpoint_error(target), temporary_folder(place, stage) as temporary:
-            files = _write_private(temporary, state)
-            known = _valid(target)
-            if known is None:
-                files[SHARED] = write_tensors(temporary / SHARED, state.shared)
-            with locked(place, wait_s=LOCK_S):
-                standing = _valid(target, known)  # again: another replica may have added to it
-                if standing is None:
-                    if SHARED not in files:
-                        files[SHARED] = write_tensors(temporary / SHARED, state.shared)
-                    self._place(temporary, target, state.manifest(self._run, stage, files))
-                else:
-                    own = state.manifest(self._run, stage, {**files, SHARED: standing.files[SHARED]})
-                    self._add(temporary, target, standing, own)
-            for folder in (self._folder, self._folder.parent):
-                sync_folder(folder)
-        return target
+        return write_shard(self._folder, self._run, stage, state)
 
     def newest_valid(
         self,
@@ -118,6 +92,44 @@ class CheckpointStore:
                 skipped.append(Skipped(path, str(error)))
         return Search(None, skipped)
 
+    def marks(self, stage: str, agreement_digest: str) -> list[Mark]:
+        """The checkpoint steps that a stage has a part of, newest first; reads manifests only."""
+        return marks_of(list(self._usable(stage, agreement_digest)), stage)
+
+    def held(self, stage: str, agreement_digest: str) -> list[tuple[int, int, str]]:
+        """(generation, round, state digest) of a stage's rounds, newest first; reads manifests only."""
+        usable = [entry.manifests[stage] for entry in self._usable(stage, agreement_digest)]
+        return [(m.generation, m.round, m.digest) for m in reversed(usable)]
+
+    def load_mark(
+        self,
+        stage: str,
+        mark: str,
+        agreement_digest: str,
+        *,
+        agreement: Mapping[str, Any] | None = None,
+        expert: str | None = None,
+    ) -> LoadedShard:
+        """A stage's part of a checkpoint step, verified, of one replica or of whoever wrote it last.
+
+        `private` then holds that replica's part alone. Raises CheckpointError that names what is missing,
+        broken or of other settings.
+        """
+        why: list[str] = []
+        for found in marks_of(self.rounds(), stage):
+            if found.mark != mark or expert not in (None, found.expert):
+                continue
+            try:
+                self._check_owner(found.path, read_manifest(found.path), agreement_digest, agreement)
+                shard = load_shard(found.path, found.expert, mark)
+                if not shard.refused:
+                    return shard
+                why += shard.refused.values()
+            except CheckpointError as error:
+                why.append(str(error))
+        reason = "; ".join(why[:3]) or "nobody wrote it here"
+        raise CheckpointError(f"mark {mark!r} of stage {stage} in {self._folder} cannot be used: {reason}")
+
     def rounds(self) -> list[RoundFolder]:
         """What is there, oldest first."""
         return list_rounds(self._folder, self._stages)
@@ -125,10 +137,20 @@ class CheckpointStore:
     def prune(self) -> list[Path]:
         """Delete rounds that need not be kept and leftovers of dead writers; what was deleted.
 
-        Kept are the last `keep` complete rounds and the last `keep` of each stage. Never raises for a
-        file that cannot be deleted.
+        Kept are the last `keep` complete rounds, the last `keep` of each stage, and those that the last two
+        marks of a stage stand on. Never raises for a file that cannot be deleted.
         """
         return prune(self._folder, self.rounds(), self._keep)
+
+    def _usable(self, stage: str, agreement_digest: str) -> Iterator[RoundFolder]:
+        """Rounds with a manifest of the stage, of this run and these settings, oldest first."""
+        for entry in self.rounds():
+            manifest = entry.manifests.get(stage)
+            if manifest is not None and (manifest.run, manifest.agreement_digest) == (
+                self._run,
+                agreement_digest,
+            ):
+                yield entry
 
     def _check_owner(
         self, path: Path, manifest: Manifest, digest: str, agreement: Mapping[str, Any] | None
@@ -141,78 +163,3 @@ class CheckpointStore:
                 f"{path} was written under other settings ({', '.join(keys) or 'another digest'}); "
                 "set them back, or give the run another experiment_prefix"
             )
-
-    def _place(self, temporary: Path, target: Path, manifest: Manifest) -> None:
-        """Nothing valid stands there: the whole folder goes into place in one rename."""
-        failpoint("checkpoint.manifest")
-        write_synced(temporary / MANIFEST, [manifest.to_json().encode()])
-        sync_folder(temporary)
-        if target.exists():
-            logger.warning("%s is broken and is written again", target)
-            set_aside(target)
-        failpoint("checkpoint.rename")
-        temporary.rename(target)
-        sync_folder(target.parent)
-
-    def _add(self, temporary: Path, target: Path, standing: Manifest, own: Manifest) -> None:
-        """The state stands there: add private parts; the manifest changes last, and old parts go after it."""
-        for key in ("run", "agreement_digest", "digest"):
-            ours, theirs = getattr(own, key), getattr(standing, key)
-            if ours != theirs:
-                raise CheckpointError(
-                    f"{target} holds another state, of {key} {theirs[:12]!r}, not {ours[:12]!r}; "
-                    "continue from it, use a new generation, or move it away"
-                )
-        if not own.private:
-            return
-        private = {**standing.private, **own.private}
-        names = {SHARED, *private.values()}
-        files = {name: entry for name, entry in {**standing.files, **own.files}.items() if name in names}
-        merged = own if own.step >= standing.step else standing
-        failpoint("checkpoint.manifest")
-        text = merged.model_copy(update={"private": private, "files": files}).to_json()
-        write_synced(temporary / MANIFEST, [text.encode()])
-        for file in own.private.values():
-            (temporary / file).rename(target / file)
-        sync_folder(target)
-        failpoint("checkpoint.rename")
-        (temporary / MANIFEST).replace(target / MANIFEST)
-        sync_folder(target)
-        for name in standing.files.keys() - names:
-            (target / name).unlink(missing_ok=True)
-
-
-def _write_private(temporary: Path, state: ShardState) -> dict[str, FileEntry]:
-    return {
-        state.private_file(expert): write_tensors(temporary / state.private_file(expert), tensors)
-        for expert, tensors in state.private.items()
-    }
-
-
-def _valid(target: Path, known: Manifest | None = None) -> Manifest | None:
-    """The manifest of a shard whose shared state is as written; None if there is none.
-
-    What `known` says was read just before and is not read again.
-    """
-    if not target.exists():
-        return None
-    try:
-        manifest = read_manifest(target)
-        if known is None or manifest.files[SHARED] != known.files[SHARED]:
-            check_file(target / SHARED, manifest.files[SHARED])
-    except CheckpointError as error:
-        logger.info("%s", error)
-        return None
-    return manifest
-
-
-@contextmanager
-def _as_checkpoint_error(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        with suppress(OSError):  # a round without any stage; not if others use it
-            target.parent.rmdir()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; make room or change param_mirror.checkpoint_dir" if full else ""
-        raise CheckpointError(f"{target} could not be written: {error.strerror or error}{hint}") from error

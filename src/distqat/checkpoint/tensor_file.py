@@ -7,10 +7,12 @@ memory, a full disk is an OSError, and a test can kill the writer between two te
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,17 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
         failpoint("checkpoint.fsync")
         os.fsync(file.fileno())
     return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """What the disk refuses as a CheckpointError that names the target."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; make room or change param_mirror.checkpoint_dir" if full else ""
+        raise CheckpointError(f"{target} could not be written: {error.strerror or error}{hint}") from error
 
 
 def check_file(path: Path, entry: FileEntry) -> None:

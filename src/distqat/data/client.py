@@ -8,7 +8,6 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Self
 
@@ -61,6 +60,7 @@ class DataClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._gone: str | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._last_position: Message | None = None
 
     @classmethod
     async def connect(
@@ -125,18 +125,21 @@ class DataClient:
 
     async def consumed(self, batch_id: int) -> None:
         """The samples are done. Returns when the server has noted it: only then may a step be committed."""
-        await self._call({"op": "consumed", "batch_id": batch_id}, ANSWER_S)
+        reply = await self._call({"op": "consumed", "batch_id": batch_id}, ANSWER_S)
+        self._last_position = message.mapping(reply, "state")
+
+    @property
+    def last_position(self) -> Message | None:
+        """The position just after the last batch that this client reported as consumed."""
+        return self._last_position
 
     async def release(self, batch_id: int) -> None:
         """The samples were not used; they are the next to be given out."""
         await self._call({"op": "release", "batch_id": batch_id}, ANSWER_S)
 
-    async def position(self) -> dict[str, Any]:
+    async def position(self) -> Message:
         """What `DataServer.restore` takes; belongs into a checkpoint."""
-        state = (await self._call({"op": "position"}, ANSWER_S)).get("state")
-        if not isinstance(state, dict):
-            raise BadFrame("the data server's reply holds no position")
-        return state
+        return message.mapping(await self._call({"op": "position"}, ANSWER_S), "state")
 
     async def close(self) -> None:
         """Give everything back. Views on batches stay readable. Idempotent."""

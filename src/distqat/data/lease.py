@@ -116,8 +116,9 @@ class TrainerLink:
             self._prefetch.give_back(lease.items)
             return {}
         self._prefetch.consume(lease.items)
+        position = self._prefetch.state()  # now: it tells of these samples, and of no later ones
         failpoint("data.consumed.before_reply")
-        return {}
+        return {"state": position}
 
     async def _next(self, count: int) -> dict[str, Any]:
         if not self._free:

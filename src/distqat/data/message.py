@@ -79,6 +79,14 @@ def integer(message: Message, key: str, *, low: int, high: int) -> int:
     return value
 
 
+def mapping(message: Message, key: str) -> Message:
+    """A field that is a map with string keys; BadFrame otherwise."""
+    value = message.get(key)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise BadFrame(f"field {key!r} must be a map with string keys")
+    return value
+
+
 def text(message: Message, key: str) -> str:
     """A string field of at most 200 characters; BadFrame otherwise."""
     value = message.get(key)

@@ -4,7 +4,7 @@ A Unix socket in a directory of its own (0700) carries small messages; batches l
 
     hello {trainer, count, slots, ...} -> {slots, slot_bytes} and the memory's descriptor
     next {count}                       -> {batch_id, slot, size, tensors, epoch, spans}
-    consumed {batch_id}                the samples are done in this epoch
+    consumed {batch_id}                the samples are done in this epoch -> {state}, the position after it
     release {batch_id}                 they are not, and are the next to be given out, to anyone
     position                           -> {state} for a checkpoint
     ping                               what an idle trainer sends, so that a stopped one is noticed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from distqat.errors import CheckpointError, DistqatError
 
 if TYPE_CHECKING:
-    from distqat.checkpoint import RoundFolder
+    from distqat.checkpoint import Mark, RoundFolder
     from distqat.config import Config
 
 
@@ -49,18 +49,54 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from distqat.checkpoint.marks import newest_common
     from distqat.checkpoint.rounds import list_rounds
+    from distqat.checkpoint.trainer_part import read_trainer_parts
 
     rounds = list_rounds(args.folder)
     if not rounds:
         raise CheckpointError(f"{args.folder} holds no checkpoint")
     rows: list[tuple[str, ...]] = [("generation", "round", "step", "MB", "written", "run", "stages")]
     rows += [_row(entry) for entry in rounds]
+    _print_table(rows)
+    marks = _marks(rounds)
+    if any(marks.values()):
+        _print_table(_mark_rows(marks))
+        runs = {manifest.run for manifest in rounds[-1].manifests.values()}
+        parts = [part.mark for run in sorted(runs) for part in read_trainer_parts(args.folder, run)]
+        common = newest_common(marks, parts)
+        sys.stdout.write(f"newest mark of all stages and their trainer: {common or 'none'}\n")
+    return 0
+
+
+def _marks(rounds: Sequence[RoundFolder]) -> dict[str, list[Mark]]:
+    """The checkpoint steps of each stage of the model."""
+    from distqat.checkpoint.marks import marks_of
+
+    return {stage: marks_of(rounds, stage) for stage in rounds[-1].wanted}
+
+
+def _mark_rows(marks: dict[str, list[Mark]]) -> list[tuple[str, ...]]:
+    """The newest of each stage, and whether all stages have it."""
+    rows: list[tuple[str, ...]] = [
+        ("stage", "newest mark", "generation", "round", "step", "replica", "all stages")
+    ]
+    shared = set.intersection(*({mark.mark for mark in found} for found in marks.values()))
+    for stage, found in marks.items():
+        if not found:
+            rows.append((stage, "-", "-", "-", "-", "-", "-"))
+            continue
+        m = found[0]
+        numbers = (str(m.generation), str(m.round), str(m.step))
+        rows.append((stage, m.mark, *numbers, m.expert, "yes" if m.mark in shared else "no"))
+    return rows
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
-    return 0
 
 
 def _row(entry: RoundFolder) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def shard(tmp_path: Path) -> Path:
 
 def rewrite(shard: Path, **changes: Any) -> None:
     changed = Manifest.model_validate({**read_manifest(shard).model_dump(), **changes})
-    (shard / MANIFEST).write_text(changed.to_json())
+    (shard / MANIFEST).write_bytes(changed.to_json())
 
 
 def test_it_says_whose_it_is(shard: Path) -> None:
@@ -56,7 +56,7 @@ def _said(data: bytes) -> object:
         ({"files": {"../x.safetensors": {"size": 1, "sha256": ""}}}, "only safetensors files"),
         ({"files": {"shared.pt": {"size": 1, "sha256": ""}}}, "names 'shared.pt'"),
         ({"files": {}}, "does not list all"),
-        ({"format": 2}, "has format 2"),
+        ({"format": 3}, "has format 3"),
     ],
 )
 def test_what_is_said_must_fit(shard: Path, changes: dict[str, Any], said: str) -> None:

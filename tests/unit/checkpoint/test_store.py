@@ -92,7 +92,7 @@ def listed_pickle(path: Path) -> None:
     data = path.read_bytes()
     entry = tensor_file.FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     manifest = read_manifest(path.parent).model_copy(update={"files": {SHARED: entry}})
-    (path.parent / MANIFEST).write_text(manifest.to_json())
+    (path.parent / MANIFEST).write_bytes(manifest.to_json())
 
 
 def another_stage(path: Path) -> None:
@@ -152,7 +152,7 @@ def test_another_run_and_other_settings_are_named(store: CheckpointStore, tmp_pa
 def test_a_broken_private_part_costs_only_itself(store: CheckpointStore) -> None:
     private = {"front.0.0.0": moments(10), "front.0.1.0": moments(10, 0.25)}
     path = store.write("front", shard_state(1, private=private))
-    flip(path / read_manifest(path).private["front.0.0.0"])
+    flip(path / read_manifest(path).private[0].file)
     shard = newest(store)
     assert set(shard.private) == {"front.0.1.0"}
     assert "bytes changed" in shard.refused["front.0.0.0"]
@@ -190,7 +190,7 @@ def test_what_another_replica_did_just_before_the_lock_stays(
 
     if already:
         store.write("front", shard_state(1))
-    monkeypatch.setattr("distqat.checkpoint.store.locked", late)
+    monkeypatch.setattr("distqat.checkpoint.shard_writer.locked", late)
     store.write("front", shard_state(1, private={"front.0.0.0": moments(10)}))
     assert set(newest(store).private) == {"front.0.0.0", "front.0.1.0"}
     assert not newest(store).refused
@@ -207,7 +207,7 @@ def test_a_shard_that_is_gone_when_the_lock_comes_is_written_whole(
         with locked(place, wait_s=wait_s):
             yield
 
-    monkeypatch.setattr("distqat.checkpoint.store.locked", late)
+    monkeypatch.setattr("distqat.checkpoint.shard_writer.locked", late)
     store.write("front", shard_state(1))
     assert same_bits(newest(store).shared, shared_tensors(1))
 
@@ -249,10 +249,10 @@ def test_disk_full_leaves_the_old_one(
         raise full
 
     place = {
-        "write": ("distqat.checkpoint.store.write_tensors", fail),
+        "write": ("distqat.checkpoint.shard_writer.write_tensors", fail),
         "fsync": ("distqat.checkpoint.tensor_file.os.fsync", fail),
-        "rename": ("distqat.checkpoint.store.Path.rename", fail),
-        "manifest": ("distqat.checkpoint.store.write_synced", fail),
+        "rename": ("distqat.checkpoint.shard_writer.Path.rename", fail),
+        "manifest": ("distqat.checkpoint.shard_writer.write_synced", fail),
     }[failing]
     with monkeypatch.context() as patch:
         patch.setattr(*place)
