@@ -15,7 +15,8 @@ from distqat.swarm import frame, hello, transport
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
 from distqat.swarm.hello import CONTROL, DATA, Admission, Hello
-from distqat.swarm.link import MAX_LINKS_PER_PEER, Address, Heartbeat
+from distqat.swarm.link import MAX_LINKS_PER_PEER, Address
+from distqat.swarm.silence import Heartbeat
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.enable_socket]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -211,10 +212,10 @@ class Echo(MemoryTransport):
         link, call = await super().link(to), MemoryLink.call
 
         async def twice(
-            method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+            method: str, message: Message | None = None, *, timeout: float, **how: Any
         ) -> Message:
             if method != self._method:
-                return await call(link, method, message, timeout=timeout, urgent=urgent)
+                return await call(link, method, message, timeout=timeout, **how)
             again = [call(link, method, message, timeout=timeout) for _ in range(2)]
             replies = await asyncio.gather(*again) if self._at_once else [await each for each in again]
             self.repeated += 1

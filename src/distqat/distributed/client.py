@@ -154,7 +154,7 @@ class Client:
             return {"unknown": True, "finished": self._finished.is_set()}
         holder.status = fields
         newest = self._rounds.round_of(ExpertId.parse(holder.grant.uid).stage)
-        serving = fields.get("state") == "serving"
+        serving = fields.get("state") in ("serving", "unknown")
         behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
         return {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
 

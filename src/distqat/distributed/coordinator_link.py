@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 from distqat.errors import CallTimeout, DirectoryUnavailable, PeerGone, StageUnavailable, SwarmError
+from distqat.swarm.deadline import within
 from distqat.swarm.directory import Directory
 from distqat.swarm.frame import Message
+from distqat.swarm.link import Address
 from distqat.swarm.transport import LinkLike, Transport
 
 logger = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ AWAY = (PeerGone, CallTimeout, StageUnavailable, DirectoryUnavailable)
 """Errors that say that the client cannot be reached now."""
 RETRY_S = 0.5
 CALL_TIMEOUT = 15.0
+LOOKUP_S = 6.0  # longer than the directory's own bound
 
 
 class Coordinator:
@@ -26,6 +29,7 @@ class Coordinator:
         self._transport = transport
         self._directory = directory
         self._link: LinkLike | None = None
+        self._last: Address | None = None
 
     @property
     def connected(self) -> bool:
@@ -67,12 +71,22 @@ class Coordinator:
         if self._link is not None and self._link.alive:
             return self._link
         last: SwarmError = StageUnavailable("no client of this run is in the directory; start one")
-        for address in await self._directory.roles("client"):
+        for address in await self._addresses():
             try:
                 self._link = await self._transport.link(address)
+                self._last = address
                 return self._link
-            except DirectoryUnavailable:
-                raise
             except SwarmError as error:  # a record of a client that is gone; the next may live
                 last = error
         raise last
+
+    async def _addresses(self) -> list[Address]:
+        """Where the client may be. After a partition the way to it may be back before the directory is."""
+        known = [] if self._last is None else [self._last]
+        try:
+            found = await within(self._directory.roles("client"), LOOKUP_S)
+        except (DirectoryUnavailable, asyncio.TimeoutError):
+            if not known:
+                raise
+            return known
+        return found + [address for address in known if address.peer not in {each.peer for each in found}]

@@ -142,7 +142,7 @@ class _Attempt:
             link = await _about(hop, self._stepper.transport.link(hop.address))
             self._links.append(link)
             timeout = self._stepper.window_timeout
-            await _about(hop, link.call("open", Message(fields), timeout=timeout, urgent=True))
+            await _about(hop, link.call("open", Message(fields), timeout=timeout, urgent=True, prompt=True))
 
     async def microbatches(self) -> dict[str, float]:
         """All microbatches at once; stages take them in order. Summed scores."""
@@ -162,12 +162,11 @@ class _Attempt:
             "scale": self._stepper.scaler.scale,
             "budget": budget,
         }
-        train = _about(
-            self._hops[0], self._links[0].call("train", Message(fields, part.inputs), timeout=budget)
-        )
+        call = self._links[0].call("train", Message(fields, part.inputs), timeout=budget, prompt=True)
+        train = _about(self._hops[0], call)
         if not self._train:
             return take((await train).fields, "scores", dict)
-        labels = self._links[-1].call("labels", Message(fields, part.labels), timeout=budget)
+        labels = self._links[-1].call("labels", Message(fields, part.labels), timeout=budget, prompt=True)
         reply, _ = await _all([train, _about(self._hops[-1], labels)])
         return take(reply.fields, "scores", dict)
 
@@ -200,7 +199,7 @@ class _Attempt:
     async def _control(self, position: int, method: str, fields: dict[str, Any]) -> Message:
         message = Message({**step_fields(self._id), **fields})
         link = self._links[position]
-        call = link.call(method, message, timeout=CONTROL_TIMEOUT, urgent=True)
+        call = link.call(method, message, timeout=CONTROL_TIMEOUT, urgent=True, prompt=True)
         return await _about(self._hops[position], call)
 
 

@@ -50,6 +50,7 @@ class Channel(asyncio.BufferedProtocol):
         self._incoming = Incoming(max_payload, self.last_heard)
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._prompt: set[int] = set()  # those of the waiting that somebody else could do instead
         self._answering: set[asyncio.Task[None]] = set()
         self._held_bytes = 0  # of calls that are being answered
         self._reading = True
@@ -62,15 +63,17 @@ class Channel(asyncio.BufferedProtocol):
 
     # calling
 
-    async def call(self, method: str, message: Message, *, timeout: float) -> Message:
+    async def call(self, method: str, message: Message, *, timeout: float, prompt: bool = False) -> Message:
         """Send a call and wait for its answer. Its tensors must not change until then.
 
-        Raises what the peer raised (by its code), CallTimeout after `timeout` seconds, PeerGone when the
-        stream ends first, BadFrame when the message cannot travel.
+        `prompt` calls are given up by `doubt` as well. Raises what the peer raised (by its code), CallTimeout
+        after `timeout` seconds, PeerGone when the stream ends first, BadFrame when the message cannot travel.
         """
         request = next(self._requests) % 2**32
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[request] = answer
+        if prompt:
+            self._prompt.add(request)
         timer = self._loop.call_later(timeout, self._give_up, answer, method, timeout)
         try:
             while self._room is not None and not answer.done():
@@ -84,6 +87,7 @@ class Channel(asyncio.BufferedProtocol):
         finally:
             timer.cancel()
             self._waiting.pop(request, None)
+            self._prompt.discard(request)
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()  # seen, also where the caller was cancelled at that moment
 
@@ -91,6 +95,19 @@ class Channel(asyncio.BufferedProtocol):
         if not answer.done():
             text = f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow, stopped or cut off"
             answer.set_exception(CallTimeout(text))
+
+    @property
+    def urged(self) -> bool:
+        """Whether a prompt call waits."""
+        return bool(self._prompt)
+
+    def doubt(self, silence: float) -> None:
+        """The peer is silent, perhaps cut off: prompt calls raise CallTimeout, the stream stays."""
+        for request in self._prompt:
+            answer = self._waiting[request]
+            if not answer.done():
+                text = f"{self.peer} gave no sign of life for {silence:.1f} s; it is stopped or cut off"
+                answer.set_exception(CallTimeout(text))
 
     def ping(self) -> None:
         """Ask the other side for a sign of life; `last_heard` moves when it comes."""

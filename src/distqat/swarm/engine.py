@@ -12,6 +12,7 @@ from typing import Any
 
 from distqat.errors import DirectoryUnavailable, RoleError
 from distqat.swarm import guard
+from distqat.swarm.acquaintances import Acquaintances
 from distqat.swarm.deadline import within
 from distqat.swarm.identity import Identity, peer_of_public_key
 from distqat.swarm.link import Address
@@ -47,6 +48,7 @@ class Engine:
         self._signer = signer
         self._joined = joined  # it came to others, so alone it is cut off; a first peer may be alone
         self._daemon_watch = asyncio.ensure_future(p2p._child.wait())
+        self._reunion = asyncio.ensure_future(Acquaintances(node).keep_in_touch())
 
     @classmethod
     async def start(cls, identity: Identity, options: EngineOptions) -> Engine:
@@ -137,6 +139,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Leave the DHT and end the daemon; never hangs, also when the daemon is stopped or dead already."""
+        self._reunion.cancel()
         if not self._daemon_watch.done():
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(self._node.shutdown(), STOP_TIMEOUT)
@@ -185,6 +188,13 @@ class P2PStreams:
         except (ControlFailure, ValueError, LookupError, asyncio.IncompleteReadError) as error:
             raise OSError(f"libp2p: {error}") from error
         return reader, writer
+
+    async def hang_up(self, peer: str) -> None:
+        from hivemind.p2p import PeerID
+        from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+
+        with contextlib.suppress(ControlFailure, OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+            await within(self._engine.p2p._client.disconnect(PeerID.from_base58(peer)), LOOKUP_TIMEOUT)
 
     async def close(self) -> None:
         return

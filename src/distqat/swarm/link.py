@@ -1,12 +1,13 @@
 """A link to one peer: a stream for tensors, a stream for control, and a heartbeat on the latter.
 
 A ping behind a 64 MB transfer waits 309 ms on the same stream and 2 ms on its own, hence two. A stopped peer
-closes nothing, hence the heartbeat.
+closes nothing, hence the heartbeat; silence.py says how long that takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,17 +15,10 @@ from distqat.errors import PeerGone, Refused
 from distqat.swarm.channel import Channel
 from distqat.swarm.frame import Message
 from distqat.swarm.hello import Hello
+from distqat.swarm.silence import Heartbeat, Silence
 
 MAX_LINKS_PER_PEER = 16  # one is usual; a redial overlaps with a link that is not yet known to be dead
 TOO_SLOW = "a frame that it began does not get done"
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """Seconds between pings, and of silence after which the peer counts as gone."""
-
-    interval_s: float = 1.0
-    silence_s: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class Link:
         self.peer = peer
         self.data = data
         self.control = control
+        self.silent = False  # how it ended
         self._heartbeat = heartbeat
         self._watch = asyncio.ensure_future(self._keep_alive())
 
@@ -51,11 +46,20 @@ class Link:
         return not (self.data.closed.done() or self.control.closed.done())
 
     async def call(
-        self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+        self,
+        method: str,
+        message: Message | None = None,
+        *,
+        timeout: float,
+        urgent: bool = False,
+        prompt: bool = False,
     ) -> Message:
-        """Call the peer; `urgent` takes the control stream, past any transfer. Raises as Channel.call."""
+        """Call the peer; `urgent` takes the control stream, past any transfer. Raises as Channel.call.
+
+        `prompt`: somebody else can do it, so give up as soon as the peer is in doubt (CallTimeout).
+        """
         channel = self.control if urgent else self.data
-        return await channel.call(method, message or Message(), timeout=timeout)
+        return await channel.call(method, message or Message(), timeout=timeout, prompt=prompt)
 
     def bytes_out(self) -> int:
         return self.data.traffic.bytes_out + self.control.traffic.bytes_out
@@ -72,18 +76,29 @@ class Link:
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
         ends = {self.data.closed, self.control.closed}
+        watched = Silence(self._heartbeat, loop.time())
+        pinged = -math.inf
         while True:
-            self.control.ping()
+            now = loop.time()
+            if now - pinged >= self._heartbeat.interval_s:
+                self.control.ping()
+                pinged = now
             done, _ = await asyncio.wait(
-                ends, timeout=self._heartbeat.interval_s, return_when=asyncio.FIRST_COMPLETED
+                ends, timeout=watched.next_look(now), return_when=asyncio.FIRST_COMPLETED
             )
             if done:
                 return self._drop(next(iter(done)).result())
-            silence = loop.time() - max(self.control.last_heard, self.data.last_heard)
+            now = loop.time()
+            heard = max(self.control.last_heard, self.data.last_heard)
+            silence = watched.look(now, heard, self.bytes_out())
             if silence > self._heartbeat.silence_s:
+                self.silent = True
                 return self._drop(f"no sign of life for {silence:.1f} s")
             if self.control.overdue() or self.data.overdue():
                 return self._drop(TOO_SLOW)
+            if watched.doubtful(now):
+                for channel in (self.data, self.control):
+                    channel.doubt(silence)
 
     def _drop(self, reason: str) -> None:
         for channel in (self.data, self.control):
@@ -122,6 +137,11 @@ class InboundLinks:
     def channels(self) -> list[Channel]:
         """All open channels."""
         return [channel for channels in self._links.values() for channel in channels.values()]
+
+    def silence(self, peer: str) -> float:
+        """Seconds since a link that this peer opened gave a sign of life; infinite without one."""
+        heard = [channel.last_heard for channel in self.channels() if channel.peer == peer]
+        return asyncio.get_running_loop().time() - max(heard, default=-math.inf)
 
     def close(self) -> None:
         """Say goodbye to everybody."""

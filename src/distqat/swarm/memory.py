@@ -112,7 +112,13 @@ class MemoryLink:
         return self._ended is None
 
     async def call(
-        self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+        self,
+        method: str,
+        message: Message | None = None,
+        *,
+        timeout: float,
+        urgent: bool = False,
+        prompt: bool = False,
     ) -> Message:
         if self._ended is not None:
             raise gone(self.peer, self._ended)

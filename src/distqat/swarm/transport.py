@@ -15,7 +15,8 @@ from distqat.swarm.channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traf
 from distqat.swarm.deadline import within
 from distqat.swarm.frame import Message
 from distqat.swarm.hello import Admission, Hello
-from distqat.swarm.link import Address, Heartbeat, InboundLinks, Link, gone
+from distqat.swarm.link import Address, InboundLinks, Link, gone
+from distqat.swarm.silence import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,13 @@ class LinkLike(Protocol):
     @property
     def alive(self) -> bool: ...
     async def call(
-        self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+        self,
+        method: str,
+        message: Message | None = None,
+        *,
+        timeout: float,
+        urgent: bool = False,
+        prompt: bool = False,
     ) -> Message: ...
     def bytes_out(self) -> int: ...
     def bytes_in(self) -> int: ...
@@ -59,6 +66,9 @@ class Streams(Protocol):
     async def listen(self, on_stream: OnStream) -> None: ...
     def reaches(self, to: Address) -> bool: ...
     async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+    async def hang_up(self, peer: str) -> None:
+        """`peer` is silent: drop what is connected to it, so that the next stream takes a new connection."""
+
     async def close(self) -> None: ...
 
 
@@ -82,6 +92,9 @@ class UnixStreams:
 
     async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self._path(to.peer)))
+
+    async def hang_up(self, peer: str) -> None:
+        return
 
     async def close(self) -> None:
         if self._server is not None:
@@ -108,6 +121,7 @@ class StreamTransport:
         self._max_payload = max_payload
         self._links: dict[str, Link] = {}
         self._dialling: dict[str, asyncio.Task[Link]] = {}
+        self._ending: set[asyncio.Future[None]] = set()
         self._inbound = InboundLinks(self._heartbeat, self._peer_gone)
         self._greeting = 0  # streams whose hello is not complete
         self._writers: dict[Channel, asyncio.StreamWriter] = {}  # a collected writer closes its stream
@@ -184,6 +198,11 @@ class StreamTransport:
     def _forget(self, peer: str, link: Link) -> None:
         if self._links.get(peer) is link:
             del self._links[peer]
+        if link.silent and not self._closed and self._inbound.silence(peer) > self._heartbeat.doubt_s:
+            for streams in self._streams:
+                ending = asyncio.ensure_future(streams.hang_up(peer))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     async def _open(self, to: Address, greeting: Hello) -> Channel:
         streams = next((each for each in self._streams if each.reaches(to)), None)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from distqat.topology.expert import ExpertId
 
-ServerState = Literal["joining", "calibrating", "serving", "draining"]
+ServerState = Literal["joining", "calibrating", "serving", "unknown", "draining"]
 
 # A calibrating replica takes batches like any other; it only has not fixed its quantizers yet.
 _TAKES_STEPS = ("calibrating", "serving")

@@ -232,6 +232,7 @@ class RoundMember:
             except SwarmError as error:
                 logger.warning("the outcome of round %d is unknown (%s); asking again", own.round, error)
                 await self._parts.coordinator.wait()
+                await asyncio.sleep(ASK_AGAIN_S)  # it may answer that our slot is not ours just now
 
     async def _ask(self, method: str, own: _Published, nbytes: int) -> dict[str, Any]:
         offer = {"digest": own.digest, "samples": own.samples, "nbytes": nbytes}
@@ -318,4 +319,5 @@ class MemberParts:
     coordinator: Coordinator
 
 
+ASK_AGAIN_S = 0.5
 READY_TIMEOUT = 3600.0  # a round opens when its members are ready; a dead client ends the call at once

@@ -109,7 +109,7 @@ class Microbatches:
         fields = {**message.fields, "budget": budget}
         try:
             return await attempt.next_link.call(
-                method, Message(fields, message.tensors, message.needs_grad), timeout=budget
+                method, Message(fields, message.tensors, message.needs_grad), timeout=budget, prompt=True
             )
         except SwarmError as error:
             raise about(error, attempt.route[attempt.position + 1].uid) from error

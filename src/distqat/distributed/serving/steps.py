@@ -43,6 +43,7 @@ class Steps:
         self.on_mark: Callable[[str], None] = lambda mark: None  # a checkpoint step was just committed
         self.standing: Callable[[], dict[str, Any]] = dict  # what the answer to a commit tells besides
         self.journal: Callable[[StepId, str], None] = lambda id, outcome: None  # before anybody is told
+        self.admit: Callable[[], None] = lambda: None  # raises Refused unless a step may begin now
         self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
         self.counts = {"applied": 0, "skipped": 0, "aborted": 0}
         self._replica = replica
@@ -72,6 +73,7 @@ class Steps:
             raise Refused(f"{self._uid} is not on the route of {id}")
         if self._open is not None and self._open.id == id:
             return Message({"calibrating": self._replica.calibrating})
+        self.admit()
         granted = self._granted.setdefault(id, asyncio.get_running_loop().create_future())
         try:
             self._act(self._windows.request(id, time.monotonic()))
@@ -206,6 +208,12 @@ class Steps:
         self._quiet.clear()
         self._act(self._windows.pause(time.monotonic()))
         await self._quiet.wait()
+
+    def refuse_waiting(self, error: SwarmError) -> None:
+        """Nobody gets the window soon: those who wait for it may go elsewhere."""
+        for id in self._windows.waiting:
+            self._settle(id, error)
+            self._act(self._windows.abort(id, time.monotonic()))
 
     def resume(self) -> None:
         self._act(self._windows.resume(time.monotonic()))

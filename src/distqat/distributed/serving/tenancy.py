@@ -21,6 +21,7 @@ from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.keeper import Keeper
+from distqat.distributed.serving.lease import Lease
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.replica import StageReplica
@@ -125,6 +126,9 @@ class Tenancy:
         self._member: RoundMember | None = None
         self._saving: asyncio.Future[None] | None = None
         self._state: ServerState = "joining"
+        self._lease = Lease()
+        self._resyncing: asyncio.Future[None] | None = None
+        self.steps.admit = self._admit
         self._activated = asyncio.Event()
         self._announcing = asyncio.Lock()
         self._keeper = Keeper(config, stage, self._uid, slot.generation)
@@ -132,18 +136,20 @@ class Tenancy:
 
     async def run(self) -> str:
         """Serve until the run is finished ("finished") or this server is to move ("moved")."""
-        work: list[asyncio.Task[Any]] = [
+        work: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(keep_announced(self._announce)),
+            asyncio.ensure_future(self._lease.watch(self._lease_over)),
             asyncio.ensure_future(self._beat()),
             asyncio.ensure_future(self._serve()),
         ]
         try:
-            done, _ = await asyncio.wait(work[1:], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(work[2:], return_when=asyncio.FIRST_COMPLETED)
             return str(next(iter(done)).result())
         except Refused as error:
             logger.warning("%s is lost: %s", self._uid, error)
             return "lost"
         finally:
+            work += [self._resyncing] if self._resyncing is not None else []
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
@@ -183,9 +189,17 @@ class Tenancy:
         }
         if call.method not in calls:
             raise BadFrame(f"{self._uid} does not answer {call.method!r}")
-        if call.method == "open" and self._state not in ("calibrating", "serving"):
-            raise Refused(f"{self._uid} is {self._state} and takes no steps")
         return await calls[call.method](call)
+
+    def _admit(self) -> None:
+        """Refused unless a step may begin now."""
+        if self._shown_state == "unknown":
+            raise Refused(
+                f"{self._uid} has not heard from the client for {self._lease.silent_s:.0f} s and does not "
+                "know what it missed; it takes no steps until the client answers"
+            )
+        if self._state not in ("calibrating", "serving"):
+            raise Refused(f"{self._uid} is {self._state} and takes no steps")
 
     # the way to serving
 
@@ -280,6 +294,48 @@ class Tenancy:
         with contextlib.suppress(SwarmError):
             await self._announce()
 
+    # its leave to serve
+
+    @property
+    def _shown_state(self) -> ServerState:
+        takes_steps = self._state in ("calibrating", "serving")
+        return "unknown" if takes_steps and self._lease.over else self._state
+
+    def _lease_over(self, silent_s: float) -> None:
+        if self._shown_state != "unknown":
+            return
+        logger.warning(
+            "%s pauses: no answer of the client for %.1f s; it keeps its state", self._uid, silent_s
+        )
+        self.sink.write({"event": "lease", "uid": self._uid, "held": False, "silent_s": silent_s})
+        try:
+            self._admit()
+        except Refused as error:
+            self.steps.refuse_waiting(error)
+
+    async def _answered(self, asked: float, answer: dict[str, Any]) -> bool:
+        """Take what the client said to a beat; False when the slot is somebody else's.
+
+        Nobody serves with an anchor that the others do not have, and least of all after a silence.
+        """
+        if answer.get("unknown") and not await self._reclaim():
+            return False
+        if self._resyncing is not None and self._resyncing.done():
+            self._resyncing.result()
+            self._resyncing = None
+        if answer.get("behind") and self._member is not None and self._resyncing is None:
+            self._resyncing = asyncio.ensure_future(self._member.resync())
+        if self._lease.over and self._resyncing is None:
+            silent, paused = self._lease.silent_s, self._shown_state == "unknown"
+            self._lease.confirm(asked)
+            if paused and not self._lease.over:
+                logger.info("%s serves again: the client answers, after %.1f s of silence", self._uid, silent)
+                self.sink.write({"event": "lease", "uid": self._uid, "held": True, "silent_s": silent})
+                await self._become(self._state)
+        else:
+            self._lease.renew(asked)
+        return True
+
     # what it tells
 
     async def _announce(self) -> None:
@@ -295,7 +351,7 @@ class Tenancy:
                 stage=self._slot.expert.stage,
                 index=self._slot.expert.index,
                 epoch=self._slot.epoch,
-                state=self._state,
+                state=self._shown_state,
                 throughput=rate,
                 step=self._replica.step,
                 round=self._member.shared.round if self._member else 0,
@@ -316,7 +372,7 @@ class Tenancy:
 
         return {
             "uid": self._uid,
-            "state": self._state,
+            "state": self._shown_state,
             "device": str(self._replica.device),
             "step": self._replica.step,
             "round": self._member.shared.round if self._member else 0,
@@ -372,13 +428,12 @@ class Tenancy:
     async def _beat(self) -> str:
         """Tell the client that we live; hear whether the run is finished or we are to move."""
         while True:
+            asked = self._lease.now()
             answer = await self._coordinator.insist("beat", {"uid": self._uid, **self._status()})
             if answer.get("finished"):
                 return "finished"
-            if answer.get("unknown") and not await self._reclaim():
+            if not await self._answered(asked, answer):
                 return "lost"
-            if answer.get("behind") and self._member is not None:
-                await self._member.resync()  # nobody serves with an anchor that the others do not have
             if answer.get("move"):
                 logger.info("asked to leave %s for a stage without a replica", self._uid)
                 return "moved"
