@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.integration.checkpoint_writer import EXPERT, SIZE
+from tests.integration.checkpoint_writer import EXPERT, MARKED, SIZE, mark_of
 from tests.unit.checkpoint.states import (
     DIGEST,
     RUN,
@@ -24,9 +24,11 @@ from tests.unit.checkpoint.states import (
     shard_state,
     shared_tensors,
     temporary_files,
+    trainer_part,
 )
 
-from distqat.checkpoint import CheckpointStore, verify
+from distqat.checkpoint import CheckpointStore, read_trainer_parts, verify, write_trainer_part
+from distqat.checkpoint.parts import MARKS_KEPT
 from distqat.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +41,10 @@ class Writers:
 
     process: subprocess.Popen[bytes]
 
-    def start(self, folder: Path, armed: str = "") -> int:
-        """Start one that writes into `folder` with failpoints armed; its pid."""
+    def start(self, folder: Path, armed: str = "", what: str = "shards") -> int:
+        """Start one that writes `shards` or trainers' `parts` into `folder`, failpoints armed; its pid."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{folder}|{armed}\n".encode())
+        self.process.stdin.write(f"{what}|{folder}|{armed}\n".encode())
         self.process.stdin.flush()
         return int(self._word("pid", []))
 
@@ -93,11 +95,12 @@ def test_whenever_a_writer_is_killed_the_last_checkpoint_loads(
 ) -> None:
     rng = random.Random(seed)
     store = CheckpointStore(tmp_path / "run", RUN)
-    acknowledged, torn = -1, 0
+    acknowledged, marked, torn = -1, -1, 0
     for number in range(kills):
         status, wrote = kill_at_random(writers, tmp_path / "run", rng, number)
         assert status == -signal.SIGKILL
         acknowledged = max([acknowledged, *wrote])
+        marked = max([marked, *(step for step in wrote if step % 10 in MARKED)])
         torn += bool(temporary_files(tmp_path / "run"))
         store.prune()
         assert temporary_files(tmp_path / "run") == []
@@ -110,10 +113,43 @@ def test_whenever_a_writer_is_killed_the_last_checkpoint_loads(
         assert manifest.step >= acknowledged, "what was written before the kill is there"
         assert same_bits(search.shard.shared, shared_tensors(manifest.round, size=SIZE))
         assert same_bits(search.shard.private[EXPERT], moments(manifest.step % 200))
+        assert marks_load(store) >= marked, "a mark that was written before the kill is there"
     assert acknowledged > 0
+    assert marked > 0
     assert torn >= kills // 5, "kills fell into writes"
     assert not any(report.problems for report in verify(tmp_path / "run"))
-    assert len(store.rounds()) <= 3
+    assert len(store.rounds()) <= 3 + MARKS_KEPT
+
+
+def marks_load(store: CheckpointStore) -> int:
+    """The step of the newest mark, -1 without; all that are offered load as they were written."""
+    marks = store.marks("front", DIGEST)
+    for mark in marks:
+        shard = store.load_mark("front", mark.mark, DIGEST)
+        assert mark.mark == mark_of(mark.step)
+        assert same_bits(shard.shared, shared_tensors(mark.round, size=SIZE))
+        assert same_bits(shard.private[EXPERT], moments(mark.step % 200))
+    return marks[0].step if marks else -1
+
+
+@pytest.mark.parametrize(
+    ("point", "hit"), [("temp_file", 8), ("fsync", 8), ("manifest", 4), ("temp_file", 9), ("rename", 4)]
+)
+def test_killed_while_it_adds_a_marked_part_the_previous_mark_loads(
+    writers: Writers, tmp_path: Path, point: str, hit: int
+) -> None:
+    store = CheckpointStore(tmp_path / "run", RUN)
+    writers.start(tmp_path / "run", f"checkpoint.{point}:kill9@{hit}")
+    status, wrote = writers.ended()
+    assert (status, wrote) == (-signal.SIGKILL, [0, 3, 5])  # it was at step 7, which is marked too
+    for _ in range(2):
+        assert [mark.step for mark in store.marks("front", DIGEST)] == [3]
+        assert marks_load(store) == 3
+        assert newest(store).manifest.step == 5
+        store.prune()
+    (entry,) = store.rounds()
+    listed = {"manifest.json", *entry.manifests["front"].files}
+    assert {path.name for path in (entry.path / "front").iterdir()} == listed
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -130,6 +166,20 @@ def test_each_failpoint_fires_and_leaves_the_previous_one(
     store.prune()
     assert temporary_files(tmp_path / "run") == []
     assert [entry.round for entry in store.rounds()] == [0]
+
+
+@pytest.mark.parametrize("point", ["temp_file", "fsync", "trainer_part.rename"])
+def test_killed_while_it_writes_a_trainers_part_the_previous_ones_load(
+    writers: Writers, tmp_path: Path, point: str
+) -> None:
+    writers.start(tmp_path / "run", f"checkpoint.{point}:kill9@4", "parts")
+    status, wrote = writers.ended()
+    assert (status, wrote) == (-signal.SIGKILL, [1, 2, 3])
+    assert temporary_files(tmp_path / "run") != []
+    assert read_trainer_parts(tmp_path / "run", RUN) == [trainer_part(3), trainer_part(2)]
+    write_trainer_part(tmp_path / "run", trainer_part(4), keep=2)
+    assert read_trainer_parts(tmp_path / "run", RUN) == [trainer_part(4), trainer_part(3)]
+    assert temporary_files(tmp_path / "run") == []
 
 
 def test_two_processes_write_the_same_rounds(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -195,6 +196,63 @@ async def test_restart_from_a_position(path: Path) -> None:
     for each in (client, other):
         await each.close()
     await again.stop()
+
+
+async def test_consumed_brings_the_position_after_it(server: DataServer, path: Path) -> None:
+    first, second = await connect(path), await connect(path, 20)
+    assert first.last_position is None
+    a, b = await first.next(32), await second.next(20)
+    await second.consumed(b.batch_id)
+    assert second.last_position == server.position()
+    assert second.last_position is not None
+    assert (second.last_position["index"], second.last_position["done"]) == (0, [[0, 32, 52]])
+    c = await first.next(32)
+    await first.consumed(a.batch_id)
+    assert first.last_position == server.position() == await second.position()
+    assert second.last_position["index"] == 0  # as of its own batch
+    await first.release(c.batch_id)
+    for each in (first, second):
+        await each.close()
+
+
+@pytest.mark.parametrize("trial", range(3))
+async def test_restored_it_goes_on_with_exactly_what_was_not_consumed(
+    tmp_path: Path, seed: int, trial: int
+) -> None:
+    """Lives of the server, each restored from what some trainer's last commit said; then all is counted."""
+    rng = random.Random(seed + trial)
+    position: dict[str, Any] | None = None
+    consumed: Counter[tuple[int, int]] = Counter()
+    while max(consumed, default=(0, 0)) < (1, 100):
+        server = digits_server(workers=rng.choice([0, 2]))
+        if position is not None:
+            server.restore(position)
+        path = tmp_path / f"run-{rng.getrandbits(40)}" / "data.sock"
+        await server.start(path)
+        clients = [await connect(path, 64) for _ in range(2)]
+        for _ in range(rng.randrange(1, 12)):
+            client = rng.choice(clients)
+            lease = await client.next(rng.choice([20, 32, 64]))
+            fate = rng.choice(["consumed", "consumed", "released", "kept"])
+            if fate == "consumed":
+                await client.consumed(lease.batch_id)
+                position = client.last_position
+                consumed.update(places(lease))
+            elif fate == "released":
+                await client.release(lease.batch_id)
+            else:  # with a trainer that ends
+                await client.close()
+                clients[clients.index(client)] = await connect(path, 64)
+        for client in clients:
+            await client.close()
+        await server.stop()
+    assert set(consumed.values()) == {1}, "nothing came twice"
+    assert position is not None
+    low = (position["epoch"], position["index"])
+    assert low not in consumed
+    assert {place for place in consumed if place < low} == {
+        (e, i) for e in range(low[0] + 1) for i in range(TRAINING) if (e, i) < low
+    }, "nothing was left out"
 
 
 async def test_errors_of_the_task_reach_the_trainer(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
+from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState, TrainerPart
 from distqat.diloco.digest import state_digest
 
 RUN = "digits"
@@ -52,6 +52,25 @@ def shard_state(round: int, *, stage: str = "front", size: int = 64, **changes: 
 def moments(step: int, value: float = 0.5) -> dict[str, Tensor]:
     """What belongs to one replica alone."""
     return {"exp_avg/weight": torch.full((4,), value), "rng": torch.arange(step, step + 9, dtype=torch.uint8)}
+
+
+def trainer_part(step: int, *, pipeline: int = 0, life: int = 7, **changes: Any) -> TrainerPart:
+    """A trainer's part at a step; `changes` replace fields."""
+    fields: dict[str, Any] = {
+        "run": RUN,
+        "generation": 0,
+        "pipeline": pipeline,
+        "life": life,
+        "step": step,
+        "taken": step + 2,
+        "mark": f"{pipeline}-{life}-{step:06d}",
+        "samples": 32 * step,
+        "data": {"order": "digits seed=3", "epoch": 0, "index": 32 * step, "done": [[0, 99, 131]]},
+        "scaler": {"scale": 65536.0, "growth": 3},
+        "settings": {"diloco.batch_size_per_step": 32},
+        "written_at": "2026-01-01T00:00:00+00:00",
+    }
+    return TrainerPart(**{**fields, **changes})
 
 
 def newest(store: CheckpointStore, stage: str = "front") -> LoadedShard:

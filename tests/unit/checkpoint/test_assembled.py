@@ -7,9 +7,9 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file
-from tests.unit.checkpoint.states import RUN, moments, same_bits, shard_state
+from tests.unit.checkpoint.states import RUN, moments, same_bits, shard_state, trainer_part
 
-from distqat.checkpoint import CheckpointStore, assemble, verify, write_model
+from distqat.checkpoint import CheckpointStore, assemble, verify, write_model, write_trainer_part
 from distqat.checkpoint.assembled import join
 from distqat.checkpoint.manifest import SHARED
 from distqat.config import load_config
@@ -134,6 +134,46 @@ def test_list_shows_rounds_and_gaps(folder: Path, capsys: pytest.CaptureFixture[
     assert lines[1].endswith("back  front (broken)".replace("  ", " "))
     assert lines[2].endswith("front back")
     assert lines[3].endswith("front back (missing)")
+
+
+def test_list_shows_the_newest_marks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def listed() -> list[str]:
+        assert cli.main(["checkpoint", "list", str(folder)]) == 0
+        return capsys.readouterr().out.splitlines()[4:]
+
+    def mark(stage: str, name: str, step: int) -> None:
+        private = {f"{stage}.0.0.0": moments(step)}
+        store.write(stage, shard_state(3, stage=stage, size=4, step=step, mark=name, private=private))
+
+    store = CheckpointStore(folder, RUN)
+    assert listed() == []
+    mark("front", "0-7-000032", 32)
+    assert listed()[1:] == [
+        "front  0-7-000032   0           3      32    front.0.0.0  no",
+        "back   -            -           -      -     -            -",
+        "newest mark of all stages and their trainer: none",
+    ]
+    mark("back", "0-7-000032", 31)
+    mark("back", "0-7-000035", 34)
+    write_trainer_part(folder, trainer_part(32))
+    heading, front, back, common = listed()
+    assert heading == "stage  newest mark  generation  round  step  replica      all stages"
+    assert front == "front  0-7-000032   0           3      32    front.0.0.0  yes"
+    assert back == "back   0-7-000035   0           3      34    back.0.0.0   no"
+    assert common == "newest mark of all stages and their trainer: 0-7-000032"
+
+
+def test_verify_checks_marked_parts_that_are_not_the_newest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(folder, RUN)
+    for step in (31, 32):
+        private = {"front.0.0.0": moments(step)}
+        store.write("front", shard_state(3, size=4, step=step, mark=f"0-7-{step:06d}", private=private))
+    (older,) = (folder / "0000-000003" / "front").glob("inner-*-000031-*")
+    spoil(older)
+    assert cli.main(["checkpoint", "verify", str(folder)]) == 1
+    assert f"BROKEN  {older} has digest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["list", "verify", "assemble"])

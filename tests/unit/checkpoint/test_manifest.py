@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.checkpoint.states import RUN, moments, shard_state
+from tests.unit.checkpoint.states import RUN, moments, same_bits, shard_state
 
 from distqat.checkpoint import CheckpointStore
 from distqat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from distqat.checkpoint.parts import PrivatePart
+from distqat.checkpoint.sealed import seal
+from distqat.checkpoint.shard import load_shard
 from distqat.errors import CheckpointError
 
 
@@ -63,6 +66,20 @@ def test_what_is_said_must_fit(shard: Path, changes: dict[str, Any], said: str) 
     rewrite(shard, **changes)
     with pytest.raises(CheckpointError, match=said):
         read_manifest(shard)
+
+
+def test_one_of_the_release_before_marks_loads(shard: Path) -> None:
+    fields = read_manifest(shard).model_dump(mode="json")
+    (part,) = fields["private"]
+    old = {**fields, "format": 1, "private": {part["expert"]: part["file"]}}
+    (shard / MANIFEST).write_bytes(seal(old))
+    assert read_manifest(shard).private == [PrivatePart(**part)]
+    loaded = load_shard(shard)
+    assert same_bits(loaded.private["front.0.0.0"], moments(40))
+    CheckpointStore(shard.parent.parent, RUN).write(
+        "front", shard_state(4, step=41, mark="m", private={"front.0.0.0": moments(41)})
+    )
+    assert [(p.step, p.mark) for p in read_manifest(shard).private] == [(40, None), (41, "m")]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 100_000])

@@ -8,30 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.checkpoint.states import RUN, shard_state, temporary_files
+from tests.unit.checkpoint.states import RUN, shard_state, temporary_files, trainer_part
 
-from distqat.checkpoint import CheckpointStore, TrainerPart, read_trainer_parts, verify, write_trainer_part
+from distqat.checkpoint import CheckpointStore, read_trainer_parts, verify, write_trainer_part
 from distqat.checkpoint.folders import temporary_folder
 from distqat.checkpoint.trainer_part import FORMAT, TRAINERS, read_trainer_part
 from distqat.errors import CheckpointError
-
-
-def trainer_part(step: int, *, pipeline: int = 0, life: int = 7, **changes: Any) -> TrainerPart:
-    fields: dict[str, Any] = {
-        "run": RUN,
-        "generation": 0,
-        "pipeline": pipeline,
-        "life": life,
-        "step": step,
-        "taken": step + 2,
-        "mark": f"{pipeline}-{life}-{step:06d}",
-        "samples": 32 * step,
-        "data": {"order": "digits seed=3", "epoch": 0, "index": 32 * step, "done": [[0, 99, 131]]},
-        "scaler": {"scale": 65536.0, "growth": 3},
-        "settings": {"diloco.batch_size_per_step": 32},
-        "written_at": "2026-01-01T00:00:00+00:00",
-    }
-    return TrainerPart(**{**fields, **changes})
 
 
 def steps(folder: Path) -> list[int]:
