@@ -20,9 +20,10 @@ from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.pipeline import Stepper
 from distqat.distributed.serving.compute import Priority
+from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
-from distqat.distributed.serving.transfer import fetch_newest, load_inner_state, snapshot_message
+from distqat.distributed.serving.transfer import fetch_newest, inner_state, load_inner_state
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame
 from distqat.swarm.channel import Call
@@ -111,6 +112,7 @@ class Replica(Stage):
         self.rounds = Rounds(config.diloco, get_codec(config.diloco.codec), self.replica.module)
         self.ended: list[dict[str, Any]] = []
         self.changed = asyncio.Event()
+        self.donor = Donor(self._held, self._moments, upload_bucket(None))
         self.member: RoundMember
         self.running: asyncio.Future[None]
         self._steps = 0
@@ -156,6 +158,13 @@ class Replica(Stage):
         AT.set(self.uid)
         self.running = asyncio.ensure_future(self.member.run(options.outer_steps))
 
+    async def _held(self, round: int) -> Held:
+        return Held(await self.member.holding(round), self.replica.step)
+
+    async def _moments(self) -> Moments:
+        moments: Moments = await self._compute(lambda: Moments(inner_state(self.replica), self.replica.step))
+        return moments
+
     async def take_steps(self, count: int, seed: int) -> None:
         """Inner steps on batches of its own."""
         for batch in batches(self.config, count, seed=seed):
@@ -173,8 +182,9 @@ class Replica(Stage):
             self.passage("call.contribution")
             return await self.member.contribution(call)
         if call.method == "snapshot":
-            shared = await self.member.holding(take(call.message.fields, "round", int))
-            return await self._compute(lambda: snapshot_message(shared, self.replica))
+            return await self.donor.snapshot(call.message.fields)
+        if call.method == "chunk":
+            return await self.donor.chunk(call.message.fields)
         return await super().answer(call)
 
     def _round_ended(self, record: dict[str, Any]) -> None:
@@ -230,6 +240,7 @@ class RoundSwarm:
             replica.running.cancel()
             await asyncio.gather(replica.running, return_exceptions=True)
             await replica.steps.close()
+            replica.donor.close()
             replica.compute.stop()
 
     def kill(self, peer: str) -> None:

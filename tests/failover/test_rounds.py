@@ -145,14 +145,15 @@ async def test_a_joiner_holds_what_its_donor_holds(tmp_path: Path, model: str, q
         for seed in (1, 2):
             await swarm.round(seed)
         donor = swarm.replicas[0]
-        weights, moments, step = donor.weights(), inner_state(donor.replica), donor.replica.step
+        weights, step = donor.weights(), donor.replica.step
+        moments = [inner_state(replica.replica) for replica in swarm.replicas]
         joiner = await asyncio.wait_for(swarm.add(), 20)
         own, theirs = joiner.member.shared, donor.member.shared
         assert (own.round, own.digest) == (theirs.round, theirs.digest) == (2, theirs.digest)
         assert equal(own.tensors(), theirs.tensors())
         assert any(key.startswith("outer/") for key in own.tensors())
         assert joiner.replica.step == step
-        assert equal(inner_state(joiner.replica), moments)
+        assert any(equal(inner_state(joiner.replica), each) for each in moments), "the fastest donor's"
         assert not joiner.replica.calibrating
         loaded = {**own.anchor, **own.steps, **own.buffers}
         assert equal(joiner.weights(), {name: loaded[name] for name in joiner.weights()})

@@ -98,6 +98,8 @@ class MirrorOptions(Options):
     """Keep a mirror of the committed parameters."""
     refresh_every: PositiveFloat = 30.0
     """Seconds between two copies."""
+    upload_rate: PositiveFloat | None = 50.0
+    """MB/s that one server, or the mirror, spends on those who fetch a state from it; null: no limit."""
     checkpoint_dir: str | None = None
     """Where checkpoints go; null: checkpoints/{experiment_prefix}."""
 

@@ -85,7 +85,7 @@ async def collect_states(config: Config, transport: Transport, rounds: RoundServ
         newest = rounds.round_of(stage)
         assert newest is not None
         donors = list(rounds.members(stage).values())
-        got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1], own_uid="")
+        got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1])
         states[stage] = got.shared
     return states
 

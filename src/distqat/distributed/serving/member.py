@@ -282,7 +282,7 @@ class RoundMember:
         coordinator, uid, round = self._parts.coordinator, self._hop.uid, self.shared.round
         try:
             return await fetch_newest(
-                self._parts.transport, coordinator, stage, own_uid=uid, newer_than=round
+                self._parts.transport, coordinator, stage, own_uid=uid, newer_than=round, moments=False
             )
         except StageLost:
             fields = {"stage": stage, "uid": uid, "round": round, "digest": self.shared.digest}

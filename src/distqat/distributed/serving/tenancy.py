@@ -20,6 +20,7 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
 from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
 from distqat.distributed.serving.keeper import Keeper
 from distqat.distributed.serving.lease import Lease
 from distqat.distributed.serving.member import MemberParts, RoundMember
@@ -32,7 +33,6 @@ from distqat.distributed.serving.transfer import (
     fetch_newest,
     inner_state,
     load_inner_state,
-    snapshot_message,
 )
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, Refused, SwarmError
@@ -132,6 +132,7 @@ class Tenancy:
         self._activated = asyncio.Event()
         self._announcing = asyncio.Lock()
         self._keeper = Keeper(config, stage, self._uid, slot.generation)
+        self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
         self._began = time.monotonic()
 
     async def run(self) -> str:
@@ -156,11 +157,22 @@ class Tenancy:
 
     async def close(self) -> None:
         """Undo an open attempt; what was committed is on disk when this returns."""
+        self._donor.close()
         await self.steps.close()
         self.sink.write({"event": "closed", **self._who, **self.steps.counts})
         if self._saving is not None:  # the last round may not have been handed over yet
             await asyncio.wait({self._saving})
         await self._keeper.flush()
+
+    async def _held(self, round: int) -> Held:
+        assert self._member is not None
+        return Held(await self._member.holding(round), self._replica.step)
+
+    async def _moments(self) -> Moments:
+        def copied() -> Moments:
+            return Moments(inner_state(self._replica), self._replica.step)
+
+        return await self._compute.submit(Priority.CONTROL, "round", copied)
 
     async def answer(self, call: Call) -> Message:
         """Route a call."""
@@ -168,10 +180,9 @@ class Tenancy:
         if call.method == "status":
             return Message(self._status())
         if call.method == "snapshot" and self._member is not None:
-            shared = await self._member.holding(take(call.message.fields, "round", int))
-            return await self._compute.submit(
-                Priority.CONTROL, "round", lambda: snapshot_message(shared, self._replica)
-            )
+            return await self._donor.snapshot(call.message.fields)
+        if call.method == "chunk":
+            return await self._donor.chunk(call.message.fields)
         if call.method == "contribution" and self._member is not None:
             return await self._member.contribution(call)
         if call.method == "commit":
@@ -277,11 +288,12 @@ class Tenancy:
         await self._compute.submit(Priority.CONTROL, "round", load)
         size = sum(t.nbytes for t in got.shared.tensors().values())
         logger.info(
-            "%s took round %d, %.1f MB, in %.2f s",
+            "%s took round %d, %.1f MB, in %.2f s from %s",
             self._uid,
             got.shared.round,
             size / 1e6,
             time.monotonic() - began,
+            ", ".join(got.givers),
         )
         return got.shared
 

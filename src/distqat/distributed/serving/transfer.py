@@ -6,26 +6,33 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.serving.download import (
+    MAX_MOMENTS,
+    WINDOW,
+    Download,
+    Downloaded,
+    Giver,
+    Pieces,
+    Wish,
+)
+from distqat.distributed.serving.parcel import CHUNK_BYTES
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Shared
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadContribution, CheckpointError, StageUnavailable, SwarmError
 from distqat.failpoints import failpoint
-from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-FETCH_TIMEOUT = 120.0
 DONOR_TIMEOUT = 3600.0  # how long a stage may be without a donor before the question is put again
 RETRY_S = 0.2
-INNER = "inner/"
+MOST = 1e6  # an inner moment beyond this is no honest one
 
 
 class StageLost(SwarmError):
@@ -45,74 +52,76 @@ class Fetched:
     shared: Shared
     inner: dict[str, Tensor]
     step: int
-
-
-def snapshot_message(shared: Shared, replica: StageReplica) -> Message:
-    """What a donor answers; runs on the compute thread, between two jobs."""
-    tensors = dict(shared.tensors())
-    tensors.update({f"{INNER}{name}": tensor for name, tensor in inner_state(replica).items()})
-    return Message({"round": shared.round, "digest": shared.digest, "step": replica.step}, tensors)
+    givers: tuple[str, ...] = ()
+    """Who sent chunks of it."""
 
 
 async def fetch_newest(
-    transport: Transport, coordinator: Coordinator, stage: str, *, own_uid: str, newer_than: int = -1
+    transport: Transport,
+    coordinator: Coordinator,
+    stage: str,
+    *,
+    own_uid: str,
+    newer_than: int = -1,
+    moments: bool = True,
 ) -> Fetched | None:
     """The committed state of a stage, from whoever has it; None if it is not newer than `newer_than`.
 
-    Waits as long as its donors are just between two rounds. Raises StageLost when there will be none.
+    Waits as long as its donors are just between two rounds; what it had from one that failed is kept. Raises
+    StageLost when there will be none.
     """
+    pieces = Pieces()
     while True:
         known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
         if known.get("restore"):
             raise StageLost(f"nobody holds stage {stage} any more", take(known, "oldest", int))
-        round, digest = take(known, "round", int), take(known, "digest", str)
-        if round <= newer_than:
+        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        if wish.round <= newer_than:
             return None
         donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+        givers = [Giver(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]
         failpoint("join.before_fetch")
         try:
-            return await fetch_snapshot(transport, donors, round=round, digest=digest, own_uid=own_uid)
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=moments)
         except StageUnavailable as error:
             logger.info("%s asks again for the state of %s: %s", own_uid, stage, error)
             await asyncio.sleep(RETRY_S)
 
 
 async def fetch_snapshot(
-    transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, own_uid: str
+    transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, window: int = WINDOW
 ) -> Fetched:
-    """The state of `round` from the first donor that has it; the digest is the commit log's.
+    """The committed state of `round`, without inner moments; the digest is the commit log's.
 
     Raises StageUnavailable when no donor gave it: all are gone, or further already.
     """
-    last: SwarmError | None = None
-    for donor in donors:
-        if donor.uid == own_uid:
-            continue
-        try:
-            link = await transport.link(donor.address)
-            reply = await link.call("snapshot", Message({"round": round}), timeout=FETCH_TIMEOUT)
-            return _verified(reply, round, digest)
-        except (SwarmError, CheckpointError) as error:
-            logger.info("no snapshot of round %d from %s: %s", round, donor.uid, error)
-            last = error if isinstance(error, SwarmError) else BadContribution(str(error))
-    raise StageUnavailable(
-        f"no replica gave the state of round {round}: {last or 'there is no other replica'}"
-    )
+    givers = [Giver(donor.uid, donor.address) for donor in donors]
+    return await fetch(Download(transport, givers, Wish(round, digest, window)), round, moments=False)
 
 
-def _verified(reply: Message, round: int, digest: str) -> Fetched:
-    fields: dict[str, Any] = dict(reply.fields)
-    if take(fields, "round", int) != round:
-        raise BadContribution(f"the donor holds round {fields['round']}, asked for was {round}")
-    inner = {n.removeprefix(INNER): t for n, t in reply.tensors.items() if n.startswith(INNER)}
-    shared = Shared.from_tensors(
-        round, {n: t for n, t in reply.tensors.items() if not n.startswith(INNER)}, {}
-    )
-    if shared.digest != digest:
-        raise BadContribution(
-            f"its bytes have digest {shared.digest[:12]}, the commit log says {digest[:12]}"
-        )
-    return Fetched(shared, inner, take(fields, "step", int))
+async def fetch(download: Download, round: int, *, moments: bool) -> Fetched:
+    """What a download brings, as a committed state; StageUnavailable when it brings none.
+
+    Inner moments that nobody gives are left out: the joiner starts with fresh ones.
+    """
+    got = await download.shared()
+    shared = await asyncio.to_thread(_as_shared, round, got)
+    inner, step = dict[str, Tensor](), got.step
+    if moments:
+        size = sum(tensor.nbytes for tensor in got.tensors.values())
+        private = await download.moments(MAX_MOMENTS * size + CHUNK_BYTES)
+        if private is not None:
+            inner, step = private.tensors, private.step
+    return Fetched(shared, inner, step, tuple(got.givers))
+
+
+def _as_shared(round: int, got: Downloaded) -> Shared:
+    try:
+        shared = Shared.from_tensors(round, got.tensors, {})
+    except CheckpointError as error:
+        raise BadContribution(str(error)) from error
+    _ = shared.digest  # computed here, off the event loop
+    return shared
 
 
 def inner_state(replica: StageReplica) -> dict[str, Tensor]:
@@ -128,14 +137,14 @@ def inner_state(replica: StageReplica) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_inner_state(replica: StageReplica, tensors: dict[str, Tensor]) -> bool:
-    """Take a donor's moments if they fit and are finite; otherwise keep fresh ones and say so."""
+    """Take a donor's moments if they fit, are finite and bounded; otherwise keep fresh ones and say so."""
     params = dict(replica.module.named_parameters())
     state: dict[Tensor, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition("/")
         param = params.get(name)
         fits = param is not None and (tensor.ndim == 0 or tensor.shape == param.shape)
-        if param is None or not fits or not torch.isfinite(tensor).all():
+        if param is None or not fits or not _credible(slot, tensor):
             logger.warning("the donor's inner moments do not fit (%s); starting with fresh ones", key)
             return False
         on_device = tensor if tensor.ndim == 0 else tensor.to(param.device, copy=True)
@@ -143,3 +152,13 @@ def load_inner_state(replica: StageReplica, tensors: dict[str, Tensor]) -> bool:
     for owner, slots in state.items():
         replica.optimizer.state[owner] = slots
     return bool(state)
+
+
+def _credible(slot: str, tensor: Tensor) -> bool:
+    """Finite and bounded, and where it is a mean of squares not negative: its root would be NaN."""
+    if not torch.isfinite(tensor).all():
+        return False
+    if slot == "step":
+        return bool((tensor >= 0).all())
+    lowest = 0.0 if slot.endswith("_sq") else -MOST
+    return bool((tensor >= lowest).all() and (tensor <= MOST).all())
