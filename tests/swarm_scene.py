@@ -79,7 +79,7 @@ class Stage:
             raise SwarmError(f"{self.uid} fails {call.method} as the test wants")
         steps = self.steps
         calls = {"open": steps.open, "prepare": steps.prepare, "commit": steps.commit, "abort": steps.abort}
-        calls |= {"evaluate": steps.evaluate, "outcome": steps.outcome}
+        calls |= {"evaluate": steps.evaluate, "outcome": steps.outcome, "decide": steps.decide}
         return await calls.get(call.method, steps.microbatch)(call)
 
 

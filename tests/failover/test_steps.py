@@ -12,7 +12,7 @@ from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, eq
 from tests.swarm_scene import MemorySwarm
 
 from distqat.distributed.wire import step_fields
-from distqat.errors import StaleAttempt, SwarmError
+from distqat.errors import PeerGone, StaleAttempt, SwarmError
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(30)
 FRONT, BACK, SPARE = "front.0.0.0", "back.0.0.0", 1
 STEPS, HIT = 5, 3  # the third step is disturbed
 MICROBATCHES = 3
+IN_THE_COMMIT = ("call.commit", "stage.commit.before_apply", "stage.commit.after_apply")
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +99,13 @@ async def test_a_death_before_the_commit_is_one_aborted_attempt(
     assert all(equal(states[uid], expected[uid]) for uid in living)
 
 
-@pytest.mark.parametrize("at", [FRONT, BACK])
-@pytest.mark.parametrize("point", ["call.commit", "stage.commit.before_apply", "stage.commit.after_apply"])
+@pytest.mark.parametrize(
+    ("point", "at"),
+    [
+        ("call.decide", FRONT),  # where a step is decided, as long as the first stage lives
+        *((point, at) for point in IN_THE_COMMIT for at in (FRONT, BACK)),
+    ],
+)
 async def test_a_death_in_the_commit_is_lost_there_and_never_repeated(
     monkeypatch: pytest.MonkeyPatch, point: str, at: str
 ) -> None:
@@ -167,24 +173,21 @@ async def test_a_trainer_that_dies_before_its_commits_leaves_no_trace(
         await next_trainer(swarm, fourth)
 
 
-@pytest.mark.parametrize(("reached", "missed"), [(FRONT, BACK), (BACK, FRONT)])
-async def test_a_commit_that_reached_one_stage_reaches_the_other(
-    monkeypatch: pytest.MonkeyPatch, reached: str, missed: str
-) -> None:
-    """The trainer dies between its commits: the stage without one asks and follows."""
+async def test_a_decided_step_reaches_a_stage_that_hears_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer dies when the first stage has decided: the other asks and follows."""
     config = mlp()
     first, second, third = batches(config, 3)
     async with MemorySwarm(config) as undisturbed_swarm, MemorySwarm(config) as swarm:
         for batch in (first, second):
             await undisturbed_swarm.step(batch)
         driver = Driver(swarm)
-        fault = Fault("stage.commit.before_apply", reached, hit=2, victim=TRAINER, goes_on=True)
+        fault = Fault("stage.commit.before_apply", FRONT, hit=2, victim=TRAINER, goes_on=True)
         arm(monkeypatch, driver.kill, fault)
         await driver.train(first)
-        deaf = swarm.stage(missed)
+        deaf = swarm.stage(BACK)
 
         async def hears_no_commit(call: Call) -> Message:
-            if call.method == "commit":
+            if call.method in ("decide", "commit"):
                 await asyncio.Event().wait()
             return await deaf.answer(call)
 
@@ -197,6 +200,64 @@ async def test_a_commit_that_reached_one_stage_reaches_the_other(
             assert server.steps.counts["applied"] == sum(server.applied.values()) == 2, server.uid
             assert equal(state(swarm, server.uid), state(undisturbed_swarm, server.uid)), server.uid
         await deaf.transport.serve(deaf.answer, deaf.steps.gone)
+        await next_trainer(swarm, third)
+
+
+def hang_up(swarm: MemorySwarm, uid: str) -> None:
+    """The trainer's link to a replica breaks; both live on."""
+    swarm.trainer._links[uid].end("it broke")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_a_trainer_that_is_cut_off_in_its_commit_splits_nothing(
+    monkeypatch: pytest.MonkeyPatch, recorded: bool, reachable: bool
+) -> None:
+    """Its link to the first stage breaks in the commit, and it gets a new one or none; both live on.
+
+    Without one the last stage, which still reaches the first, asks there before it takes the trainer's word.
+    """
+    config = mlp()
+    first, second, third = batches(config, 3)
+    async with MemorySwarm(config) as expected, MemorySwarm(config) as swarm:
+        for batch in (first, second):
+            await expected.step(batch)
+        await swarm.step(first)
+        front, broken = swarm.stage(FRONT), asyncio.Event()
+        link = swarm.trainer.link
+
+        async def no_link(to: Address) -> MemoryLink:
+            if not reachable and broken.is_set() and to.peer == FRONT:
+                raise PeerGone(f"{FRONT} is gone: no connection")
+            return await link(to)
+
+        async def breaks(call: Call) -> Message:
+            if call.method != "decide" or broken.is_set():
+                return await front.answer(call)
+            if recorded:
+                await front.answer(call)
+            broken.set()
+            asyncio.get_running_loop().call_soon(hang_up, swarm, FRONT)
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+        monkeypatch.setattr(swarm.trainer, "link", no_link)
+        await front.transport.serve(breaks, front.steps.gone)
+        step = asyncio.wait_for(swarm.step(second), 10)
+        if recorded:
+            assert (await step).lost == (() if reachable else (FRONT,))
+        else:
+            with pytest.raises(StaleAttempt):
+                await step
+        assert broken.is_set()
+        await ended(swarm, 2)
+        assert [server.steps.counts["applied"] for server in swarm.stages] == [1 + recorded] * 2
+        monkeypatch.setattr(swarm.trainer, "link", link)
+        if not recorded:
+            swarm.step_number -= 1
+            assert (await asyncio.wait_for(swarm.step(second, attempt=2), 10)).lost == ()
+        for server in swarm.stages:
+            assert sum(server.applied.values()) == 2
+            assert equal(state(swarm, server.uid), state(expected, server.uid)), server.uid
         await next_trainer(swarm, third)
 
 
@@ -228,7 +289,7 @@ class Echo(MemoryTransport):
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
-@pytest.mark.parametrize("method", ["open", "train", "labels", "prepare", "commit", "abort"])
+@pytest.mark.parametrize("method", ["open", "train", "labels", "prepare", "decide", "commit", "abort"])
 async def test_what_arrives_twice_counts_once(method: str, at_once: bool) -> None:
     config = mlp()
     async with MemorySwarm(config) as plain, MemorySwarm(config) as doubled:

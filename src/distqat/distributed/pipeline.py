@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,18 @@ from torch import Tensor
 from distqat.config.schema import PipelineOptions
 from distqat.distributed.scaler import LossScaler
 from distqat.distributed.wire import Hop, step_fields, take
-from distqat.errors import SwarmError
+from distqat.errors import StaleAttempt, SwarmError
+from distqat.swarm.deadline import within
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 from distqat.tasks.base import Batch
 from distqat.topology.attempts import StepId
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 CONTROL_TIMEOUT = 30.0
+ASK_TIMEOUT = 5.0  # for a new link to a stage that did not answer, and for its answer
 
 
 @dataclass(frozen=True)
@@ -180,16 +185,57 @@ class _Attempt:
     async def commit(self, fields: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]:
         """Commit everywhere; the UIDs of stages that died before theirs, and what the others answered.
 
-        The step stands in any case.
+        First it is decided at one stage, the first of the route that can be reached; `topology.resolution`
+        says why. From there on the step stands in any case. Raises StaleAttempt, and nothing is committed
+        anywhere, when that stage has aborted the attempt because it could not hear us.
         """
-        calls = (self._control(i, "commit", fields) for i in range(len(self._hops)))
+        try:
+            dead = await self._decide(fields)
+        except StaleAttempt:
+            await self.abort()
+            raise
+        calls = (self._control(i, "commit", fields) for i in range(dead, len(self._hops)))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, SwarmError):
                 raise outcome
-        pairs = zip(self._hops, outcomes, strict=True)
-        lost = tuple(hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException))
-        return lost, tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message))
+        pairs = zip(self._hops[dead:], outcomes, strict=True)
+        lost = [hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException)]
+        told = tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message))
+        return (*(hop.uid for hop in self._hops[:dead]), *lost), told
+
+    async def _decide(self, fields: dict[str, Any]) -> int:
+        """Have the commit recorded at one stage; how many before it are dead."""
+        for position in range(len(self._hops)):
+            if await self._decided(position, {**fields, "unconfirmed": position > 0}):
+                return position
+        return len(self._hops)
+
+    async def _decided(self, position: int, fields: dict[str, Any]) -> bool:
+        """Whether the stage has recorded the commit; False: it cannot be reached, over a new link either."""
+        try:
+            await self._control(position, "decide", fields)
+            return True
+        except StaleAttempt:
+            raise
+        except SwarmError as error:
+            logger.warning("%s: %s did not answer the commit: %s", self._id, self._hops[position].uid, error)
+        hop = self._hops[position]
+        try:
+            self._links[position] = await within(self._stepper.transport.link(hop.address), ASK_TIMEOUT)
+            known = Message(step_fields(self._id))
+            reply = await self._links[position].call("outcome", known, timeout=ASK_TIMEOUT, urgent=True)
+            if reply.fields.get("verdict") == "undecided":
+                await self._control(position, "decide", fields)
+        except StaleAttempt:
+            raise
+        except (SwarmError, asyncio.TimeoutError):
+            return False
+        if reply.fields.get("verdict") == "aborted":
+            aborted = StaleAttempt(f"{hop.uid} lost touch with this trainer and aborted {self._id}")
+            aborted.at = hop.uid
+            raise aborted
+        return reply.fields.get("verdict") != "unknown"
 
     async def abort(self) -> None:
         """Undo on every stage that may have begun; those that cannot be reached undo it by themselves."""

@@ -120,7 +120,8 @@ class Trainer:
 
         async def consumed() -> None:
             for position, lease in enumerate(leased):
-                assert lease is not None
+                if lease is None:  # an attempt came to its commit before and was aborted there
+                    continue
                 await self._data.consumed(lease.batch_id)
                 leased[position] = None
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+Verdict = Literal["committed", "aborted", "undecided", "unknown"]
+"""What a replica says of an attempt. `unknown`: it never held it, forgot it, or is another process by now."""
+_ENDINGS_REMEMBERED = 1024  # per replica, over all trainers
 _STEPS_REMEMBERED = 16  # per trainer: far more than its steps in flight
 
 
@@ -59,3 +63,19 @@ class TrainerLife:
         if id.step <= self.committed[0] or id.step < self.oldest:
             return True
         return id.attempt <= self.closed.get(id.step, -1)
+
+
+class Endings:
+    """How attempts ended at this replica: the last ones, each for good."""
+
+    def __init__(self) -> None:
+        self._known: dict[StepId, Verdict] = {}
+
+    def add(self, id: StepId, ending: Verdict) -> None:
+        """The first ending stands."""
+        self._known.setdefault(id, ending)
+        while len(self._known) > _ENDINGS_REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def verdict(self, id: StepId) -> Verdict:
+        return self._known.get(id, "unknown")

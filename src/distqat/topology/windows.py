@@ -4,8 +4,11 @@ A pure state machine: events are methods that carry `now` (monotonic seconds), a
 shell. What a peer does wrong raises Refused, StaleAttempt or Busy and changes nothing; what only our own
 code can do wrong raises RuntimeError.
 
-    idle ── request ──> held ── prepare ──> prepared ── commit | abort ──> idle, next waiter
+    idle ── request ──> held ── prepare ──> prepared ── abort ─────────────> idle, next waiter
+                         │                      └── decide ──> decided ── commit ──> idle, next waiter
                          └── abort, silence, newer attempt ──> idle, next waiter
+
+`verdict` says what became of an attempt; what it says once of a commit or an abort it says for good.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distqat.errors import Busy, Refused, StaleAttempt
-from distqat.topology.attempts import StepId, TrainerLife
+from distqat.topology.attempts import Endings, StepId, TrainerLife, Verdict
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Resolve:
-    """`id` is prepared and its trainer silent: ask the others on its route, then commit or abort it."""
+    """`id` is prepared and its trainer silent or gone: ask its route, as `topology.resolution` says."""
 
     id: StepId
 
@@ -66,6 +69,8 @@ class StepWindows:
         self._max_waiting = max_waiting
         self._holder: StepId | None = None
         self._prepared = False
+        self._decided = False  # its commit is accepted and being applied
+        self._endings = Endings()
         self._deadline = 0.0
         self._waiting: list[StepId] = []
         self._paused = False
@@ -112,8 +117,8 @@ class StepWindows:
         holder = self._holder
         if holder is not None and id.supersedes(holder):
             if self._prepared and holder.incarnation < id.incarnation:
-                actions.append(Resolve(holder))
-            else:
+                actions += self._resolve(holder)
+            elif not self._decided:
                 actions += self._expire(holder, f"{id} came")
         return actions + self._advance(now)
 
@@ -127,14 +132,27 @@ class StepWindows:
         self.touch(id, now)
         self._prepared = True
 
+    def decide(self, id: StepId, now: float) -> None:
+        """The commit of `id` is accepted: whatever comes now, it ends by `commit`. May be repeated."""
+        if self._endings.verdict(id) == "committed":
+            return
+        self._check_holds(id, "commit")
+        if not self._prepared:
+            raise Refused(f"commit of {id} in state {self._state()}: it was never prepared")
+        self._decided, self._deadline = True, now + self._lease_s
+        self._endings.add(id, "committed")
+
+    def verdict(self, id: StepId) -> Verdict:
+        """What became of `id` here. An ending binds: an aborted attempt is never committed afterwards."""
+        return "undecided" if id == self._holder and not self._decided else self._endings.verdict(id)
+
     def commit(self, id: StepId, now: float) -> list[Action]:
         """`id` is applied: release the window. A repeated commit of the trainer's last step does nothing."""
         trainer = self._trainers.get(id.trainer)
         if trainer and trainer.incarnation == id.incarnation and trainer.committed == (id.step, id.attempt):
             return []
         self._check_holds(id, "commit")
-        if not self._prepared:
-            raise Refused(f"commit of {id} in state {self._state()}: it was never prepared")
+        self.decide(id, now)
         self._release()
         late: list[StepId] = []
         if trainer and trainer.incarnation == id.incarnation:
@@ -144,6 +162,8 @@ class StepWindows:
 
     def abort(self, id: StepId, now: float) -> list[Action]:
         """`id` is over without effect, holding, waiting or not yet seen. May be repeated."""
+        if self._endings.verdict(id) == "committed":
+            raise StaleAttempt(f"abort of {id} in state {self._state()}: it is committed here")
         trainer = self._trainers.setdefault(id.trainer, TrainerLife(id.incarnation))
         if trainer.incarnation < id.incarnation:
             trainer = self._trainers[id.trainer] = TrainerLife(id.incarnation)
@@ -151,6 +171,7 @@ class StepWindows:
             if trainer.committed == (id.step, id.attempt):
                 raise StaleAttempt(f"abort of {id} in state {self._state()}: it is committed here")
             trainer.close(id.step, id.attempt)
+        self._endings.add(id, "aborted")
         if id == self._holder:
             self._release()
         self._waiting = [other for other in self._waiting if other != id]
@@ -161,7 +182,9 @@ class StepWindows:
         actions = self._drop(self._of(trainer), "its trainer is gone")
         holder = self._holder
         if holder is not None and holder.trainer == trainer:
-            actions += [Resolve(holder)] if self._prepared else self._expire(holder, "its trainer is gone")
+            actions += (
+                self._resolve(holder) if self._prepared else self._expire(holder, "its trainer is gone")
+            )
         return actions + self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -171,7 +194,7 @@ class StepWindows:
             return []
         if self._prepared:
             self._deadline = now + self._lease_s
-            return [Resolve(holder)]
+            return self._resolve(holder)
         return self._expire(holder, f"silent for {self._lease_s:g} s") + self._advance(now)
 
     def pause(self, now: float) -> list[Action]:
@@ -199,18 +222,23 @@ class StepWindows:
         self._holder, self._deadline = self._waiting.pop(0), now + self._lease_s
         return [Grant(self._holder, self._deadline)]
 
+    def _resolve(self, holder: StepId) -> list[Action]:
+        return [] if self._decided else [Resolve(holder)]
+
     def _expire(self, holder: StepId, reason: str) -> list[Action]:
         self._close(holder)
+        self._endings.add(holder, "aborted")
         self._release()
         return [Expire(holder, reason)]
 
     def _release(self) -> None:
-        self._holder, self._prepared = None, False
+        self._holder, self._prepared, self._decided = None, False, False
 
     def _drop(self, ids: Iterable[StepId], reason: str) -> list[Action]:
         gone = list(ids)
         for id in gone:
             self._close(id)
+            self._endings.add(id, "aborted")
             self._waiting.remove(id)
         return [Refuse(id, reason) for id in gone]
 
@@ -237,4 +265,5 @@ class StepWindows:
         paused = ", paused" if self._paused else ""
         if self._holder is None:
             return f"idle{paused}"
-        return f"{'prepared' if self._prepared else 'held'} by {self._holder}{paused}"
+        how = "decided" if self._decided else "prepared" if self._prepared else "held"
+        return f"{how} by {self._holder}{paused}"

@@ -325,3 +325,54 @@ def test_no_attempt_is_granted_again_after_it_was_over(
             assert (id.trainer, id.incarnation, id.step) not in committed
             committed.add((id.trainer, id.incarnation, id.step))
         watched.feed(kind, id)
+
+
+def test_a_decided_step_is_neither_undone_nor_resolved() -> None:
+    windows = held_by_a()
+    with pytest.raises(Refused, match="never prepared"):
+        windows.decide(A0, 1.0)
+    windows.prepare(A0, 1.0)
+    assert windows.verdict(A0) == "undecided"
+    windows.decide(A0, 2.0)
+    windows.decide(A0, 2.0)
+    assert windows.verdict(A0) == "committed"
+    with pytest.raises(StaleAttempt, match="committed here"):
+        windows.abort(A0, 3.0)
+    assert windows.gone("a", 3.0) == []
+    assert windows.tick(50.0) == []
+    assert windows.request(step("a", 1, life=1), 50.0) == []
+    assert windows.holder == A0
+    assert windows.commit(A0, 51.0) == [Grant(step("a", 1, life=1), 61.0)]
+    assert windows.verdict(A0) == "committed"
+
+
+def test_what_a_verdict_says_of_an_abort_binds() -> None:
+    windows = held_by_a()
+    assert windows.verdict(B0) == "unknown"
+    windows.request(B0, 0.0)
+    windows.prepare(A0, 0.0)
+    windows.abort(A0, 1.0)
+    assert windows.verdict(A0) == "aborted"
+    for refused in (windows.decide, windows.commit, windows.prepare):
+        with pytest.raises(StaleAttempt):
+            refused(A0, 2.0)
+    windows.gone("b", 3.0)
+    assert windows.verdict(B0) == "aborted"
+    windows.abort(C0, 4.0)  # before it was ever seen
+    assert windows.verdict(C0) == "aborted"
+
+
+def test_a_repeated_commit_of_an_older_step_releases_nobody() -> None:
+    windows = held_by_a()
+    windows.request(B0, 0.0)
+    windows.prepare(A0, 0.0)
+    windows.commit(A0, 1.0)
+    windows.abort(B0, 1.0)
+    later = step("a", 1)
+    windows.request(later, 2.0)
+    windows.prepare(later, 2.0)
+    windows.commit(later, 2.0)
+    windows.request(C0, 3.0)
+    with pytest.raises(StaleAttempt):
+        windows.commit(A0, 4.0)
+    assert windows.holder == C0

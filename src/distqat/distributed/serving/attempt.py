@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class OpenAttempt:
     answers: dict[tuple[str, int], asyncio.Future[Message]] = field(default_factory=dict)  # by call
     running: set[asyncio.Task[object]] = field(default_factory=set)
     prepared: bool = False
+    unconfirmed: dict[str, Any] | None = None  # a commit whose decision its trainer could not learn
+    resolving: asyncio.Future[None] | None = None  # its route is being asked
     applying: asyncio.Future[Message] | None = None  # its commit, once that has begun
 
     def labels_of(self, microbatch: int) -> asyncio.Future[Mapping[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distqat.distributed.serving.attempt import OpenAttempt
@@ -16,12 +16,15 @@ from distqat.distributed.wire import Hop, parse_step, step_fields, take
 from distqat.errors import Refused, StaleAttempt, SwarmError
 from distqat.failpoints import failpoint
 from distqat.swarm.channel import Call
+from distqat.swarm.deadline import within
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
-from distqat.topology.attempts import StepId
+from distqat.topology.attempts import StepId, Verdict
+from distqat.topology.resolution import ASK_AGAIN_S, Resolution
 from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
 
-COMMITS_REMEMBERED = 64
+COMMITS_REMEMBERED = 1024
+ASK_TIMEOUT = 5.0
 COMMIT_FIELDS = ("samples", "skip", "factor", "mark")
 
 
@@ -56,7 +59,8 @@ class Steps:
         self._granted: dict[StepId, asyncio.Future[None]] = {}
         self._open: OpenAttempt | None = None
         self._opened_at = 0.0
-        self._committed: dict[StepId, tuple[Message, dict[str, Any]]] = {}  # answer, and what was asked
+        self._answers: dict[StepId, asyncio.Future[Message]] = {}  # of the last commits
+        self._asked: dict[StepId, dict[str, Any]] = {}  # what they were asked with
         self._quiet = asyncio.Event()
         self._ticker = asyncio.ensure_future(self._tick())
         self._undoing: set[asyncio.Future[Any]] = set()
@@ -134,23 +138,49 @@ class Steps:
         attempt.prepared = True
         return Message({}, {"norms": answer.norms})
 
+    async def decide(self, call: Call) -> Message:
+        """Record that the step is committed, and begin to apply it. Answered before it is applied."""
+        await self._accept(call.message.fields)
+        return Message()
+
     async def commit(self, call: Call) -> Message:
-        """Apply the step; repeating it gets the same answer."""
-        fields = call.message.fields
+        """Apply the step, decided before or now; repeating it gets the same answer."""
+        id = parse_step(call.message.fields)
+        await self._accept(call.message.fields)
+        answer = self._answers.get(id)
+        if answer is None:
+            raise StaleAttempt(f"{id} was committed at {self._uid} long ago")
+        return await asyncio.shield(answer)
+
+    async def _accept(self, fields: Mapping[str, Any]) -> None:
+        """Returns once the step is decided here; StaleAttempt when it is over without a commit."""
         id = parse_step(fields)
-        if id in self._committed:
-            return self._committed[id][0]
+        if self._windows.verdict(id) == "committed":
+            return
         attempt = self._attempt_of(id)
         if not attempt.prepared:
             raise Refused(f"commit of {id} at {self._uid}: it was never prepared")
-        failpoint("stage.commit.before_apply")
         asked = {key: fields[key] for key in COMMIT_FIELDS if key in fields}
-        if attempt.applying is None:
-            attempt.applying = asyncio.ensure_future(self._apply(attempt, asked))
-        return await asyncio.shield(attempt.applying)
+        if not fields.get("unconfirmed"):
+            self._decide(attempt, asked)
+            return
+        attempt.unconfirmed = asked
+        await asyncio.shield(self._resolving(attempt))
+        if self._windows.verdict(id) != "committed":
+            raise StaleAttempt(f"{id} was aborted by a stage before {self._uid}")
+
+    def _decide(self, attempt: OpenAttempt, asked: dict[str, Any]) -> None:
+        take(asked, "samples", int), take(asked, "skip", bool), take(asked, "factor", float)
+        self._windows.decide(attempt.id, time.monotonic())
+        self._asked[attempt.id] = asked
+        attempt.applying = self._answers[attempt.id] = asyncio.ensure_future(self._apply(attempt, asked))
+        while len(self._answers) > COMMITS_REMEMBERED:
+            forgotten = next(iter(self._answers))
+            del self._answers[forgotten], self._asked[forgotten]
 
     async def _apply(self, attempt: OpenAttempt, asked: dict[str, Any]) -> Message:
         """A task of its own: it ends whole, also when whoever sent the commit dies in the middle of it."""
+        failpoint("stage.commit.before_apply")
         id, samples, skip = attempt.id, take(asked, "samples", int), take(asked, "skip", bool)
         if attempt.train:
             factor = take(asked, "factor", float)
@@ -161,7 +191,6 @@ class Steps:
             await self._compute.submit(Priority.CONTROL, "control", self._replica.commit_calibration)
             step, samples = self._replica.step, 0
         answer = Message({"step": step, **self.standing()})
-        self._remember(id, answer, asked)
         if self._open is attempt:
             self._open = None
         if attempt.train and not skip:
@@ -220,9 +249,15 @@ class Steps:
 
     async def close(self) -> None:
         self._ticker.cancel()
-        if self._open is not None:
-            with contextlib.suppress(StaleAttempt):  # its commit was under way
-                await self._drop(self._open.id)
+        attempt = self._open
+        if attempt is None:
+            return
+        if attempt.resolving is not None:
+            attempt.resolving.cancel()
+        if attempt.applying is not None:
+            await asyncio.wait({attempt.applying})
+        else:
+            await self._drop(attempt.id)
 
     # inside
 
@@ -231,14 +266,8 @@ class Steps:
             raise StaleAttempt(f"{id} does not hold the window of {self._uid}")
         return self._open
 
-    def _remember(self, id: StepId, answer: Message, asked: dict[str, Any]) -> None:
-        self._committed[id] = answer, asked
-        while len(self._committed) > COMMITS_REMEMBERED:
-            self._committed.pop(next(iter(self._committed)))
-
     async def _drop(self, id: StepId) -> None:
-        await self._applied(id)
-        if id in self._committed:
+        if self._windows.verdict(id) == "committed":
             raise StaleAttempt(f"{id} is committed at {self._uid} and cannot be aborted")
         if self._open is not None and self._open.id == id:
             attempt, self._open = self._open, None
@@ -246,12 +275,6 @@ class Steps:
             self.counts["aborted"] += 1
             await self._compute.submit(Priority.CONTROL, "control", self._replica.abort)
         self._act(self._windows.abort(id, time.monotonic()))
-
-    async def _applied(self, id: StepId) -> None:
-        """Wait for a commit of this step that is under way."""
-        attempt = self._open
-        if attempt is not None and attempt.id == id and attempt.applying is not None:
-            await asyncio.shield(attempt.applying)
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -263,8 +286,8 @@ class Steps:
                 self._settle(action.id, StaleAttempt(f"{action.id} at {self._uid}: {action.reason}"))
             elif isinstance(action, Expire):
                 self._undo(action.id, action.reason)
-            elif isinstance(action, Resolve):
-                self._later(self._resolve(action.id))
+            elif isinstance(action, Resolve) and self._open is not None and self._open.id == action.id:
+                self._resolving(self._open)
 
     def _settle(self, id: StepId, error: SwarmError | None) -> None:
         granted = self._granted.get(id)
@@ -278,37 +301,56 @@ class Steps:
     def _undo(self, id: StepId, reason: str) -> None:
         """The window passed on already: undo the work before the next attempt begins (jobs keep order)."""
         attempt = self._open
-        if attempt is None or attempt.id != id or attempt.applying is not None:
+        if attempt is None or attempt.id != id:
             return
         self._open = None
         attempt.cancel()
         self.counts["aborted"] += 1
         self._later(self._compute.submit(Priority.CONTROL, "control", self._replica.abort))
 
-    async def _resolve(self, id: StepId) -> None:
-        """A prepared step's trainer is silent: committed anywhere on its route means commit, else abort."""
-        attempt = self._open
-        if attempt is None or attempt.id != id:
-            return
-        for hop in attempt.route:
-            if hop.uid == self._uid:
-                continue
-            with contextlib.suppress(SwarmError):
-                link = await self._transport.link(hop.address)
-                reply = await link.call("outcome", Message(step_fields(id)), timeout=5.0, urgent=True)
-                if take(reply.fields, "committed", bool):
-                    fields = {**step_fields(id), **take(reply.fields, "commit", dict)}
-                    await self.commit(Call(id.trainer, "commit", Message(fields)))
-                    return
-        with contextlib.suppress(StaleAttempt):  # its own commit came while it asked
-            await self._drop(id)
+    def _resolving(self, attempt: OpenAttempt) -> asyncio.Future[None]:
+        if attempt.resolving is None or attempt.resolving.done():
+            attempt.resolving = asyncio.ensure_future(self._resolve(attempt))
+        return attempt.resolving
+
+    async def _resolve(self, attempt: OpenAttempt) -> None:
+        """End a prepared step as the first stage of its route that can be reached decides or has decided."""
+        id, rule = attempt.id, Resolution(attempt.position)
+        asked = attempt.route if attempt.position else ()  # the first stage decides by itself
+        while True:
+            told = attempt.unconfirmed
+            answers = await asyncio.gather(*(self._ask(hop, id) for hop in asked))
+            if self._windows.verdict(id) != "undecided":
+                return  # its own commit or abort came while it asked
+            rule.told = told is not None
+            conclusion = rule.conclude([verdict for verdict, _ in answers])
+            if conclusion == "commit":
+                found = [fields for verdict, fields in answers if verdict == "committed"]
+                self._decide(attempt, found[0] if found else told or {})
+                return
+            if conclusion == "abort":
+                await self._drop(id)
+                return
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _ask(self, hop: Hop, id: StepId) -> tuple[Verdict, dict[str, Any]]:
+        if hop.uid == self._uid:
+            return "unknown", {}
+        with contextlib.suppress(SwarmError, asyncio.TimeoutError):
+            link = await within(self._transport.link(hop.address), ASK_TIMEOUT)
+            reply = await link.call("outcome", Message(step_fields(id)), timeout=ASK_TIMEOUT, urgent=True)
+            verdict = reply.fields.get("verdict")
+            if verdict in ("committed", "aborted", "undecided"):
+                return verdict, take(reply.fields, "commit", dict)
+        return "unknown", {}
 
     async def outcome(self, call: Call) -> Message:
-        """Whether a step was committed here, and with what."""
+        """What became of a step here, at once; a commit with what was asked. No other ending follows it."""
         id = parse_step(call.message.fields)
-        await self._applied(id)
-        committed = self._committed.get(id)
-        return Message({"committed": committed is not None, "commit": committed[1] if committed else {}})
+        verdict = self._windows.verdict(id)
+        if verdict == "committed" and id not in self._asked:
+            verdict = "unknown"
+        return Message({"verdict": verdict, "commit": self._asked.get(id, {})})
 
     def _later(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

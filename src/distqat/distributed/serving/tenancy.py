@@ -194,6 +194,7 @@ class Tenancy:
             "open": steps.open,
             **dict.fromkeys(("train", "labels", "forward", "backward"), steps.microbatch),
             "prepare": steps.prepare,
+            "decide": steps.decide,
             "abort": steps.abort,
             "outcome": steps.outcome,
             "evaluate": steps.evaluate,
