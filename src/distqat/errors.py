@@ -2,7 +2,8 @@
 
 DistqatError
 ├── ConfigError             the configuration cannot be used           (exit 2, no traceback)
-│   └── UnknownName         a name that no registry knows; names the nearest
+│   ├── UnknownName         a name that no registry knows; names the nearest
+│   └── ClockSkew           the clock of this machine is off           (set it)
 ├── SwarmError              something about peers
 │   ├── StageUnavailable    nobody serves a stage                      (retry when one appears)
 │   ├── PeerGone            the peer closed or died in mid-call        (retry over another replica)
@@ -46,6 +47,10 @@ class UnknownName(ConfigError):
         super().__init__(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
         self.name = name
         self.nearest = close[0] if close else None
+
+
+class ClockSkew(ConfigError):
+    """The clock of this machine and those of its peers differ too much for records to be seen."""
 
 
 class SwarmError(DistqatError):

@@ -54,6 +54,7 @@ class ProcessSwarm:
         self._servers = servers
         self._flags = tuple(flags)
         self._launchers: list[subprocess.Popen[bytes]] = []
+        self._codes: list[int] = []
         self._shared_memory: set[Path] = set()
 
     def __enter__(self) -> Self:
@@ -77,23 +78,29 @@ class ProcessSwarm:
         self.processes()
         codes = self._end()
         if kind is None:
-            assert codes == [0] * len(codes), codes
+            assert codes == self._codes, codes
             self.check_nothing_is_left()
 
-    def launch(self, script: str, *flags: str, env: Mapping[str, str] | None = None) -> int:
-        """Start a launcher; its number."""
-        number = len(self._launchers)
-        command = [
-            sys.executable,
-            script,
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The flags that everybody is given."""
+        return (
             "--config-path=configs/mlp.yaml",
             "--diloco-outer-steps=100000",
             "--diloco-inner-steps=10",
             f"--log-dir={self.logs}",
             f"--param-mirror-checkpoint-dir={self.checkpoints}",
             *self._flags,
-            *flags,
-        ]
+        )
+
+    def launch(self, script: str, *flags: str) -> int:
+        """Start a launcher; its number."""
+        return self.start([sys.executable, script, *self.settings, *flags])
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, code: int = 0) -> int:
+        """Start any process of this run, which shall end with `code`; its number."""
+        number = len(self._launchers)
+        self._codes.append(code)
         with self._output(number).open("wb") as output:
             self._launchers.append(
                 subprocess.Popen(
@@ -160,6 +167,10 @@ class ProcessSwarm:
     def _only(self, name: str) -> int | None:
         pids = self.pids(name)
         return pids[0] if len(pids) == 1 else None
+
+    def began(self, uid: str) -> float:
+        """When the process that holds a slot was started, on the wall clock."""
+        return self.seen[self.pid(f"server {uid}")].create_time()
 
     def alive(self, pids: list[int]) -> list[int]:
         """Those that still run."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distqat.errors import DirectoryUnavailable, RoleError
+from distqat.errors import ClockSkew, DirectoryUnavailable, RoleError
 from distqat.swarm import guard
 from distqat.swarm.acquaintances import Acquaintances
+from distqat.swarm.clock import check_clock, read_clocks
 from distqat.swarm.deadline import within
 from distqat.swarm.identity import Identity, peer_of_public_key
 from distqat.swarm.link import Address
@@ -52,7 +54,7 @@ class Engine:
 
     @classmethod
     async def start(cls, identity: Identity, options: EngineOptions) -> Engine:
-        """Start the daemon and join the DHT. Raises RoleError when no initial peer answers."""
+        """Start the daemon and join the DHT. Raises RoleError when no initial peer answers, ClockSkew."""
         guard.install()
         from hivemind.dht.crypto import RSASignatureValidator
         from hivemind.dht.node import DHTNode
@@ -94,6 +96,13 @@ class Engine:
         except Exception as error:
             await p2p.shutdown()
             raise RoleError(f"{_nobody_answers(options)} ({error})") from error
+        known = [text.rpartition("/p2p/")[2] for text in options.initial_peers]
+        try:
+            check_clock(await read_clocks(known, lambda peer: _clock_of(node, peer)))
+        except ClockSkew:
+            await node.shutdown()
+            await p2p.shutdown()
+            raise
         return cls(identity, p2p, node, signer, joined=bool(options.initial_peers))
 
     async def addresses(self) -> tuple[str, ...]:
@@ -157,6 +166,20 @@ def _nobody_answers(options: EngineOptions) -> str:
         f"no initial peer answered ({peers}): check that the monitor runs and that the address, "
         "with its /p2p/ part, is today's"
     )
+
+
+async def _clock_of(node: Any, peer: str) -> float | None:
+    """DHT time of a peer, by a ping."""
+    from hivemind.p2p import P2PDaemonError, P2PHandlerError, PeerID
+    from hivemind.proto import dht_pb2
+
+    protocol = node.protocol
+    stub = protocol.get_stub(PeerID.from_base58(peer))
+    try:
+        answer = await within(stub.rpc_ping(dht_pb2.PingRequest(validate=False)), LOOKUP_TIMEOUT)
+    except (P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+        return None
+    return answer.dht_time if math.isfinite(answer.dht_time) and answer.dht_time > 0 else None
 
 
 class P2PStreams:
