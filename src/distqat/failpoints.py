@@ -3,12 +3,14 @@
 The value is a comma-separated list of `name:action@hit`; the action runs at the `hit`-th passage (from 1).
 `@FOLDER` instead arms nothing yet: such a list is read from the file `FOLDER/PID` once somebody puts it
 there, which arms a role that runs; the file is renamed `PID.fired` when its action runs.
-Actions: `kill9`, `stop` (SIGSTOP), `exit`, `error` (raises), each reported on standard error before it runs,
-so that a fault test can prove that its fault fired. Off by default; the environment is read once.
+Actions: `kill9`, `stop` (SIGSTOP), `exit`, `error` (raises), `full` (as a full disk), each
+reported on standard error before it runs, so that a fault test can prove that its fault fired. Off by
+default; the environment is read once.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from pathlib import Path
 from distqat.errors import ConfigError, DistqatError
 
 ENVIRONMENT_VARIABLE = "DISTQAT_FAILPOINTS"
-ACTIONS = ("kill9", "stop", "exit", "error")
+ACTIONS = ("kill9", "stop", "exit", "error", "full")
 _ITEM = re.compile(rf"(?P<name>[^:@\s]+):(?P<action>{'|'.join(ACTIONS)})(@(?P<hit>[1-9][0-9]{{0,8}}))?")
 
 
@@ -100,5 +102,7 @@ def failpoint(name: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "exit":
         os._exit(1)
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     else:
         raise FailpointError(f"failpoint {name} raised as asked by {ENVIRONMENT_VARIABLE}")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ import psutil
 from typing_extensions import Self
 
 from distqat.failpoints import ENVIRONMENT_VARIABLE
+from distqat.metrics.ledger import check_ledger
+from distqat.metrics.reading import read_records
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -80,6 +83,7 @@ class ProcessSwarm:
         if kind is None:
             assert codes == self._codes, codes
             self.check_nothing_is_left()
+            self.check_ledger()
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -128,6 +132,10 @@ class ProcessSwarm:
     def said(self, launcher: int) -> str:
         """What a launcher has printed."""
         return self._output(launcher).read_text(errors="replace")
+
+    def all_said(self) -> str:
+        """What all launchers have printed."""
+        return "".join(self.said(number) for number in range(len(self._launchers)))
 
     def _output(self, launcher: int) -> Path:
         return self._folder / f"launcher_{launcher}.txt"
@@ -252,6 +260,15 @@ class ProcessSwarm:
         assert held
         for key, digests in held.items():
             assert digests <= logged[key], key
+
+    def check_ledger(self) -> None:
+        """I2, once all have ended: sent = applied + skipped + aborted + lost + rolled back at every stage."""
+        trainers, servers = read_records(self.logs, "trainer"), read_records(self.logs, "server")
+        of_runs = [record for record in servers if record.get("tenancy")]
+        closed = {record["peer"] for record in of_runs if record["event"] == "closed"}
+        ledger = check_ledger(trainers, servers, {record["peer"] for record in of_runs} - closed)
+        print({stage: asdict(each) for stage, each in ledger.stages.items()})
+        assert ledger.balanced, "\n".join(map(str, ledger.problems))
 
     def log_entries(self, *kinds: str) -> list[dict[str, Any]]:
         """Entries of the commit log, in order; a last line may be half written."""

@@ -27,7 +27,9 @@ def test_beyond_the_bound_one_sentence_names_the_skew(swarm: ProcessSwarm, offse
     role = (sys.executable, SKEWED, str(offset), f"distqat.distributed.{module}")
     number = swarm.start([*role, *swarm.settings, *flags], code=2)
     assert swarm.launcher(number).wait(timeout=60) == 2
-    sentence = rf"distqat {module}: the clock of this machine is ([\d.]+) s (ahead of|behind) that of the initial"
+    sentence = (
+        rf"distqat {module}: the clock of this machine is ([\d.]+) s (ahead of|behind) that of the initial"
+    )
     said = re.findall(sentence, swarm.said(number))
     assert len(said) == 1, swarm.said(number)
     assert abs(float(said[0][0]) - abs(offset)) < 1.0

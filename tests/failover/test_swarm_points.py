@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tests.failover.invariants import check, faults, heals
+from tests.failover.invariants import aborted, check, died, heals, lost
 from tests.failover.process_swarm import ProcessSwarm, until
 
 from distqat.checkpoint import CheckpointStore
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.faults,
 ]
 slow = pytest.mark.slow
-ABORTED, LOST = "step_aborted", "step_lost"
+ABORTED, LOST = "run again", "lost"
 
 
 def victim(swarm: ProcessSwarm, stage: str, rng: random.Random) -> tuple[str, int]:
@@ -72,18 +72,15 @@ def test_a_server_dies_in_a_step(
     rng = random.Random(f"{fault_seed} {stage} {point}")
     uid, pid = victim(swarm, stage, rng)
     began = dies(swarm, pid, point, rng.randrange(1, 30))
-    died = until(lambda: faults(swarm, "server_died", began, uid=uid), "the client's event")
-    assert len(died) == 1
-    # The trainer whose step it was tells what became of it; others that waited there may have to retry too.
-    events = until(lambda: faults(swarm, outcome, began, uid=uid), outcome)
-    assert len(events) == 1 or outcome == ABORTED
-    if outcome == ABORTED:
-        assert len(events) <= 2, "one attempt of each trainer at most"
-        assert not faults(swarm, LOST, began, uid=uid)
-    affected, fault = events[0]["pipeline"], died[0]["time"]
+    told = until(lambda: died(swarm, uid, began), "the client's event")
+    assert len(told) == 1
+    events = until(lambda: (aborted if outcome == ABORTED else lost)(swarm, uid, began), outcome)
+    assert len(lost(swarm, uid, began)) == (outcome == LOST)
+    assert len(aborted(swarm, uid, began)) <= 2, "at most one attempt of each trainer"
+    affected, fault = events[0]["pipeline"], told[0]["time"]
     print(f"died -> next applied step of pipeline {affected}: {swarm.next_step(fault, affected):.3f} s")
     said_once(swarm, pid)
-    heals(swarm, died[0]["time"])
+    heals(swarm, fault)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +99,13 @@ def test_a_member_dies_in_a_round(swarm: ProcessSwarm, point: str, fault_seed: i
     rng = random.Random(f"{fault_seed} {point}")
     uid, pid = victim(swarm, rng.choice(["front", "back"]), rng)
     began = dies(swarm, pid, point, rng.randrange(1, 4))
-    died = until(lambda: faults(swarm, "server_died", began, uid=uid), "the client's event")
-    assert len(died) == 1
+    told = until(lambda: died(swarm, uid, began), "the client's event")
+    assert len(told) == 1
     stage = uid.partition(".")[0]
     rounds = [r for r in swarm.records("client.jsonl", "round") if r["stage"] == stage and r["time"] > began]
     print("rounds meanwhile:", [(r["round"], r["committed"], r["members"]) for r in rounds])
     said_once(swarm, pid)
-    heals(swarm, died[0]["time"])
+    heals(swarm, told[0]["time"])
 
 
 @pytest.mark.parametrize("point", [pytest.param("round.before_log", marks=slow), "round.after_log"])

@@ -54,13 +54,16 @@ def pass_twice(armed: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("action", "returncode"), [("kill9", -signal.SIGKILL), ("exit", 1), ("error", 1)])
+@pytest.mark.parametrize(
+    ("action", "returncode"), [("kill9", -signal.SIGKILL), ("exit", 1), ("error", 1), ("full", 1)]
+)
 def test_each_action_fires_at_its_hit_and_leaves_proof(action: str, returncode: int) -> None:
     ended = pass_twice(f"x.y:{action}@2")
     assert ended.returncode == returncode
     assert ended.stdout == "1\n"
     assert f"failpoint x.y: {action}" in ended.stderr
     assert ("FailpointError" in ended.stderr) == (action == "error")
+    assert ("No space left on device" in ended.stderr) == (action == "full")
 
 
 def test_stop_goes_on_after_sigcont() -> None:

@@ -57,6 +57,8 @@ class Server:
                 serving: asyncio.Future[Any] = asyncio.ensure_future(self._serve_one_slot())
                 ended = await first_of(stop, serving, daemon)
                 if ended is not serving:
+                    if ended is None and self._tenancy is not None:
+                        await self._tenancy.drain()
                     serving.cancel()
                     await asyncio.gather(serving, return_exceptions=True)
                     if ended is daemon:

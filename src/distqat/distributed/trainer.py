@@ -168,8 +168,6 @@ class Trainer:
         """Set the replica aside that the failure is about; the step runs again over another."""
         culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
         logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
-        fault = {"step": step, "attempt": attempt, "code": error.code, "uid": error.at, "reason": str(error)}
-        self._sink.write({"event": "fault", "kind": "step_aborted", "pipeline": self._pipeline, **fault})
         if culprit is not None:
             self._router.failed(culprit.expert, time.monotonic())
         else:  # nobody to stay away from: do not ask again at once
@@ -188,8 +186,6 @@ class Trainer:
                 self._router.succeeded(server.expert, rate, time.monotonic())
         for uid in result.lost:
             logger.warning("step %d is lost at %s, which died in its commit", self._trained, uid)
-            fault = {"step": self._trained, "uid": uid}
-            self._sink.write({"event": "fault", "kind": "step_lost", "pipeline": self._pipeline, **fault})
             self._router.failed(ExpertId.parse(uid), time.monotonic())
         record: dict[str, Any] = {
             "pipeline": self._pipeline,

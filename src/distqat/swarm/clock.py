@@ -1,7 +1,7 @@
 """How far this machine's clock is from those of the peers that it joins. Only records depend on it.
 
-Records of the DHT end at a moment of the wall clock: where clocks differ by more than their lease, a peer sees
-an empty swarm, and others see nothing of it. So it is measured at the join, and named.
+Records of the DHT end at a moment of the wall clock: where clocks differ by more than their lease, a peer
+sees an empty swarm, and others see nothing of it. So it is measured at the join, and named.
 """
 
 from __future__ import annotations

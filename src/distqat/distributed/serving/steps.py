@@ -247,6 +247,11 @@ class Steps:
     def resume(self) -> None:
         self._act(self._windows.resume(time.monotonic()))
 
+    async def idle(self) -> None:
+        """Return between two attempts."""
+        while self._open is not None:  # noqa: ASYNC110  an attempt ends in many ways; this is asked once
+            await asyncio.sleep(0.01)
+
     async def close(self) -> None:
         self._ticker.cancel()
         attempt = self._open

@@ -39,6 +39,7 @@ from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
+from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
@@ -49,6 +50,7 @@ from distqat.topology.snapshot import ServerRecord, ServerState
 logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
+DRAIN_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,15 @@ class Tenancy:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Before leaving: take no more steps, say so, and let those end that have begun; in DRAIN_S at most.
+
+        What the directory still says of us is a record that trainers do not route over.
+        """
+        self._state = "draining"
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(asyncio.gather(self._become("draining"), self.steps.idle()), DRAIN_S)
 
     async def close(self) -> None:
         """Undo an open attempt; what was committed is on disk when this returns."""

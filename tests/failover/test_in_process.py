@@ -1,0 +1,188 @@
+"""Rows 12, 17, 18 and 19 of the fault table in one process: they run wherever the tests run."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.failover.memory_scene import Driver, batches, mlp
+from tests.failover.round_scene import OnlyClient
+from tests.swarm_scene import MemorySwarm
+
+from distqat.checkpoint import CheckpointStore, tensor_file
+from distqat.config import Config
+from distqat.distributed.client import Client
+from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.serving.keeper import Keeper
+from distqat.distributed.serving.shared import initial
+from distqat.distributed.serving.tenancy import Slot, ask_for_slot
+from distqat.metrics import Nothing
+from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.memory_directory import MemoryDirectory
+from distqat.swarm.memory_directory import MemorySwarm as Records
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.faults]
+FRONT, BACK = "front.0.0.0", "back.0.0.0"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Newcomer:
+    """As much of a server as asks for a slot."""
+
+    def __init__(self, network: MemoryNetwork, config: Config, name: str) -> None:
+        self.name = name
+        transport = MemoryTransport(network, name)
+        self._config = config
+        self._peer: Any = SimpleNamespace(identity=SimpleNamespace(peer=name), host="", maddrs=())
+        self._coordinator = Coordinator(transport, OnlyClient())  # type: ignore[arg-type]
+
+    async def ask(self, turns: int) -> Slot:
+        for _ in range(turns):  # who is first is a matter of the event loop
+            await asyncio.sleep(0)
+        return await ask_for_slot(self._config, self._peer, self._coordinator, None)
+
+
+@pytest.fixture
+async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Client, Any]]:
+    """The real client and its real log; a maker of servers."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    config = mlp().model_copy(update={"log_dir": str(tmp_path / "logs")})
+    network, numbers = MemoryNetwork(), iter(range(10**6))
+    transport = MemoryTransport(network, "client")
+    directory = MemoryDirectory(Records(), "client", config.experiment_prefix, tuple(config.stages))
+    peer: Any = SimpleNamespace(transport=transport, directory=directory, host="", maddrs=())
+    client = Client(config, [], peer, None, Nothing())  # type: ignore[arg-type]
+    await transport.serve(client._answer, client._died)
+
+    def newcomer() -> Newcomer:
+        return Newcomer(network, config, f"server-{next(numbers)}")
+
+    newcomer.kill = network.kill  # type: ignore[attr-defined]
+    yield client, newcomer
+    client._rounds.close()
+    client._log.close()
+
+
+async def test_two_servers_claim_one_gap_two_hundred_times(
+    claims: tuple[Client, Any], fault_seed: int
+) -> None:
+    """Row 18: one of the two gets the gap, the other the next slot; the log has one owner per epoch."""
+    client, newcomer = claims
+    rng = random.Random(fault_seed)
+    holders: dict[str, Newcomer] = {}
+    for _ in range(4):
+        server = newcomer()
+        holders[str((await server.ask(0)).expert)] = server
+    assert sorted(holders) == ["back.0.0.0", "back.0.1.0", "front.0.0.0", "front.0.1.0"]
+    for _ in range(200):
+        gap = rng.choice(sorted(holders))
+        newcomer.kill(holders.pop(gap).name)
+        two = newcomer(), newcomer()
+        slots = await asyncio.gather(*(server.ask(rng.randrange(4)) for server in two))
+        owners = {str(slot.expert): server for slot, server in zip(slots, two, strict=True)}
+        assert len(owners) == 2, "each has a slot of its own"
+        assert gap in owners, "the gap is filled"
+        (other,) = owners.keys() - {gap}
+        assert other not in holders, "and nobody's slot was given away"
+        assert client._slots.of_peer(owners[gap].name).grant.uid == gap  # type: ignore[union-attr]
+        assert len({holder.grant.uid for holder in client._slots.holders}) == 5
+        holders[gap] = owners[gap]
+        newcomer.kill(owners[other].name)
+    text = (Path(client._config.log_dir) / "commit_log.jsonl").read_text()
+    grants = [line for line in text.splitlines() if '"grant"' in line]
+    assert len(grants) == len(set(grants)) == 4 + 2 * 200
+
+
+async def test_a_stale_record_costs_one_call_until_it_is_renewed(fault_seed: int) -> None:
+    """Row 19: the record of a dead replica stays in the directory; it is asked once."""
+    config = mlp()
+    rng = random.Random(fault_seed)
+    dead = f"{rng.choice(['front', 'back'])}.0.0.0"
+    async with MemorySwarm(config, replicas=2) as swarm:
+        driver = Driver(swarm)
+        for number, batch in enumerate(batches(config, 12)):
+            if number == 3:
+                driver.kill(dead)
+            await asyncio.wait_for(driver.train(batch), 10)
+        assert len(driver.attempts) == 1
+        assert driver.attempts[0].at == dead
+        driver.check()
+        stale = driver._snapshot
+        renewed = [replace(s, expires_at=9.0) if str(s.expert) == dead else s for s in stale.servers]
+        driver._snapshot = replace(stale, servers=tuple(renewed))
+        now = 1e9  # its back-off is long over
+        chosen = {str(e) for e in driver._router.choose(driver._snapshot, 0, now).experts}
+        assert dead in chosen, "declared again, it is asked again"
+
+
+@pytest.mark.parametrize("method", ["forward", "backward", "loss"])
+async def test_a_replica_without_memory_fails_its_step_alone(
+    method: str, monkeypatch: pytest.MonkeyPatch, fault_seed: int
+) -> None:
+    """Row 17: an allocation fails in the compute thread; the step runs elsewhere, the replica lives on."""
+    config = mlp()
+    rng = random.Random(fault_seed)
+    uid, fails = BACK if method == "loss" else FRONT, rng.randrange(4, 12)
+    async with MemorySwarm(config, replicas=2) as swarm:
+        driver, passed, replica = Driver(swarm), [0], swarm.stage(uid).replica
+        original = getattr(replica, method)
+
+        def starved(*args: Any, **kwargs: Any) -> Any:
+            passed[0] += 1
+            if passed[0] == fails:
+                raise MemoryError("cannot allocate")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(replica, method, starved)
+        for batch in batches(config, 8):
+            await asyncio.wait_for(driver.train(batch), 10)
+        assert passed[0] >= fails, "the fault fired"
+        assert [error.at for error in driver.attempts] == [uid]
+        assert "MemoryError" in str(driver.attempts[0])
+        driver.check()
+
+
+async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row 12: rounds go by while nothing can be written; then there is room again."""
+    config = mlp()
+    mirror = config.param_mirror.model_copy(update={"checkpoint_dir": str(tmp_path / "checkpoints")})
+    config = config.model_copy(update={"param_mirror": mirror})
+    full = [False]
+
+    def scarce(point: str) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with MemorySwarm(config) as swarm:
+        keeper = Keeper(config, "front", FRONT, generation=1000)
+        shared = initial(swarm.stage(FRONT).replica.module)
+        monkeypatch.setattr(tensor_file, "failpoint", scarce)
+        for round in range(1, 8):
+            full[0] = 2 <= round <= 5
+            with caplog.at_level(logging.WARNING):
+                keeper.keep(replace(shared, round=round), {}, step=round)
+                await keeper.flush()
+    warnings = [r.getMessage() for r in caplog.records if "is not on disk" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "No space left on device; make room" in warnings[0]
+    kept = CheckpointStore(tmp_path / "checkpoints", config.experiment_prefix).rounds()
+    assert [entry.round for entry in kept if entry.manifests][-2:] == [6, 7]
