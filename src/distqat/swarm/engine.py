@@ -99,7 +99,7 @@ class Engine:
         known = [text.rpartition("/p2p/")[2] for text in options.initial_peers]
         try:
             check_clock(await read_clocks(known, lambda peer: _clock_of(node, peer)))
-        except ClockSkew:
+        except (ClockSkew, asyncio.CancelledError):
             await node.shutdown()
             await p2p.shutdown()
             raise
