@@ -13,11 +13,14 @@ from typing import Any
 
 from torch import nn
 
+from distqat.checkpoint.finished import note_finished
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.finish import Run, build_all, collect_states, conclude
+from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots, check_agreement
+from distqat.distributed.coordination.start import RESUME, Start, note_settings
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
@@ -50,23 +53,27 @@ class Client:
         self._peer = peer
         self._sink = sink
         stages = tuple(config.stages)
-        self._log = CommitLog(Path(config.log_dir) / "commit_log.jsonl", config.experiment_prefix)
+        explicit = bool(os.environ.get(RESUME))
+        path = Path(config.log_dir) / "commit_log.jsonl"
+        self._log = CommitLog(path, config.experiment_prefix, resume=explicit)
         self._slots = Slots(self._log, stages, config.max_expert_index)
         self._rounds = RoundService(list(stages), config.diloco, self._log, self._record)
         self._watch = DirectoryWatch(peer.directory, stages)
         self._trainers = Trainers(config, argv, zygote, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
+        self._locally = bool(os.environ.get(RUN_LOCALLY))
+        if not self._locally:
+            note_settings(self._log, config)
+        self._start = Start.of(config, self._log, explicit=explicit, locally=self._locally)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._found: set[str] = set()
         self._told = ""
         self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
-        self._locally = bool(os.environ.get(RUN_LOCALLY))
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: the run finished, or the client was stopped in order."""
         await self._peer.transport.serve(self._answer, self._died)
-        await self._trainers.start()
         background: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(
                 keep_announced(lambda: self._peer.directory.announce_role("client", self._peer.host))
@@ -77,7 +84,7 @@ class Client:
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
         rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
-        failed: asyncio.Future[Any] = asyncio.ensure_future(self._trainers.failure())
+        failed: asyncio.Future[Any] = asyncio.ensure_future(self._keep_children())
         try:
             ended = await first_of(stop, rounds, daemon, failed)
             if ended is not None and ended is not rounds:
@@ -97,7 +104,7 @@ class Client:
     async def _answer(self, call: Call) -> Message:
         fields = dict(call.message.fields)
         if call.method == "slot":
-            return Message(self._slot(call.peer, fields))
+            return Message(await self._slot(call.peer, fields))
         if call.method == "beat":
             return Message(self._beat(call.peer, fields))
         if call.method == "report":
@@ -134,17 +141,20 @@ class Client:
             return await rounds.vote(stage, uid, fields)
         raise BadFrame(f"the client does not answer {method!r}")
 
-    def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+    async def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         check_agreement(self._agreements, fields.get("agreements"), peer)
         self._gone(peer)
         holding = fields.get("holding")
+        if not holding:
+            await self._start.holders_first()
         holder = self._slots.grant(
             peer, Hop.parse(fields), self._watch.snapshot, str(holding) if holding else None
         )
         stage = ExpertId.parse(holder.grant.uid).stage
         logger.info("granted %s to %s, epoch %d", holder.grant.uid, peer, holder.grant.epoch)
         alone = len(self._slots.of_stage(stage)) == 1
-        founder = alone and self._rounds.round_of(stage) is None
+        self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
+        founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
         slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
         return {**slot, "generation": self._log.generation}
 
@@ -156,7 +166,8 @@ class Client:
         newest = self._rounds.round_of(ExpertId.parse(holder.grant.uid).stage)
         serving = fields.get("state") in ("serving", "unknown")
         behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
-        return {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
+        told = {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
+        return {**told, "generation": self._log.generation}
 
     async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         stage = take(fields, "stage", str)
@@ -165,11 +176,17 @@ class Client:
         if fields.get("wait"):
             holder = self._slots.of_peer(peer)
             uid = holder.grant.uid if holder else peer
+            decision = await self._decided()
+            appointed = decision is not None and self._rounds.appointed(stage, uid)
             if not await self._rounds.wait_for_donor(stage, uid):
+                if decision is not None and appointed:
+                    state = decision.states[stage]
+                    oldest = state.generation if state else self._log.generation
+                    return {"restore": True, "oldest": oldest, "mark": decision.mark}
                 return {"restore": True, "oldest": self._log.first_generation}
         newest = self._rounds.round_of(stage)
-        if newest is None:
-            raise Refused(f"stage {stage} has no round 0 yet")
+        if newest is None:  # a server that holds one can say so with `wait`
+            return {"members": [], "round": -1, "digest": ""}
         members = [hop.fields() for hop in self._rounds.members(stage).values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
 
@@ -190,9 +207,26 @@ class Client:
         if not self._slots.holders:
             self._empty.set()
         self._found.discard(uid)
+        self._start.resumption.withdraw(uid)
         self._rounds.left(ExpertId.parse(uid).stage, uid)
 
     # what it does by itself
+
+    async def _decided(self) -> Decision | None:
+        """Where the run goes on, once; None when it begins anew or is still held in memory."""
+        decision = await self._start.resumption.decided()
+        if decision is not None and not self._start.appointed:
+            self._start.appointed = True
+            generation = self._log.new_generation()
+            for stage, uid in decision.restorers.items():
+                self._rounds.appoint(stage, uid, generation)
+        return decision
+
+    async def _keep_children(self) -> None:
+        """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""
+        decision = await self._decided()
+        await self._trainers.start(self._start.parts_for(decision))
+        await self._trainers.failure()
 
     async def _training(self) -> None:
         """Until all rounds are committed, or the baseline has finished."""
@@ -200,6 +234,7 @@ class Client:
             await self._trainers.run_baseline(self._peer.identity.peer)
         else:
             await self._rounds.finished.wait()
+            await self._rounds.held()  # at once, unless the run was ended between its last round and its end
 
     async def _look_at_pipelines(self) -> None:
         while True:
@@ -262,6 +297,7 @@ class Client:
         run = Run(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
         summary = await conclude(run, states, await self._modules)
         self._log.finish()
+        await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self._log.generation)
         self._finished.set()
         logger.info("finished: %s", summary.line())
         if self._slots.holders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from distqat.errors import ConfigError, DataError, TaskError
 logger = logging.getLogger(__name__)
 
 DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+DATA_POSITION = "DISTQAT_DATA_POSITION"
 
 
 def socket_path() -> Path:
@@ -35,6 +37,12 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     except (DataError, TaskError) as error:  # it was tried again and again; a restart cannot help
         raise ConfigError(str(error)) from error
     server = DataServer(source, task, workers=config.data.num_workers)
+    position = os.environ.get(DATA_POSITION)
+    if position:
+        try:
+            await asyncio.to_thread(server.restore, json.loads(position))
+        except DataError as error:  # other data, or another order: a position in it means nothing
+            logger.warning("the data set is read from its beginning: %s", error)
     await server.start(socket_path())
     logger.info("serving %s in batches over %s", config.data.dataset_name, socket_path())
     announce_ready({"role": "data-server", "socket": str(socket_path())})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -18,9 +20,15 @@ class LossScaler:
     _good_steps: int = 0
 
     @classmethod
-    def for_fp16(cls) -> LossScaler:
-        """The defaults of `GradScaler`."""
-        return cls(scale=65536.0, growth_interval=2000)
+    def for_fp16(cls, state: Mapping[str, Any] | None = None) -> LossScaler:
+        """The defaults of `GradScaler`, or what `state()` gave in an earlier life."""
+        known = state or {}
+        scale, good = float(known.get("scale", 65536.0)), int(known.get("good_steps", 0))
+        return cls(scale=scale, growth_interval=2000, _good_steps=good)
+
+    def state(self) -> dict[str, Any]:
+        """What a later life goes on from."""
+        return {"scale": self.scale, "good_steps": self._good_steps}
 
     def update(self, *, overflow: bool) -> None:
         """After each step."""

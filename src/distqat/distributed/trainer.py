@@ -11,19 +11,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from datetime import datetime, timezone
 from typing import Any
 
+from distqat.checkpoint.trainer_part import TrainerPart, write_trainer_part
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.data.client import DataClient, LeasedBatch
 from distqat.distributed.building import build_task
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.data_server import socket_path
+from distqat.distributed.marker import Marker, TrainerProgress
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.pipeline import Stepper, StepResult
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.distributed.scaler import LossScaler
 from distqat.distributed.wire import Hop
-from distqat.errors import DataServerGone, StageUnavailable, SwarmError
+from distqat.errors import CheckpointError, DataServerGone, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Batch
@@ -66,20 +69,22 @@ class Trainer:
         self._router = Router()
         self._speed = Speed()
         self._retries = 0
-        self._taken = 0  # steps by their ids, those that calibrate included
-        self._trained = 0
+        self._count = TrainerProgress.of_environment()
+        self._life = int(time.time() * 1000)
+        self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
+        self._writing: asyncio.Future[None] | None = None  # our part of the last checkpoint step
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
         scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
         self._stepper = Stepper(
             transport=peer.transport,
             trainer=peer.identity.peer,
-            incarnation=int(time.time() * 1000),
+            incarnation=self._life,
             options=config.model_pipeline,
             window_timeout=WINDOW_PATIENCE * config.diloco.averaging_timeout
             + config.model_pipeline.forward_timeout
             + config.model_pipeline.backward_timeout,
             max_grad_norm=config.diloco.max_grad_norm,
-            scaler=LossScaler.for_fp16() if scaled else LossScaler(),
+            scaler=LossScaler.for_fp16(self._count.scaler) if scaled else LossScaler(),
         )
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -91,14 +96,16 @@ class Trainer:
             finished = False
             while not finished and not stop.is_set():
                 leased = await self._lease(await self._route(stop))
-                self._taken += 1
+                self._count.taken += 1
                 try:
-                    finished = await self._one_batch(leased, self._taken, stop)
+                    finished = await self._one_batch(leased, self._count.taken, stop)
                 finally:
                     await asyncio.gather(*(self._release(lease) for lease in leased if lease is not None))
             return 0
         finally:
             watching.cancel()
+            if self._writing is not None:
+                await asyncio.wait({self._writing})
 
     async def _lease(self, route: Route | None) -> list[LeasedBatch | None]:
         """The batches of one inner step; a server on the route may want them small."""
@@ -137,17 +144,53 @@ class Trainer:
                     await self._stepper.calibrate(parts, hops, step, attempt)
                     await self._watch.refresh()
                     return False
-                result = await self._stepper.run(parts, hops, step, attempt, consumed=consumed)
+                number = self._count.step + 1
+                mark, draw = self._marker.next(number), f"{self._pipeline}|{number}"
+                alone = len(self._watch.snapshot.servers) == len(hops)
+                told = mark if alone else ""  # with replicas a run goes on from rounds, not from steps
+                result = await self._stepper.run(
+                    parts, hops, step, attempt, consumed=consumed, draw=draw, mark=told
+                )
             except SwarmError as error:
                 self._aborted(error, hops, self._stepper.id(step, attempt))
                 attempt += 1
                 self._retries += 1
                 await self._step_failed(error, route, step, attempt)
                 continue
-            self._trained += 1
+            self._count.step += 1
+            self._count.samples += result.samples
+            self._count.scaler = self._stepper.scaler.state()
+            self._mark("" if result.skipped else mark, result, told=bool(told))
             taken = self._stepper.id(step, attempt)
             return await self._report(result, route, time.monotonic() - began, taken)
         return True
+
+    def _mark(self, mark: str, result: StepResult, *, told: bool) -> None:
+        """Write our part of a checkpoint step while the stages write theirs."""
+        self._marker.committed(mark, result.standing, told=told)
+        if not mark or (self._writing is not None and not self._writing.done()):
+            return
+        count = self._count
+        part = TrainerPart(
+            run=self._config.experiment_prefix,
+            generation=max((int(each.get("generation", 0)) for each in result.standing), default=0),
+            pipeline=self._pipeline,
+            life=self._life,
+            step=count.step,
+            taken=count.taken,
+            mark=mark,
+            samples=count.samples,
+            data=self._data.last_position,
+            scaler=count.scaler,
+            written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._writing = asyncio.ensure_future(self._write(part))
+
+    async def _write(self, part: TrainerPart) -> None:
+        try:
+            await asyncio.to_thread(write_trainer_part, self._config.checkpoint_dir, part)
+        except CheckpointError as error:
+            logger.warning("checkpoint step %s is not on disk: %s; training goes on", part.mark, error)
 
     async def _route(self, stop: asyncio.Event) -> Route | None:
         """A replica for every stage, as soon as there is one; None when asked to stop."""
@@ -185,11 +228,11 @@ class Trainer:
             if str(server.expert) not in result.lost:
                 self._router.succeeded(server.expert, rate, time.monotonic())
         for uid in result.lost:
-            logger.warning("step %d is lost at %s, which died in its commit", self._trained, uid)
+            logger.warning("step %d is lost at %s, which died in its commit", self._count.step, uid)
             self._router.failed(ExpertId.parse(uid), time.monotonic())
         record: dict[str, Any] = {
             "pipeline": self._pipeline,
-            "step": self._trained,
+            "step": self._count.step,
             "loss": result.loss,
             "sps": self._speed.add(result.samples, seconds),
             "samples": result.samples,
@@ -203,7 +246,8 @@ class Trainer:
         }
         self._sink.write({"event": "step", **record, **result.scores})
         finished = await self._told if self._told is not None else False
-        self._told = asyncio.ensure_future(self._tell(record))  # the next step need not wait for the answer
+        told = {**record, "position": self._data.last_position, "progress": self._count.fields()}
+        self._told = asyncio.ensure_future(self._tell(told))  # the next step need not wait for the answer
         return finished
 
     async def _tell(self, record: dict[str, Any]) -> bool:

@@ -27,8 +27,11 @@ _OF_A_RUN = (
 )  # not monitor.key: addresses stay valid
 
 
-def claim_folder(folder: Path) -> LogClaim:
-    """Claim the folder by its launcher log. RoleError: another launcher runs here; it cannot be written."""
+def claim_folder(folder: Path, *, resume: bool = False) -> LogClaim:
+    """Claim the folder by its launcher log. RoleError: another launcher runs here; it cannot be written.
+
+    With `resume` what is there is continued; only the summary of an earlier end goes.
+    """
     try:
         for stem in ("run_local", "client"):  # the latter is what start_trainer_client.py holds
             held = claim_log(folder, stem)
@@ -41,7 +44,10 @@ def claim_folder(folder: Path) -> LogClaim:
                     "--experiment-prefix (and give --monitor-port 0 --client-port 0)"
                 )
             held.release()
-        set_aside(folder)
+        if resume:
+            (folder / SUMMARY).unlink(missing_ok=True)
+        else:
+            set_aside(folder)
         return claim_log(folder, "run_local")
     except OSError as error:
         raise RoleError(f"cannot write logs in {folder}: {error.strerror}") from error

@@ -41,7 +41,7 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
     from distqat.launch.plan import make_plan
 
     display = open_display(args.progress)
-    plan = make_plan("baseline" if args.baseline else "swarm", settings)
+    plan = make_plan("baseline" if args.baseline else "swarm", settings, resume=args.resume)
     for line in plan.describe():
         display.say(line)
     if plan.servers:
@@ -77,6 +77,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     which.add_argument(
         "--with-baseline", action="store_true", help="both, at equal samples, and compare them"
+    )
+    which.add_argument(
+        "--resume", action="store_true", help="go on with the run of this name where it stopped"
     )
     parser.add_argument("--replicas", type=int, metavar="N", help="replicas of each stage: --world-size")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress")

@@ -16,15 +16,18 @@ from distqat.distributed.process import (
     RoleProcess,
     Supervisor,
 )
+from distqat.distributed.process.restarts import USAGE
 from distqat.distributed.process.supervisor import ending
-from distqat.errors import RoleError
+from distqat.errors import ConfigError, RoleError
 from distqat.launch.display import Display
 from distqat.launch.feed import StatusFeed
 from distqat.launch.folder import SUMMARY, complaint, complaints
 from distqat.launch.plan import Plan
 from distqat.launch.progress import Frame, Pace, Reading
 from distqat.launch.roles import (
+    OLDEST,
     READY_S,
+    RESUME,
     STOP_GRACE_S,
     Settings,
     claim_role_log,
@@ -129,7 +132,7 @@ class LocalRun:
 
     def _client_environment(self) -> dict[str, str]:
         if self.plan.mode != "baseline":
-            return {}
+            return {RESUME: "1"} if self.plan.resume else {OLDEST: str(int(time.time()))}
         samples = {} if self.plan.samples is None else {SAMPLES: str(self.plan.samples)}
         return {RUN_LOCALLY: "1", **samples}
 
@@ -159,7 +162,8 @@ class LocalRun:
         if code != 0:
             for line in complaints(self.plan.settings.log_dir):
                 self._say(line)
-            raise RoleError(f"the client ended with {ending(code)}; see {client.log_path}")
+            kind = ConfigError if code == USAGE else RoleError
+            raise kind(f"the client ended with {ending(code)}; see {client.log_path}")
         path = self.plan.settings.log_dir / SUMMARY
         if not path.exists():
             raise RoleError(f"the client ended before the run was finished; see {client.log_path}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from distqat.config import Config
 from distqat.distributed.process import LogClaim, PortClaim, claim_port
+from distqat.errors import ConfigError
 from distqat.launch.folder import claim_folder
 from distqat.launch.progress import Goal
 from distqat.launch.roles import Settings
@@ -20,6 +23,7 @@ class Plan:
     client_port: PortClaim
     folder: LogClaim
     samples: int | None = None  # of a baseline that is compared with a swarm
+    resume: bool = False  # go on with the run in the log folder and the checkpoints
 
     @property
     def servers(self) -> int:
@@ -44,8 +48,10 @@ class Plan:
         who = (
             "one process, no servers" if not self.servers else f"{config.world_size} replica(s) of each stage"
         )
+        begins = "resuming " if self.resume else ""
         return [
-            f"{self.mode} {config.experiment_prefix}: {stages}, {who}, data {config.data.dataset_name}",
+            f"{begins}{self.mode} {config.experiment_prefix}: {stages}, {who}, "
+            f"data {config.data.dataset_name}",
             f"{diloco.outer_steps} rounds of {diloco.inner_steps} steps of {diloco.batch_size_per_step} "
             f"samples; logs in {self.settings.log_dir}/",
         ]
@@ -55,11 +61,28 @@ class Plan:
             claim.release()
 
 
-def make_plan(mode: str, settings: Settings, samples: int | None = None) -> Plan:
-    """Claim what the run needs. RoleError: a port is busy, or another launcher writes these logs."""
+def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resume: bool = False) -> Plan:
+    """Claim what the run needs.
+
+    RoleError: a port is busy, or another launcher writes these logs. ConfigError: nothing to resume.
+    """
     config = settings.config
+    if resume:
+        check_resumable(config)
     host = "0.0.0.0" if config.public_ip else "127.0.0.1"
     # Refused even if not given: the addresses of these two are what people copy.
     monitor = claim_port(host, config.monitor_port, given=True)
     client = claim_port(host, config.client_port, given=True)
-    return Plan(mode, settings, monitor, client, claim_folder(settings.log_dir), samples)
+    folder = claim_folder(settings.log_dir, resume=resume)
+    return Plan(mode, settings, monitor, client, folder, samples, resume)
+
+
+def check_resumable(config: Config) -> None:
+    """Raises ConfigError when neither a commit log nor a checkpoint of the run is here."""
+    log = Path(config.log_dir) / "commit_log.jsonl"
+    if log.exists() or any(config.checkpoint_dir.glob("*/*/manifest.json")):
+        return
+    raise ConfigError(
+        f"there is nothing to resume: no {log}, and no checkpoint in {config.checkpoint_dir}/; "
+        "start without --resume, or name the run with --experiment-prefix"
+    )

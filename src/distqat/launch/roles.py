@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 9.0  # a role's own bound is 10 s, and Ctrl-C must be over within 10 s
 LAUNCHER_GRACE_S = 13.0
 READY_S = 60.0
+RESUME = "DISTQAT_RESUME"  # tells a client to go on with the run in the log folder, finished or not
+OLDEST = "DISTQAT_OLDEST"  # tells a client to begin anew: states from before this Unix time do not count
 
 
 @dataclass(frozen=True)

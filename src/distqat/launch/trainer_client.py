@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from distqat.distributed.process import PRELOAD, Supervisor, Zygote, guarded, run_role, set_title
 from distqat.errors import RoleError
+from distqat.launch.folder import set_aside
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
+    OLDEST,
     STOP_GRACE_S,
     Settings,
     claim_role_log,
@@ -33,18 +36,25 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     from distqat.config import ConfigParser, add_config_arguments
 
     parser = ConfigParser("start_trainer_client.py", description="Start a swarm: the monitor and the client.")
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin a new run instead of going on with an unfinished one"
+    )
     add_config_arguments(parser)
-    settings = read_settings(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    settings = read_settings(args)
+    start = {OLDEST: str(int(time.time()))} if args.fresh else {}
+    if args.fresh:
+        set_aside(settings.log_dir)
 
     async def launcher(stop: asyncio.Event) -> int:
-        return await _train(stop, settings, zygote)
+        return await _train(stop, settings, zygote, start)
 
     return run_role("trainer-client", launcher, grace_s=LAUNCHER_GRACE_S)
 
 
-async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote) -> int:
+async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote, start: Mapping[str, str]) -> int:
     supervisor = Supervisor(zygote)
-    starting = asyncio.create_task(_start(supervisor, settings))
+    starting = asyncio.create_task(_start(supervisor, settings, start))
     try:
         await until(stop, [starting])
         if not starting.done():  # stopped before the monitor served
@@ -59,7 +69,7 @@ async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote) -> int
         await zygote.close()
 
 
-async def _start(supervisor: Supervisor, settings: Settings) -> asyncio.Task[int]:
+async def _start(supervisor: Supervisor, settings: Settings, start: Mapping[str, str]) -> asyncio.Task[int]:
     """Start the monitor, print its addresses when it serves, start the client; the client's task."""
     monitor = role_command("monitor", settings, claim_role_log(settings, "monitor"))
     _, said = await keep_until_ready(supervisor, monitor)
@@ -69,7 +79,11 @@ async def _start(supervisor: Supervisor, settings: Settings) -> asyncio.Task[int
     print(f"Initial peers: {','.join(peers)}", flush=True)  # noqa: T201  to be copied to start_servers.py
     known = [*peers, *(peer for peer in settings.config.initial_peers if peer not in peers)]
     client = role_command(
-        "client", settings, claim_role_log(settings, "client"), changes={"initial_peers": ",".join(known)}
+        "client",
+        settings,
+        claim_role_log(settings, "client"),
+        changes={"initial_peers": ",".join(known)},
+        env=start,
     )
     return supervisor.start(client)
 

@@ -45,11 +45,16 @@ class CommitLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read(run)
+        self.oldest = 0
+        """States of older generations belong to other runs; 0: nothing is known of any."""
         if self.finished and not resume:
             self._start_anew()
+            self.oldest = self.first_generation
         self.finished = False
         self.continued = bool(self._rounds)
         """Whether rounds were committed here before this start."""
+        if self.continued:
+            self.oldest = self.first_generation
         self._file = path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
             self._append({"kind": "run", "run": run, "generation": self.generation})

@@ -33,6 +33,7 @@ class _Stage:
     has_member: asyncio.Event = field(default_factory=asyncio.Event)
     lost_at: float = field(default_factory=time.monotonic)  # since when nobody holds its committed state
     restorer: str | None = None  # who was asked to bring it back
+    generation: int | None = None  # of the start of the client that appointed the restorer
 
 
 class RoundService:
@@ -78,22 +79,49 @@ class RoundService:
         """
         own = self._stages[stage]
         while not own.members:
+            if own.generation is not None and own.restorer == uid:
+                return False
             gone_for = time.monotonic() - own.lost_at
-            if own.convener is not None and gone_for > LOST_S and own.restorer in (None, uid):
+            known = own.convener is not None or own.generation is not None
+            if known and gone_for > LOST_S and own.restorer in (None, uid):
                 own.restorer = uid
                 return False
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(own.has_member.wait(), 0.5)
         return True
 
+    def appoint(self, stage: str, uid: str, generation: int) -> None:
+        """`uid` is to bring the stage back, in a generation that begins for all stages together."""
+        self._stages[stage].restorer, self._stages[stage].generation = uid, generation
+
+    def appointed(self, stage: str, uid: str) -> bool:
+        """Whether `uid` is to bring the stage back and has not yet."""
+        own = self._stages[stage]
+        return own.generation is not None and own.restorer == uid
+
+    @property
+    def began(self) -> bool:
+        """Whether any stage has a round 0."""
+        return any(own.convener is not None for own in self._stages.values())
+
+    async def held(self) -> None:
+        """Return when every stage has somebody who holds its committed state."""
+        for own in self._stages.values():
+            await own.has_member.wait()
+
     def restart(self, stage: str, uid: str, round: int, digest: str) -> int:
         """The restorer of a lost stage publishes the state that it found; the new generation."""
         own = self._stages[stage]
         if own.members or own.restorer not in (None, uid):
             raise Refused(f"stage {stage} is not lost; join it")
-        generation = self._log.restart_stage(stage, round, digest)
-        logger.warning("stage %s was lost and goes on from round %d, generation %d", stage, round, generation)
-        own.restorer = None
+        generation = self._log.restart_stage(stage, round, digest, own.generation)
+        if own.generation is None:
+            logger.warning(
+                "stage %s was lost and goes on from round %d, generation %d", stage, round, generation
+            )
+        else:
+            logger.info("stage %s goes on from round %d, generation %d", stage, round, generation)
+        own.restorer = own.generation = None
         self._begin(stage, round, digest)
         return generation
 
@@ -106,7 +134,7 @@ class RoundService:
         own.members[hop.uid] = hop
         own.has_member.set()
         self._act(stage, own.convener.joined(hop.uid, time.monotonic()))
-        return {"round": round, "outer_steps": self._options.outer_steps}
+        return {"round": round, "outer_steps": self._options.outer_steps, "members": len(own.members)}
 
     def left(self, stage: str, uid: str) -> None:
         """A server is gone, drained or moved."""

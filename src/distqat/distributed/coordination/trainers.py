@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
+from distqat.distributed.marker import PROGRESS, TrainerProgress
 from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, claim_log, runtime_dir
 from distqat.distributed.process.restarts import USAGE
 from distqat.errors import ConfigError, RoleError
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 DATA_READY_S = 120.0  # the first batch may come from the hub
 PIPELINE_ID = "DISTQAT_PIPELINE"
 DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+DATA_POSITION = "DISTQAT_DATA_POSITION"
 RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
 CLIENT_PEER = "DISTQAT_CLIENT_PEER"
 STOP_GRACE_S = 8.0
@@ -38,6 +42,7 @@ class Trainers:
         self.began: float | None = None
         self.ended = 0.0
         self.samples = 0
+        self.samples_before = 0  # of earlier starts of the run
         self._config = config
         self._argv = list(argv)
         self._sink = sink
@@ -49,16 +54,26 @@ class Trainers:
         self._starting: list[asyncio.Future[None]] = []
         self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
+        # What a child finds when it is started (again): kept up to date, for the next time.
+        self._data_env = {DATA_SOCKET: str(self._socket)}
+        self._trainer_env: dict[int, dict[str, str]] = {}
 
-    async def start(self) -> None:
-        """Start the data server; trainers follow when pipelines are complete."""
+    async def start(self, parts: Sequence[TrainerPart] = ()) -> None:
+        """Start the data server; trainers follow when pipelines are complete.
+
+        `parts`: what trainers wrote at the checkpoint step that the run goes on from, newest first.
+        """
+        for part in reversed(parts):
+            self.samples_before += part.samples
+            progress = TrainerProgress(part.step, part.taken, part.samples, dict(part.scaler))
+            self._keep_up(part.pipeline, part.data, progress.fields())
         log = claim_log(Path(self._config.log_dir), "data_server")
         command = RoleCommand(
             "data-server",
             "distqat.distributed.data_server:main",
             tuple(self._argv),
             log.path,
-            {DATA_SOCKET: str(self._socket)},
+            self._data_env,
             threads=1,
         )
         self._data = self._supervisor.start(command, on_start=self._data_started)
@@ -97,12 +112,20 @@ class Trainers:
         self.began = now - float(fields.get("seconds", 0.0)) if self.began is None else self.began
         self.ended = now
         self.samples += int(fields.get("samples", 0))
+        self._keep_up(pipeline, fields.pop("position", None), fields.pop("progress", None))
         self.totals[pipeline] = fields
         if step == 1 or step % LOG_EVERY == 0:
             sps = float(fields.get("sps", 0.0))
             logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, sps)
         self._sink.write({"event": "step", **fields})
         return {"finished": finished}
+
+    def _keep_up(self, pipeline: int, position: Any, progress: Any) -> None:
+        """A child that is started again goes on where the last one was when it last said so."""
+        if isinstance(position, Mapping):
+            self._data_env[DATA_POSITION] = json.dumps(position)
+        if isinstance(progress, Mapping):
+            self._trainer_env.setdefault(pipeline, {})[PROGRESS] = json.dumps(progress)
 
     def latest(self) -> list[dict[str, Any]]:
         """The last report of every trainer."""
@@ -139,12 +162,14 @@ class Trainers:
         self, pipeline: int, flags: tuple[str, ...] = (), env: Mapping[str, str] | None = None
     ) -> asyncio.Task[int]:
         log = claim_log(Path(self._config.log_dir), "trainer", pipeline)
+        own = self._trainer_env.setdefault(pipeline, {})
+        own.update({PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket), **(env or {})})
         command = RoleCommand(
             f"trainer {pipeline}",
             "distqat.distributed.trainer:main",
             (*flags, *self._argv),
             log.path,
-            {PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket), **(env or {})},
+            own,
             threads=None if flags else 1,
         )
 

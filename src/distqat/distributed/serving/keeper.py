@@ -1,15 +1,17 @@
-"""Writes the committed state of a replica to disk after each round, beside training."""
+"""Writes a replica's state to disk beside training: after each round, and at each checkpoint step."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
-from distqat.config import Config, agreement, agreement_digest
+from distqat.checkpoint.finished import finished_generation, note_finished
+from distqat.config import Config, structure, structure_digest
 from distqat.distributed.serving.shared import Shared
 from distqat.errors import CheckpointError
 
@@ -17,51 +19,71 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Moment:
-    """What there is to write: the committed state, and this replica's inner moments at `step`."""
+class Moment:
+    """What there is to write: the committed state, and what this replica alone has at `step`.
+
+    `mark` names a checkpoint step; without, it is the state after a round.
+    """
 
     shared: Shared
-    inner: dict[str, Tensor]
+    private: dict[str, Tensor]
     step: int
+    mark: str | None = None
 
 
 class Keeper:
-    """Keeps the newest committed state; while one is being written only the newest waits for its turn."""
+    """Writes moments in their order; of rounds that wait only the newest, marks all."""
 
     def __init__(self, config: Config, stage: str, uid: str, generation: int) -> None:
+        self.generation = generation
+        self.saved = ""
+        """The newest mark that is on disk."""
         self._config = config
         self._stage = stage
         self._uid = uid
-        self.generation = generation
-        self._store = CheckpointStore(
-            config.checkpoint_dir, config.experiment_prefix, stages=tuple(config.stages)
-        )
-        self._next: _Moment | None = None
+        self._store = store_of(config)
+        self._waiting: list[Moment] = []
         self._writing: asyncio.Task[None] | None = None
         self._warned = False
 
-    def keep(self, shared: Shared, inner: dict[str, Tensor], step: int) -> None:
+    def keep(self, moment: Moment) -> None:
         """Have a state written soon. Its tensors are never changed, so training goes on meanwhile."""
-        self._next = _Moment(shared, inner, step)
+        if moment.mark is None:
+            self._waiting = [other for other in self._waiting if other.mark is not None]
+        self._waiting.append(moment)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_all())
 
     def newest(self, oldest: int) -> LoadedShard | None:
         """The newest valid state of the stage on this host, of generation `oldest` or later."""
-        digest = agreement_digest(self._config, self._stage)
         shard = self._store.newest_valid(
-            self._stage, digest, agreement=agreement(self._config, self._stage), expert=self._uid
+            self._stage,
+            structure_digest(self._config, self._stage),
+            agreement=structure(self._config, self._stage),
+            expert=self._uid,
         )
         return shard if shard is not None and shard.manifest.generation >= oldest else None
+
+    def marked(self, mark: str) -> LoadedShard:
+        """The state of a checkpoint step. Raises CheckpointError when it is not here, or broken."""
+        return self._store.load_mark(self._stage, mark, structure_digest(self._config, self._stage))
 
     async def flush(self) -> None:
         """Return when everything handed over is on disk, or has failed."""
         if self._writing is not None:
             await asyncio.shield(self._writing)
 
+    async def finished(self) -> None:
+        """The run is over: its states are no place to go on from by default."""
+        await self.flush()
+        try:
+            await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self.generation)
+        except CheckpointError as error:
+            logger.warning("%s; the next start will go on from this run unless told otherwise", error)
+
     async def _write_all(self) -> None:
-        while self._next is not None:
-            moment, self._next = self._next, None
+        while self._waiting:
+            moment = self._waiting.pop(0)
             try:
                 await asyncio.to_thread(self._write, moment)
                 self._warned = False
@@ -71,8 +93,9 @@ class Keeper:
                         "round %d is not on disk: %s; training goes on", moment.shared.round, error
                     )
                 self._warned = True
+            self.saved = moment.mark or self.saved  # or given up: the trainer need not wait for it
 
-    def _write(self, moment: _Moment) -> None:
+    def _write(self, moment: Moment) -> None:
         shared = moment.shared
         self._store.write(
             self._stage,
@@ -82,10 +105,33 @@ class Keeper:
                 step=moment.step,
                 digest=shared.digest,
                 shared=shared.tensors(),
-                agreement=agreement(self._config, self._stage),
-                agreement_digest=agreement_digest(self._config, self._stage),
+                agreement=structure(self._config, self._stage),
+                agreement_digest=structure_digest(self._config, self._stage),
                 counters={"step": moment.step},
-                private={self._uid: moment.inner} if moment.inner else {},
+                private={self._uid: moment.private} if moment.private else {},
+                mark=moment.mark,
             ),
         )
         self._store.prune()
+
+
+def store_of(config: Config) -> CheckpointStore:
+    """The checkpoint folder of a run on this host."""
+    return CheckpointStore(config.checkpoint_dir, config.experiment_prefix, stages=tuple(config.stages))
+
+
+def held_on_disk(config: Config) -> dict[str, Any]:
+    """What this host could bring back, by stage: rounds as [generation, round, digest], and marks.
+
+    Reads manifests, not tensors; whoever restores one verifies it.
+    """
+    store = store_of(config)
+    stages = {}
+    for stage in config.stages:
+        digest = structure_digest(config, stage)
+        marks = store.marks(stage, digest)
+        stages[stage] = {
+            "rounds": [list(entry) for entry in store.held(stage, digest)],
+            "marks": [[m.mark, m.generation, m.round, m.digest, m.step] for m in marks],
+        }
+    return {"stages": stages, "finished": finished_generation(config.checkpoint_dir)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.private import Progress
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
 from distqat.distributed.serving.steps import Steps
@@ -52,6 +53,8 @@ class RoundMember:
         shared: Shared,
         parts: MemberParts,
         on_round: Callable[[dict[str, Any]], None],
+        *,
+        progress: Progress = Progress(),  # noqa: B008  frozen
     ) -> None:
         self.shared = shared
         self._hop = hop
@@ -59,8 +62,9 @@ class RoundMember:
         self._parts = parts
         self._options = parts.options
         self._on_round = on_round
-        self._since = 0  # inner steps since the last commit or discard
-        self._samples = 0  # committed samples that the next delta holds
+        self._since = progress.since  # inner steps since the last commit or discard
+        self._samples = progress.samples  # committed samples that the next delta holds
+        self._alone = False  # whether the last opening found no other member
         self._unaveraged = 0  # inner steps that no committed round holds: they would die with this replica
         self._due = asyncio.Event()
         self._published: _Published | None = None
@@ -68,6 +72,12 @@ class RoundMember:
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         parts.steps.on_commit = self._step_committed
+        self._rearm()
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is on the way to its next round."""
+        return Progress(self._since, self._samples)
 
     async def run(self, outer_steps: int) -> None:
         """Round after round until `outer_steps` are committed."""
@@ -125,6 +135,7 @@ class RoundMember:
             if opened.get("behind"):
                 await self.catch_up()
             else:
+                self._alone = len(take(opened, "members", list)) == 1
                 paused = await self._take_part(take(opened, "round", int), take(opened, "attempt", int))
         except SwarmError as error:
             logger.warning(
@@ -136,12 +147,17 @@ class RoundMember:
                 steps.resume()
 
     async def _until_open(self) -> tuple[dict[str, Any], bool]:
-        """Hold for about one median step; then go on with inner steps until the round opens."""
+        """Hold for about one median step; then go on with inner steps until the round opens.
+
+        Who is alone has nobody to wait for but the client: it holds, so that a round stands between the same
+        two steps in every run and a resumed run has the bits of one that was never interrupted.
+        """
         fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": self.shared.round}
         ready = asyncio.ensure_future(self._parts.coordinator.call("ready", fields, timeout=READY_TIMEOUT))
         failpoint("round.gathering")
         in_step = self._since >= self._options.inner_steps
         hold = median(self._parts.steps.step_seconds or [0.0]) if in_step else 0.0
+        hold = max(hold, ALONE_HOLD_S) if in_step and self._alone else hold
         done, _ = await asyncio.wait({ready}, timeout=hold)
         if not done:
             self._parts.steps.resume()
@@ -275,6 +291,7 @@ class RoundMember:
                 "joined", {"stage": stage, **self._hop.fields(), "round": self.shared.round}
             )
             if not answer.get("behind"):
+                self._alone = answer.get("members") == 1
                 return
 
     async def _fetch_newest(self, stage: str) -> Fetched | None:
@@ -282,7 +299,12 @@ class RoundMember:
         coordinator, uid, round = self._parts.coordinator, self._hop.uid, self.shared.round
         try:
             return await fetch_newest(
-                self._parts.transport, coordinator, stage, own_uid=uid, newer_than=round, moments=False
+                self._parts.transport,
+                coordinator,
+                stage,
+                own_uid=uid,
+                unless=self.shared.digest,
+                moments=False,
             )
         except StageLost:
             fields = {"stage": stage, "uid": uid, "round": round, "digest": self.shared.digest}
@@ -290,8 +312,9 @@ class RoundMember:
             return None
 
     async def _is_behind(self) -> bool:
+        """Whether the committed state is another than ours: newer, or of a later generation."""
         known = await self._parts.coordinator.insist("members", {"stage": self._replica.stage})
-        return take(known, "round", int) > self.shared.round
+        return take(known, "digest", str) != self.shared.digest
 
     def _postpone(self) -> None:
         """The next attempt comes after as many inner steps again; its delta spans both."""
@@ -319,5 +342,6 @@ class MemberParts:
     coordinator: Coordinator
 
 
+ALONE_HOLD_S = 5.0
 ASK_AGAIN_S = 0.5
 READY_TIMEOUT = 3600.0  # a round opens when its members are ready; a dead client ends the call at once

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from distqat.checkpoint import LoadedShard
 from distqat.codec import get_codec
 from distqat.config import Config, agreement, agreement_digest
 from distqat.distributed.building import build_task
@@ -21,10 +23,11 @@ from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
-from distqat.distributed.serving.keeper import Keeper
+from distqat.distributed.serving.keeper import Keeper, Moment, held_on_disk
 from distqat.distributed.serving.lease import Lease
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.precision import Precision
+from distqat.distributed.serving.private import Progress, load_own_state, moments, own_state
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.steps import Steps
@@ -35,7 +38,7 @@ from distqat.distributed.serving.transfer import (
     load_inner_state,
 )
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused, SwarmError
+from distqat.errors import BadFrame, CheckpointError, Refused, SwarmError
 from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
@@ -51,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 DRAIN_S = 4.0
+SLOT_TIMEOUT = 30.0  # a client that has just started lets those who hold a slot ask first
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,24 @@ class Slot:
     generation: int
 
 
-async def ask_for_slot(config: Config, peer: Peer, coordinator: Coordinator, holding: str | None) -> Slot:
+async def ask_for_slot(
+    config: Config,
+    peer: Peer,
+    coordinator: Coordinator,
+    holding: str | None,
+    live: dict[str, Any] | None = None,
+) -> Slot:
     """A slot from the client, as soon as it answers; `holding` is one that this server would like to keep.
+
+    The client hears what could be brought back from this host's disk, and from memory: the `live` state.
 
     Raises ProtocolMismatch naming the keys in which the settings differ from the run's; Refused when full.
     """
     agreements = {stage: agreement(config, stage) for stage in config.stages}
     hop = Hop(holding or "any.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
-    fields = {**hop.fields(), "agreements": agreements, "holding": holding}
-    answer = await coordinator.insist("slot", fields)
+    held = await asyncio.to_thread(held_on_disk, config)
+    fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
+    answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
     return Slot(expert, epoch, take(answer, "founder", bool), generation)
@@ -126,7 +139,10 @@ class Tenancy:
             coordinator=coordinator,
         )
         self._member: RoundMember | None = None
-        self._saving: asyncio.Future[None] | None = None
+        self._progress = Progress()
+        self._saving: set[asyncio.Future[None]] = set()  # states on their way to the keeper
+        self.steps.on_mark = self._marked
+        self.steps.standing = self._standing
         self._state: ServerState = "joining"
         self._lease = Lease()
         self._resyncing: asyncio.Future[None] | None = None
@@ -171,8 +187,8 @@ class Tenancy:
         self._donor.close()
         await self.steps.close()
         self.sink.write({"event": "closed", **self._who, **self.steps.counts})
-        if self._saving is not None:  # the last round may not have been handed over yet
-            await asyncio.wait({self._saving})
+        if self._saving:  # the last round may not have been handed over yet
+            await asyncio.wait(self._saving)
         await self._keeper.flush()
 
     async def _held(self, round: int) -> Held:
@@ -230,10 +246,12 @@ class Tenancy:
         began = time.monotonic()
         shared = await (self._found() if self._slot.founder else self._join())
         state_s = time.monotonic() - began
-        self._member = RoundMember(self._hop, self._replica, shared, self._parts, self._round_ended)
+        self._member = RoundMember(
+            self._hop, self._replica, shared, self._parts, self._round_ended, progress=self._progress
+        )
         await self._member.catch_up()
         logger.info("%s serves from round %d on, digest %s", self._uid, shared.round, shared.digest[:12])
-        await self._keep(shared)
+        self._save(moments, shared, None)
         await self._become("serving")
         logger.info("ReassignmentMonitorThread started for expert %s", self._uid)
         nbytes = sum(tensor.nbytes for tensor in shared.tensors().values())
@@ -244,27 +262,43 @@ class Tenancy:
         await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
         raise AssertionError("unreachable")
 
-    async def _restore(self, oldest: int) -> Shared:
-        """Bring a lost stage back: the newest valid checkpoint of this run, else a start from the seed."""
-        shard = await asyncio.to_thread(self._keeper.newest, oldest)
+    async def _restore(self, lost: StageLost) -> Shared:
+        """Bring a lost stage back: the state that was decided on, else the newest valid one, else anew."""
+        shard = await asyncio.to_thread(self._from_disk, lost)
         if shard is None:
-            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self._uid, self._hop.uid)
+            logger.warning(
+                "%s: no checkpoint of stage %s is here; it starts anew", self._uid, self._replica.stage
+            )
             shared = await self._initial()
         else:
             shared = Shared.from_tensors(shard.manifest.round, shard.shared, {})
-            inner = shard.private.get(self._uid, {})
+            own = next(iter(shard.private.values()), {})
 
-            def load() -> None:
+            def load() -> Progress:
                 as_local(shared).load(self._replica.module)
-                load_inner_state(self._replica, inner)
                 self._replica.step = shard.manifest.step
+                return load_own_state(self._replica, own)
 
-            await self._compute.submit(Priority.CONTROL, "round", load)
-            logger.info("%s restored round %d from %s", self._uid, shared.round, shard.path)
+            self._progress = await self._compute.submit(Priority.CONTROL, "round", load)
+            logger.info(
+                "%s restored round %d from %s, step %d",
+                self._uid,
+                shared.round,
+                shard.path,
+                self._replica.step,
+            )
         fields = {"uid": self._uid, "round": shared.round, "digest": shared.digest}
         answer = await self._coordinator.insist("restart", {"stage": self._replica.stage, **fields})
         self._keeper.generation = take(answer, "generation", int)
         return shared
+
+    def _from_disk(self, lost: StageLost) -> LoadedShard | None:
+        if lost.mark:
+            try:
+                return self._keeper.marked(lost.mark)
+            except CheckpointError as error:
+                logger.warning("checkpoint skipped: %s; going on from the newest round instead", error)
+        return self._keeper.newest(lost.oldest)
 
     async def _found(self) -> Shared:
         """The founder publishes round 0."""
@@ -289,7 +323,7 @@ class Tenancy:
                 self._peer.transport, self._coordinator, self._replica.stage, own_uid=self._uid
             )
         except StageLost as lost:
-            return await self._restore(lost.oldest)
+            return await self._restore(lost)
         assert got is not None
 
         def load() -> None:
@@ -309,9 +343,29 @@ class Tenancy:
         )
         return got.shared
 
-    async def _keep(self, shared: Shared) -> None:
-        inner = await self._compute.submit(Priority.CONTROL, "round", lambda: inner_state(self._replica))
-        self._keeper.keep(shared, inner, self._replica.step)
+    def _marked(self, mark: str) -> None:
+        """A checkpoint step was committed: its state is copied before anything else runs on the replica."""
+        if self._member is not None:
+            progress = self._member.progress
+            self._save(lambda replica: own_state(replica, progress), self._member.shared, mark)
+
+    def _save(
+        self, state_of: Callable[[StageReplica], dict[str, Tensor]], shared: Shared, mark: str | None
+    ) -> None:
+        step = self._replica.step
+        private = self._compute.submit(Priority.CONTROL, "round", lambda: state_of(self._replica))
+
+        async def hand_over() -> None:
+            self._keeper.keep(Moment(shared, await private, step, mark))
+
+        saving = asyncio.ensure_future(hand_over())
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
+
+    def _standing(self) -> dict[str, Any]:
+        """What a trainer hears at each commit, to know when to mark the next checkpoint step."""
+        round = self._member.shared.round if self._member else 0
+        return {"saved": self._keeper.saved, "round": round, "generation": self._keeper.generation}
 
     async def _become(self, state: ServerState) -> None:
         self._state = state
@@ -416,7 +470,7 @@ class Tenancy:
 
     def _round_ended(self, record: dict[str, Any]) -> None:
         if record["committed"] and self._member is not None:
-            self._saving = asyncio.ensure_future(self._keep(self._member.shared))
+            self._save(moments, self._member.shared, None)
         seconds = self.steps.step_seconds
         if seconds:
             logger.info(
@@ -438,13 +492,18 @@ class Tenancy:
 
     async def _reclaim(self) -> bool:
         """The client does not know us (it restarted, or our link broke): keep the slot if it is free."""
-        slot = await ask_for_slot(self._config, self._peer, self._coordinator, self._uid)
+        live = None
+        if self._member is not None:
+            shared = self._member.shared
+            live = {"round": shared.round, "digest": shared.digest, "generation": self._keeper.generation}
+        slot = await ask_for_slot(self._config, self._peer, self._coordinator, self._uid, live)
         # Who founded the stage keeps it: it is no founder any more once round 0 is in the log.
         if slot.expert != self._slot.expert or (slot.founder and not self._slot.founder):
             logger.warning("%s is somebody else's now", self._uid)
             return False
         logger.info("holding %s again, epoch %d", self._uid, slot.epoch)
         self._slot = slot
+        self._keeper.generation = slot.generation
         if self._member is not None:
             await self._member.resync()
         return True
@@ -455,7 +514,9 @@ class Tenancy:
             asked = self._lease.now()
             answer = await self._coordinator.insist("beat", {"uid": self._uid, **self._status()})
             if answer.get("finished"):
+                await self._keeper.finished()
                 return "finished"
+            self._keeper.generation = int(answer.get("generation", self._keeper.generation))
             if not await self._answered(asked, answer):
                 return "lost"
             if answer.get("move"):

@@ -40,9 +40,10 @@ class StageLost(SwarmError):
 
     code = "lost"
 
-    def __init__(self, text: str, oldest: int = 0) -> None:
+    def __init__(self, text: str, oldest: int = 0, mark: str = "") -> None:
         super().__init__(text)
         self.oldest = oldest  # checkpoints of older generations belong to other runs
+        self.mark = mark  # the checkpoint step to go on from, where one was agreed on
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ async def fetch_newest(
     stage: str,
     *,
     own_uid: str,
-    newer_than: int = -1,
+    unless: str = "",
     moments: bool = True,
 ) -> Fetched | None:
-    """The committed state of a stage, from whoever has it; None if it is not newer than `newer_than`.
+    """The committed state of a stage, from whoever has it; None if its digest is `unless`, which we hold.
 
     Waits as long as its donors are just between two rounds; what it had from one that failed is kept. Raises
     StageLost when there will be none.
@@ -74,9 +75,10 @@ async def fetch_newest(
     while True:
         known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
         if known.get("restore"):
-            raise StageLost(f"nobody holds stage {stage} any more", take(known, "oldest", int))
+            text = f"nobody holds stage {stage} any more"
+            raise StageLost(text, take(known, "oldest", int), str(known.get("mark") or ""))
         wish = Wish(take(known, "round", int), take(known, "digest", str))
-        if wish.round <= newer_than:
+        if wish.digest == unless:
             return None
         donors = [Hop.parse(fields) for fields in take(known, "members", list)]
         givers = [Giver(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]

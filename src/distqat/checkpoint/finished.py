@@ -1,0 +1,29 @@
+"""A note in the checkpoint folder that a run came to its end: its states are read, not gone on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distqat.checkpoint.tensor_file import write_synced
+from distqat.errors import CheckpointError
+
+NOTE = "finished"
+
+
+def note_finished(folder: Path, generation: int) -> None:
+    """States up to this generation belong to finished runs. Raises CheckpointError: it cannot be noted."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f".{NOTE}"
+        write_synced(fresh, [f"{max(generation, finished_generation(folder))}\n".encode()])
+        fresh.replace(folder / NOTE)
+    except OSError as error:
+        raise CheckpointError(f"{folder / NOTE} could not be written: {error.strerror or error}") from error
+
+
+def finished_generation(folder: Path) -> int:
+    """The newest generation that is finished; -1 if none is."""
+    try:
+        return int((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return -1
