@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.failover.process_swarm import ROOT, until
+from tests.failover.process_swarm import ROOT, START_S, until
+from typing_extensions import Self
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
@@ -49,6 +50,13 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.power_cut()
 
     def end(self, code: int = 0) -> str:
         assert self._process is not None
@@ -87,56 +95,60 @@ class Run:
 
 @pytest.mark.parametrize("cuts", [(70,), (41, 190)], ids=("once", "twice"))
 def test_same_bits_as_uninterrupted(tmp_path: Path, cuts: tuple[int, ...]) -> None:
-    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
-    whole.start()
-    whole.end()
+    with Run(tmp_path / "whole") as whole, Run(tmp_path / "cut") as cut:
+        whole.start()
+        whole.end()
+        cut_and_resume(cut, cuts)
+        said = re.findall(r"the run goes on from checkpoint step (\S+)", cut.log("client"))
+        assert len(said) == len(cuts), cut.log("client")
+        print("resumed from", said)
+        assert whole.result() == cut.result()
+
+
+def cut_and_resume(cut: Run, cuts: tuple[int, ...]) -> None:
     cut.start()
     for at in cuts:
-        until(lambda at=at: any(s["step"] >= at for s in cut.steps()), f"step {at}")  # type: ignore[misc]
+        until(lambda at=at: any(s["step"] >= at for s in cut.steps()), f"step {at}", START_S)  # type: ignore[misc]
         cut.power_cut()
         cut.start("--resume")
     cut.end()
-    said = re.findall(r"the run goes on from checkpoint step (\S+)", cut.log("client"))
-    assert len(said) == len(cuts), cut.log("client")
-    print("resumed from", said)
-    assert whole.result() == cut.result()
 
 
 def test_with_replicas(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", "--world-size=2")
-    run.start()
-    until(lambda: "Round 4 of front committed" in run.log("client"), "round 4")
-    run.power_cut()
-    began = time.monotonic()
-    cut = time.time()
-    run.start("--resume")
-    until(lambda: any(s["time"] > cut for s in run.steps()), "a step after the cut")
-    print(f"first step {time.monotonic() - began:.1f} s after the restart")
-    run.end()
-    assert "the run goes on from the newest round of every stage" in run.log("client")
-    rounds = re.findall(r"stage (\w+) goes on from round (\d+)", run.log("client"))
-    assert {stage for stage, _ in rounds} == {"front", "back"}
-    assert all(int(number) >= 3 for _, number in rounds)
-    run.result()
+    with Run(tmp_path / "run", "--world-size=2") as run:
+        run.start()
+        until(lambda: "Round 4 of front committed" in run.log("client"), "round 4", START_S)
+        run.power_cut()
+        began = time.monotonic()
+        cut = time.time()
+        run.start("--resume")
+        until(lambda: any(s["time"] > cut for s in run.steps()), "a step after the cut", START_S)
+        print(f"first step {time.monotonic() - began:.1f} s after the restart")
+        run.end()
+        assert "the run goes on from the newest round of every stage" in run.log("client")
+        rounds = re.findall(r"stage (\w+) goes on from round (\d+)", run.log("client"))
+        assert {stage for stage, _ in rounds} == {"front", "back"}
+        assert all(int(number) >= 3 for _, number in rounds)
+        run.result()
 
 
 def test_what_may_change(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    run.start("--resume")
-    assert "there is nothing to resume" in run.end(2)
-    run.start()
-    until(lambda: "Round 2 of back committed" in run.log("client"), "round 2")
-    run.power_cut()
-    run.start("--resume", "--seed=7")
-    assert "seed (0, now 7)" in run.end(2)
-    changed = ("--diloco-batch-size-per-step=16", "--diloco-outer-optim-sgd-lr=0.5")
-    run.start("--resume", *changed)
-    run.end()
-    said = run.log("client")
-    assert "changed since the last start: diloco.batch_size_per_step: 32 -> 16" in said
-    assert "changed since the last start: diloco.outer_optim.sgd_lr: 0.7 -> 0.5" in said
-    run.result()
-    run.start("--resume", *changed)  # it is finished: judged again, nothing is trained
-    steps = len(run.steps())
-    run.end()
-    assert len(run.steps()) == steps
+    with Run(tmp_path / "run") as run:
+        run.start("--resume")
+        assert "there is nothing to resume" in run.end(2)
+        run.start()
+        until(lambda: "Round 2 of back committed" in run.log("client"), "round 2", START_S)
+        run.power_cut()
+        run.start("--resume", "--seed=7")
+        assert "seed (0, now 7)" in run.end(2)
+        changed = ("--diloco-batch-size-per-step=16", "--diloco-outer-optim-sgd-lr=0.5")
+        run.start("--resume", *changed)
+        run.end()
+        said = run.log("client")
+        assert "changed since the last start: diloco.batch_size_per_step: 32 -> 16" in said
+        assert "changed since the last start: diloco.outer_optim.sgd_lr: 0.7 -> 0.5" in said
+        run.result()
+        run.start("--resume", *changed)  # it is finished: judged again, nothing is trained
+        steps = len(run.steps())
+        run.end()
+        assert len(run.steps()) == steps
