@@ -25,7 +25,7 @@ from distqat.config import Config, ConfigParser, config_from_args, load_config
 from distqat.diloco.digest import state_digest
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process.title import title
-from distqat.launch import cli, local
+from distqat.launch import cli, drill, local
 
 PEERS = "/ip4/203.0.113.7/tcp/50000/p2p/QmTest,/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
 PLACEHOLDERS = {
@@ -37,6 +37,7 @@ PLACEHOLDERS = {
 }
 SCRIPTS = {
     "run_local.py": "distqat.launch.local",
+    "test_failover.py": "distqat.launch.drill",
     "start_servers.py": "distqat.launch.servers",
     "start_trainer_client.py": "distqat.launch.trainer_client",
 }
@@ -96,8 +97,8 @@ class Commands:
     def main(self, name: str, flags: Sequence[str]) -> Config:
         """The main of a module, up to where it would run."""
         module = importlib.import_module(name)
-        if module is local:
-            local.parse(flags)
+        if module in (local, drill):
+            module.parse(flags)
         else:
             for attribute, stub in (
                 ("Zygote", Nothing),

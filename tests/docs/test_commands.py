@@ -70,11 +70,13 @@ EXERCISES: dict[str, Exercise] = {
     ),
     'python -m distqat.distributed.server --device cpu --initial-peers "${INITIAL_PEERS}"': exercise.python,
     "python src/distqat/distributed/trainer.py --run-locally": exercise.python,
+    "python test_failover.py --public-ip ${PUBLIC_IP}": exercise.python,
+    "python test_failover.py --public-ip 127.0.0.1 --quick": exercise.python,
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble
-    "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas",
+    "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
     "--no-progress", "--num-servers", "--watch", "--run-locally", "--schema", "--json",
 }  # fmt: skip
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))

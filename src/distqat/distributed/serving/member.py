@@ -202,7 +202,7 @@ class RoundMember:
         self._on_round(
             {
                 "event": "round",
-                "round": round,
+                "round": self.shared.round if committed else round,  # later, if it had to catch up
                 "committed": committed is not None,
                 "digest": self.shared.digest if committed else None,
                 "steps": averaged if result is not None and committed == result.digest else 0,

@@ -1,0 +1,184 @@
+"""test_failover.py: a failover drill. Starts a swarm, kills servers of it, and judges what came of that."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqat.distributed.process import guarded, run_role, set_title
+from distqat.errors import ConfigError, DistqatError
+from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
+from distqat.launch.warm import Zygotes
+
+if TYPE_CHECKING:
+    from distqat.launch.drill_script import Drill
+    from distqat.launch.drill_timeline import Timeline
+    from distqat.launch.drill_verdict import Row
+
+CONFIG = "configs/mlp.yaml"
+PREFIX = "failover-drill"
+RUNTIME = "XDG_RUNTIME_DIR"
+RECOVERED = "every pipeline recovered"
+NOTHING_LEFT = "I5 nothing is left"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: every invariant held (also when interrupted); 1: one broke, or it failed; 2: refused."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    set_title("failover", words)
+    before = os.environ.get(RUNTIME)
+    with tempfile.TemporaryDirectory(
+        prefix="distqat-", ignore_cleanup_errors=True
+    ) as folder:  # sockets and locks of this swarm alone
+        os.environ[RUNTIME] = folder
+        try:
+            zygotes = Zygotes.start()
+            return guarded("test_failover", lambda: _main(words, zygotes))
+        except KeyboardInterrupt:  # before the event loop listens to signals: nothing was started yet
+            return 0
+        finally:
+            os.environ.pop(RUNTIME)
+            if before is not None:
+                os.environ[RUNTIME] = before
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Flags of the drill and of every field. Ends the process on bad usage, as parsers do."""
+    from distqat.config import ConfigParser, add_config_arguments
+
+    parser = ConfigParser(
+        "test_failover.py",
+        description="Start a swarm, kill servers, add one, kill two of different pipelines, and judge it.",
+    )
+    parser.add_argument("--quick", action="store_true", help="the same with short pauses: under a minute")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write timeline and verdict there")
+    add_config_arguments(parser)
+    parser.set_defaults(config_path=CONFIG)
+    args: argparse.Namespace = parser.parse_args(list(words))
+    args.config_overrides = with_defaults(args.config_path, args.config_overrides)
+    return args
+
+
+def with_defaults(config_path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a drill sets unless the user did: its own folder, free ports, a run without an end."""
+    prefix = str(given.get("experiment_prefix", PREFIX))
+    log_dir = str(given.get("log_dir") or f"logs/{prefix}")
+    defaults: dict[str, Any] = {
+        "experiment_prefix": prefix,
+        "log_dir": log_dir,
+        "monitor_port": 0,
+        "client_port": 0,
+        "server_base_port": 0,
+        "param_mirror.checkpoint_dir": f"{log_dir}/checkpoints",
+        "diloco.outer_steps": 1_000_000,
+        "wandb_project": None,
+    }
+    if config_path == CONFIG:
+        defaults |= {"diloco.inner_steps": 20}
+    return {**defaults, **given}
+
+
+def _main(words: Sequence[str], zygotes: Zygotes) -> int:
+    args = parse(words)
+    settings = read_settings(args)
+    config = settings.config
+    if config.world_size < 2:
+        raise ConfigError("world_size: a drill kills replicas, so it needs 2 or more of each stage")
+    if len(config.stages) < 2:
+        raise ConfigError("model_pipeline.pipeline: a drill breaks pipelines of 2 stages or more")
+    shutil.rmtree(settings.log_dir / "checkpoints", ignore_errors=True)  # of the last drill
+    zygotes.start_servers(config)
+
+    async def launcher(stop: asyncio.Event) -> int:
+        return await _drill(stop, args, settings, zygotes)
+
+    return run_role("test_failover", launcher, grace_s=2 * LAUNCHER_GRACE_S)
+
+
+async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settings, zygotes: Zygotes) -> int:
+    from distqat.launch.drill_script import QUICK, Drill, Pace
+    from distqat.launch.drill_swarm import DrillSwarm
+    from distqat.launch.drill_timeline import open_screen
+
+    screen = open_screen()
+    drill = Drill(DrillSwarm(settings, zygotes), QUICK if args.quick else Pace(), screen)
+    acts, asked = asyncio.ensure_future(drill.run()), asyncio.ensure_future(stop.wait())
+    failure: str | None = None
+    try:
+        await asyncio.wait({acts, asked}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted = not acts.done()
+        if interrupted:
+            drill.say("interrupted")
+            acts.cancel()
+        try:
+            await acts
+        except asyncio.CancelledError:
+            pass
+        except DistqatError as error:
+            failure = str(error)
+            drill.say(f"FAILED: {error}")
+    finally:
+        asked.cancel()
+        rows = await _end(drill, zygotes, failure)
+        screen.close()
+    return conclude(drill.timeline, rows, args.json, interrupted=interrupted)
+
+
+async def _end(drill: Drill, zygotes: Zygotes, failure: str | None) -> dict[str, Row]:
+    """End the swarm; every invariant with whether it held."""
+    from distqat.launch.drill_verdict import Evidence, judge
+
+    swarm = drill.swarm
+    try:
+        await swarm.stop()
+    finally:
+        await zygotes.close()
+    left = await swarm.left()
+    evidence = Evidence.read(swarm.settings.log_dir, swarm.gone)
+    rows = judge(evidence) if evidence.steps else {}  # none: it failed, or was stopped, before
+    died = [replica.name for replica in swarm.dead_of_themselves() if replica.role.returncode]
+    recovered = failure or (f"{', '.join(died)} ended without being killed" if died else "")
+    rows[RECOVERED] = (not recovered, recovered or "each kill was followed by an applied step")
+    rows[NOTHING_LEFT] = (not left, "; ".join(left) or "no process, no shared memory")
+    return rows
+
+
+def conclude(
+    timeline: Timeline, rows: dict[str, Row], path: Path | None, *, interrupted: bool = False
+) -> int:
+    """Print timeline and verdict, write them to `path`; the exit code."""
+    from rich.console import Console
+
+    from distqat.launch.drill_timeline import timeline_table, verdict_table
+
+    passed = all(good for good, _ in rows.values())
+    console = Console()
+    console.print(timeline_table(timeline))
+    console.print(verdict_table(rows))
+    note = " (interrupted: what happened until then)" if interrupted else ""
+    console.print(f"VERDICT: {'PASS' if passed else 'FAIL'}{note}", highlight=False, markup=False)
+    if path is not None:
+        invariants = [{"name": n, "held": good, "evidence": why} for n, (good, why) in rows.items()]
+        body = {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "verdict": "PASS" if passed else "FAIL",
+            "interrupted": interrupted,
+            "timeline": timeline.records(),
+            "invariants": invariants,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
