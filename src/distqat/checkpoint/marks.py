@@ -83,7 +83,7 @@ def newest_common(offers: Mapping[str, Sequence[MarkLike]], parts: Sequence[str]
             for offered in offers.values()
             if any(o.mark == mark for o in offered)
         ]
-        places.sort()  # of two cuts the later one is later in sorted order too, whichever stage lags
+        places.sort()  # a cut that is later at every stage stays the later one, and no stage comes first
         if len(places) == len(offers) and places > latest:
             newest, latest = mark, places
     return newest

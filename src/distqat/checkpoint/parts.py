@@ -46,12 +46,11 @@ def renewed(standing: Sequence[PrivatePart], own: Sequence[PrivatePart]) -> list
     """The parts after `own` have been added: of a replica the newest unmarked and the last marked ones."""
     replaced = {(part.expert, part.mark) for part in own}
     parts = [part for part in standing if (part.expert, part.mark) not in replaced] + list(own)
-    seen: Counter[tuple[str, bool]] = Counter()
+    marked: Counter[str] = Counter()
     stays = []
     for part in reversed(parts):
-        marked = part.mark is not None
-        seen[part.expert, marked] += 1
-        if seen[part.expert, marked] <= (MARKS_KEPT if marked else 1):
+        marked[part.expert] += part.mark is not None
+        if part.mark is None or marked[part.expert] <= MARKS_KEPT:
             stays.append(part)
     return stays[::-1]
 

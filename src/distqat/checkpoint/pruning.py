@@ -51,10 +51,8 @@ def prune(folder: Path, rounds: Sequence[RoundFolder], keep: int) -> list[Path]:
                 with locked(entry.path, wait_s=0):
                     set_aside(entry.path)
                 removed.append(entry.path)
-        except FileNotFoundError:  # another host process prunes too and was faster
-            continue
         except (OSError, CheckpointError) as error:
-            if entry.path.exists():
+            if entry.path.exists():  # else another process of this host prunes too, and was faster
                 logger.info("not pruned now: %s: %s", entry.path, error)
     with suppress(FileNotFoundError):
         remove_leftovers(folder)

@@ -39,6 +39,13 @@ def test_a_later_generation_is_newer_whatever_its_round() -> None:
     assert newest_common(stages, ["a", "b"]) == "b"
 
 
+def test_no_stage_comes_first() -> None:
+    """Marks of two pipelines, whose replicas commit on their own."""
+    front, back = offers("a 0 2 20", "b 0 1 10"), offers("a 0 1 10", "b 0 3 30")
+    assert newest_common({"front": front, "back": back}, ["a", "b"]) == "b"
+    assert newest_common({"back": back, "front": front}, ["a", "b"]) == "b"
+
+
 def test_of_a_tie_the_trainers_newest() -> None:
     assert newest_common({"front": offers("a 0 1 10", "b 0 1 10")}, ["b", "a"]) == "b"
 
