@@ -1,6 +1,6 @@
 """A whole swarm in one process, over TCP through a bad network: client, servers and trainers are real.
 
-Only what lies below is replaced: relays stand in the place of libp2p, a directory in memory in that of the DHT.
+Only what lies below is replaced: relays stand where libp2p would be, a directory in memory where the DHT is.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class Log:
 
 class Batches:
     """A data server's client without a data server."""
+
+    last_position = None
 
     def __init__(self, config: Config, seed: int) -> None:
         self._parts = itertools.cycle(batches(config, 8, seed=seed))

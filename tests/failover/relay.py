@@ -90,7 +90,7 @@ class Relay:
             await asyncio.gather(
                 _carry(self._forth, reader, far_writer), _carry(self._back, far_reader, writer)
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # this task is nobody's but ours: `close` cancels it
             writer.close()
         finally:
             self._running.discard(task)

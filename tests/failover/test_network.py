@@ -28,7 +28,7 @@ NETWORKS = {
     "delay 200 ms": {"delay_s": 0.2, "jitter_s": 0.02},
     "10 Mbit/s": {"bytes_per_s": 10 * MEGABIT},
 }
-IN_CI = ("loss 10 %", "delay 200 ms")
+IN_CI = ("loss 10 %",)
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,13 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> None:
     "network", [n if n in IN_CI else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
 )
 async def test_training_on_a_bad_network(tmp_path: Path, network: str) -> None:
-    config = mlp(inner_steps=10, outer_steps=100000, averaging_timeout=20.0)
+    config = mlp(inner_steps=4, outer_steps=100000, averaging_timeout=20.0)
     async with NetworkSwarm(config, tmp_path) as running:
         running.network.shape(**NETWORKS[network])
         began = time.monotonic()
         before = {stage: running.committed(stage) for stage in config.stages}
         await until(
-            lambda: all(running.committed(s) >= before[s] + 3 for s in config.stages), "three rounds", 80.0
+            lambda: all(running.committed(s) >= before[s] + 2 for s in config.stages), "two rounds", 80.0
         )
         steps = [step for trainer in (0, 1) for step in running.steps(trainer, began)]
         seconds = sorted(step["seconds"] for step in steps)

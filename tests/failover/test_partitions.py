@@ -25,7 +25,14 @@ def swarm(folder: Path) -> NetworkSwarm:
     return NetworkSwarm(mlp(inner_steps=10, outer_steps=100000, averaging_timeout=5.0), folder)
 
 
-@pytest.mark.parametrize("ways", ["both ways", "it hears nothing", "it is not heard"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        "both ways",
+        pytest.param("it hears nothing", marks=pytest.mark.slow),
+        pytest.param("it is not heard", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_server_is_cut_off(tmp_path: Path, ways: str) -> None:
     async with swarm(tmp_path) as running:
         name = running.at(VICTIM)
@@ -48,6 +55,7 @@ async def test_a_server_is_cut_off(tmp_path: Path, ways: str) -> None:
         running.check()
 
 
+@pytest.mark.slow
 async def test_a_slot_that_was_given_away_is_fenced(tmp_path: Path) -> None:
     """Who was away for long finds its slot taken, under a later epoch, and joins anew elsewhere."""
     async with swarm(tmp_path) as running:
@@ -102,7 +110,8 @@ async def test_a_member_that_cannot_learn_the_outcome(
     async with swarm(tmp_path) as running:
         name = running.at(VICTIM)
         tenancy = running.tenancy(name)
-        assert tenancy is not None and tenancy._member is not None
+        assert tenancy is not None
+        assert tenancy._member is not None
         vote, cut_at = tenancy._member._vote, []
 
         async def cut_off_and_vote(own: member._Published, digest: str | None) -> dict[str, object]:
