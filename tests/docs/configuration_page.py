@@ -41,7 +41,7 @@ MEANINGS = {
 }
 """Of keys that say nothing of themselves in the schema."""
 
-LATER = ("param_mirror.enable", "param_mirror.refresh_every")
+LATER = ("param_mirror.enable",)
 """Keys that load and that nothing reads yet."""
 
 HEAD = f"""\

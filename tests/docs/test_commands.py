@@ -30,6 +30,7 @@ EXERCISES: dict[str, Exercise] = {
     "python run_local.py --diloco-inner-steps 20 --device cpu --data-precision fp32": exercise.python,
     "python run_local.py --with-baseline": exercise.python,
     "python run_local.py --baseline": exercise.python,
+    "python run_local.py --resume": exercise.python,
     "python run_local.py --wandb-project distqat": exercise.python,
     "python run_local.py --config-path configs/mymodel.yaml": exercise.only_flags,
     f'{_SERVERS} --num-servers 1 --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': (
@@ -37,6 +38,7 @@ EXERCISES: dict[str, Exercise] = {
     ),
     _CLIENT: exercise.python,
     f"{_CLIENT} --disable-quant": exercise.python,
+    f"{_CLIENT} --fresh": exercise.python,
     f'{_SERVERS} --public-ip "${{PUBLIC_IP}}" --num-servers 2 --initial-peers "${{INITIAL_PEERS}}"': (
         exercise.python
     ),
@@ -77,7 +79,7 @@ EXERCISES: dict[str, Exercise] = {
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
-    "--no-progress", "--num-servers", "--watch", "--run-locally", "--schema", "--json",
+    "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",
 }  # fmt: skip
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 OTHERS_FLAGS = {"--env", "--secret", "--no-setup", "--logdir"}

@@ -97,7 +97,7 @@ class MirrorOptions(Options):
     enable: bool = True
     """Keep a mirror of the committed parameters."""
     refresh_every: PositiveFloat = 30.0
-    """Seconds between two copies."""
+    """Seconds between two checkpoint steps, and between two copies of the mirror."""
     upload_rate: PositiveFloat | None = 50.0
     """MB/s that one server, or the mirror, spends on those who fetch a state from it; null: no limit."""
     checkpoint_dir: str | None = None
