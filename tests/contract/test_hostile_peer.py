@@ -29,6 +29,7 @@ class Scene:
     folder: Path
     server: StreamTransport
     left: list[str] = field(default_factory=list)
+    silent: list[bool] = field(default_factory=list)
     somebody_left: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[Stream] = field(default_factory=list)
 
@@ -61,8 +62,9 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     async def answer(call: Call) -> Message:
         return Message({"peer": call.peer})
 
-    def gone(peer: str) -> None:
+    def gone(peer: str, silent: bool) -> None:
         made.left.append(peer)
+        made.silent.append(silent)
         made.somebody_left.set()
 
     await server.serve(answer, gone)
@@ -111,12 +113,14 @@ async def test_one_channel_takes_the_other_with_it_and_gone_is_said_once(scene: 
     assert await data[0].read() == b""
     assert await control[0].read() == b""
     assert scene.left == ["peer"]
+    assert scene.silent == [False], "who ends its streams is dead or has left"
 
 
 async def test_a_silent_link_is_dropped(scene: Scene) -> None:
     stream = await scene.open("peer", DATA, LINK)
     assert await asyncio.wait_for(stream[0].read(), 5) == b""
     assert scene.left == ["peer"]
+    assert scene.silent == [True], "it may come back"
 
 
 async def greeting(scene: Scene, count: int) -> None:

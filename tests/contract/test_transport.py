@@ -219,7 +219,8 @@ async def test_a_caller_that_left_is_gone_once_also_after_a_redial(pair: Pair) -
     left: list[str] = []
     changed = asyncio.Event()
 
-    def gone(peer: str) -> None:
+    def gone(peer: str, silent: bool) -> None:
+        assert not silent
         left.append(peer)
         changed.set()
 

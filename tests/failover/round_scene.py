@@ -76,8 +76,8 @@ class Convening:
         self.transport = MemoryTransport(network, CLIENT)
         self._gone: set[str] = set()
 
-    def gone(self, peer: str) -> None:
-        self.service.left(STAGE, peer)
+    def gone(self, peer: str, silent: bool = False) -> None:
+        self.service.left(STAGE, peer, for_good=not silent)
 
     async def answer(self, call: Call) -> Message:
         AT.set(call.peer)

@@ -113,7 +113,7 @@ class Client:
         if call.method == "members":
             return Message(await self._members(call.peer, fields))
         if call.method == "leave":
-            self._gone(call.peer)
+            self._gone(call.peer, for_good=True)
             return Message()
         if call.method == "status":
             return Message(self._status())
@@ -190,15 +190,15 @@ class Client:
         members = [hop.fields() for hop in self._rounds.members(stage).values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
 
-    def _died(self, peer: str) -> None:
+    def _died(self, peer: str, silent: bool) -> None:
         """A link ended without a word of leaving before."""
         holder = self._slots.of_peer(peer)
         if holder is not None:
             fields = {"uid": holder.grant.uid, "peer": peer, "epoch": holder.grant.epoch}
             self._sink.write({"event": "fault", "kind": "server_died", **fields})
-            self._gone(peer)
+            self._gone(peer, for_good=not silent)
 
-    def _gone(self, peer: str) -> None:
+    def _gone(self, peer: str, *, for_good: bool = False) -> None:
         holder = self._slots.free(peer)
         if holder is None:
             return
@@ -208,7 +208,7 @@ class Client:
             self._empty.set()
         self._found.discard(uid)
         self._start.resumption.withdraw(uid)
-        self._rounds.left(ExpertId.parse(uid).stage, uid)
+        self._rounds.left(ExpertId.parse(uid).stage, uid, for_good=for_good)
 
     # what it does by itself
 

@@ -95,9 +95,9 @@ class Server:
             raise StageUnavailable("this server holds no slot at the moment")
         return await self._tenancy.answer(call)
 
-    def _gone(self, peer: str) -> None:
+    def _gone(self, peer: str, silent: bool) -> None:
         if self._tenancy is not None:
-            self._tenancy.steps.gone(peer)
+            self._tenancy.steps.gone(peer, silent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -109,10 +109,11 @@ class InboundLinks:
     """The accepting side: the channels of one link live and end together, at most one per purpose.
 
     A link belongs to the peer that opened it: a link id that another peer names is another link. `gone` hears
-    of a peer once its last link has ended, unless this side ended it.
+    of a peer once its last link has ended, unless this side ended it, and whether it had become silent: who
+    ended its streams is dead or has left, who is silent may come back.
     """
 
-    def __init__(self, heartbeat: Heartbeat, gone: Callable[[str], None]) -> None:
+    def __init__(self, heartbeat: Heartbeat, gone: Callable[[str, bool], None]) -> None:
         self._heartbeat = heartbeat
         self._gone = gone
         self._links: dict[tuple[str, bytes], dict[int, Channel]] = {}
@@ -152,14 +153,14 @@ class InboundLinks:
         for channel in channels:
             channel.close()
 
-    def _end(self, key: tuple[str, bytes], reason: str) -> None:
+    def _end(self, key: tuple[str, bytes], reason: str, *, silent: bool = False) -> None:
         channels = self._links.pop(key, None)
         if channels is None:
             return
         for channel in channels.values():
             channel.abort(reason)
         if all(peer != key[0] for peer, _ in self._links):
-            self._gone(key[0])
+            self._gone(key[0], silent)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -168,9 +169,9 @@ class InboundLinks:
             for key, channels in list(self._links.items()):
                 silence = loop.time() - max(channel.last_heard for channel in channels.values())
                 if silence > self._heartbeat.silence_s:
-                    self._end(key, f"no sign of life for {silence:.1f} s")
+                    self._end(key, f"no sign of life for {silence:.1f} s", silent=True)
                 elif any(channel.overdue() for channel in channels.values()):
-                    self._end(key, TOO_SLOW)
+                    self._end(key, TOO_SLOW, silent=True)
 
 
 def gone(peer: str, reason: str) -> PeerGone:

@@ -78,7 +78,7 @@ class MemoryTransport:
         if self._inbound[peer] <= 0:
             del self._inbound[peer]
             if self._gone is not None and self.dead is None:
-                self._gone(peer)
+                self._gone(peer, False)
 
     async def take(self, call: Call) -> Message:
         """Answer a call of another peer; every error becomes one that a peer may see."""

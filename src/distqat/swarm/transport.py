@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 OPEN_TIMEOUT = 10.0
 GOODBYE_TIMEOUT = 1.0
 MAX_GREETING = 256  # streams in the middle of their hello
-Gone = Callable[[str], None]
-"""Told the name of a peer whose links to us have all ended, by goodbye or by death."""
+Gone = Callable[[str, bool], None]
+"""Told the name of a peer whose links to us have all ended; True if it was silent, else it left or died."""
 OnStream = Callable[[str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -168,9 +168,9 @@ class StreamTransport:
         if leaving:
             await asyncio.wait(leaving, timeout=GOODBYE_TIMEOUT)
 
-    def _peer_gone(self, peer: str) -> None:
+    def _peer_gone(self, peer: str, silent: bool) -> None:
         if self._gone is not None and not self._closed:
-            self._gone(peer)
+            self._gone(peer, silent)
 
     async def _dial(self, to: Address) -> Link:
         data = Hello(self.peer, hello.DATA)

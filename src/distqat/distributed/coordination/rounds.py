@@ -21,6 +21,7 @@ from distqat.failpoints import failpoint
 logger = logging.getLogger(__name__)
 
 LOST_S = 8.0  # how long those who held a stage have to come back, before it is restored from disk
+DEAD_S = 1.5  # the same, where the last of them left or ended its streams: a dead process does not come back
 
 
 @dataclass
@@ -31,7 +32,8 @@ class _Stage:
     members: dict[str, Hop] = field(default_factory=dict)
     waiting: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     has_member: asyncio.Event = field(default_factory=asyncio.Event)
-    lost_at: float = field(default_factory=time.monotonic)  # since when nobody holds its committed state
+    lost_at: float = field(default_factory=lambda: time.monotonic())  # since when nobody holds its state
+    patience_s: float = LOST_S  # after a start of the client they may well be there
     restorer: str | None = None  # who was asked to bring it back
     generation: int | None = None  # of the start of the client that appointed the restorer
 
@@ -83,7 +85,7 @@ class RoundService:
                 return False
             gone_for = time.monotonic() - own.lost_at
             known = own.convener is not None or own.generation is not None
-            if known and gone_for > LOST_S and own.restorer in (None, uid):
+            if known and gone_for > own.patience_s and own.restorer in (None, uid):
                 own.restorer = uid
                 return False
             with contextlib.suppress(asyncio.TimeoutError):
@@ -136,8 +138,8 @@ class RoundService:
         self._act(stage, own.convener.joined(hop.uid, time.monotonic()))
         return {"round": round, "outer_steps": self._options.outer_steps, "members": len(own.members)}
 
-    def left(self, stage: str, uid: str) -> None:
-        """A server is gone, drained or moved."""
+    def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
+        """A server is gone, drained or moved; `for_good` if it left or died, and was not just silent."""
         own = self._stages[stage]
         was_last = list(own.members) == [uid]
         own.members.pop(uid, None)
@@ -146,6 +148,7 @@ class RoundService:
         if was_last:
             own.has_member.clear()
             own.lost_at = time.monotonic()
+            own.patience_s = DEAD_S if for_good else LOST_S
         waiting = own.waiting.pop(uid, None)
         if waiting is not None and not waiting.done():
             waiting.set_result({"behind": True})

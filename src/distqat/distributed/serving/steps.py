@@ -228,8 +228,8 @@ class Steps:
 
     # what the server does with the window
 
-    def gone(self, trainer: str) -> None:
-        """A trainer's link is lost."""
+    def gone(self, trainer: str, silent: bool = False) -> None:
+        """A trainer's link is lost; it makes no difference here how."""
         self._act(self._windows.gone(trainer, time.monotonic()))
 
     async def pause(self) -> None:
