@@ -271,9 +271,10 @@ class ProcessSwarm:
         assert ledger.balanced, "\n".join(map(str, ledger.problems))
 
     def log_entries(self, *kinds: str) -> list[dict[str, Any]]:
-        """Entries of the commit log, in order; a last line may be half written."""
-        whole, _, _ = (self.logs / "commit_log.jsonl").read_text().rpartition("\n")
-        entries = [json.loads(line) for line in whole.splitlines()]
+        """Entries of the commit log, and of one that was moved away; a last line may be half written."""
+        logs = sorted(self.logs.glob("commit_log*.jsonl"), key=lambda path: path.stat().st_ctime)
+        whole = "".join(path.read_text().rpartition("\n")[0] + "\n" for path in logs)
+        entries = [json.loads(line) for line in whole.splitlines() if line]
         return [entry for entry in entries if entry["kind"] in kinds]
 
     # the end

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.failover.process_swarm import ROOT, START_S, until
+from tests.failover.process_swarm import ROOT, STAGES, START_S, ProcessSwarm, until
 from typing_extensions import Self
 
 pytestmark = [
@@ -152,3 +152,21 @@ def test_what_may_change(tmp_path: Path) -> None:
         steps = len(run.steps())
         run.end()
         assert len(run.steps()) == steps
+
+
+def test_a_client_whose_disk_is_gone(tmp_path: Path) -> None:
+    """It finds no log; servers prove the round that they hold, and it goes on in a new generation."""
+    with ProcessSwarm(tmp_path) as swarm:
+        before = {stage: swarm.committed(stage) for stage in STAGES}
+        servers = set(swarm.pids("server"))
+        log = swarm.logs / "commit_log.jsonl"
+        log.rename(log.with_name("commit_log.lost.jsonl"))
+        cut = swarm.kill(swarm.pid("client"))
+        said = swarm.logs / "client.log"
+        until(lambda: "the run goes on from the newest round of every stage" in said.read_text(), "a decision")
+        until(lambda: swarm.steps(cut), "a step after the cut", START_S)
+        print(f"first step {swarm.steps(cut)[0]['time'] - cut:.1f} s after the death of the client")
+        swarm.goes_on()
+        assert set(swarm.pids("server")) == servers  # nobody was started again
+        rounds = dict(re.findall(r"stage (\w+) goes on from round (\d+)", said.read_text()))
+        assert all(int(rounds[stage]) >= before[stage] for stage in STAGES), (rounds, before)
