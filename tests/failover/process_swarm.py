@@ -126,6 +126,10 @@ class ProcessSwarm:
         flags = (f"--num-servers={count}", "--server-base-port=0", f"--initial-peers={peers or self.peers}")
         return self.launch("start_servers.py", *flags)
 
+    def expect(self, number: int, code: int) -> None:
+        """A launcher shall end otherwise than it was to."""
+        self._codes[number] = code
+
     def launcher(self, number: int) -> subprocess.Popen[bytes]:
         return self._launchers[number]
 
