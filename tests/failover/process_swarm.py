@@ -25,7 +25,7 @@ from distqat.metrics.reading import read_records
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 STAGES = ("front", "back")
-START_S, RECOVERY_S = 60.0, 40.0  # bounds for a machine that is shared; what it took is printed
+START_S, RECOVERY_S = 120.0, 60.0  # bounds for a machine that is shared; what it took is printed
 
 
 def until(condition: Callable[[], T | None], what: str, timeout_s: float = RECOVERY_S) -> T:

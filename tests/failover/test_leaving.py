@@ -1,4 +1,4 @@
-"""Row 15 of the fault table: every role and launcher leaves in order when asked once, at once when asked twice."""
+"""Row 15 of the fault table: roles and launchers leave in order when asked once, at once when asked twice."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Error(Exception):
 errors = SimpleNamespace(Error=Error)
 
 
-def Settings(**given: Any) -> dict[str, Any]:  # noqa: N802  the library's name
+def Settings(**given: Any) -> dict[str, Any]:
     return given
 
 
