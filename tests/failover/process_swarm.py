@@ -64,18 +64,37 @@ class ProcessSwarm:
         self._shared_memory = set(Path("/dev/shm").iterdir())
         self._orders.mkdir(exist_ok=True)
         try:
-            self.launch("start_trainer_client.py", "--monitor-port=0", "--client-port=0")
-            found = until(
-                lambda: re.search(r"Initial peers: (\S+)\n", self.said(0)), "initial peers", START_S
-            )
-            self.peers = found[1]
-            self.add_servers(self._servers)
+            self._launch_all()
             until(lambda: len(self.pids("trainer")) == self._servers // 2, "trainers", START_S)
             until(lambda: all(self.committed(stage) >= 2 for stage in STAGES), "two rounds", START_S)
         except BaseException:
             self._end()
             raise
         return self
+
+    def _launch_all(self) -> None:
+        number = self.launch("start_trainer_client.py", "--monitor-port=0", "--client-port=0")
+        told = until(
+            lambda: re.search(r"Initial peers: (\S+)\n", self.said(number)), "initial peers", START_S
+        )
+        self.peers = told[1]
+        self.add_servers(self._servers)
+
+    def power_cut(self) -> None:
+        """SIGKILL to everything; nobody sees the others die."""
+        family = self.processes()
+        for process in family:
+            process.suspend()
+        for process in family:
+            process.kill()
+        for number, launcher in enumerate(self._launchers):
+            if launcher.wait(timeout=20) == -signal.SIGKILL:
+                self._codes[number] = -signal.SIGKILL
+        assert not [process for process in family if _lives(process)]
+
+    def start_again(self) -> None:
+        """The same commands in the same folders, after a power cut."""
+        self._launch_all()
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.processes()

@@ -46,8 +46,8 @@ def dies(swarm: ProcessSwarm, pid: int, point: str, hit: int) -> float:
 def said_once(swarm: ProcessSwarm, pid: int) -> None:
     """I6: one sentence of the launcher for the user."""
     sentence = rf"\(PID {pid}\) ended with SIGKILL: starting again"
-    until(lambda: re.search(sentence, swarm.said(1)), "the launcher says it")
-    assert len(re.findall(sentence, swarm.said(1))) == 1
+    until(lambda: re.search(sentence, swarm.all_said()), "the launcher says it")
+    assert len(re.findall(sentence, swarm.all_said())) == 1
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_a_server_dies(swarm: ProcessSwarm, fault_seed: int) -> None:
     affected = swarm.steps(through=uid)[-1]["pipeline"]
     killed = swarm.kill(pid)
     print(f"kill -> next applied step of its pipeline: {swarm.next_step(killed, affected):.3f} s")
-    until(lambda: f"(PID {pid}) ended with SIGKILL: starting again" in swarm.said(1), "the launcher saw it")
+    until(
+        lambda: f"(PID {pid}) ended with SIGKILL: starting again" in swarm.all_said(), "the launcher saw it"
+    )
     until(lambda: died(swarm, uid, killed), "so did the client")
     # From a replica; or from disk, where the dead one alone had taken part in the last round.
     took = re.compile(rf"{re.escape(uid)} (took|restored) round ")
@@ -100,7 +102,7 @@ def test_the_daemon_of_a_role_dies(swarm: ProcessSwarm, role: str, fault_seed: i
     assert len(daemons) == 1
     killed = swarm.kill(daemons[0])
     says = re.compile(rf"\(PID {pid}\) ended with code [1-9]\d*: starting again")
-    place = {"server": lambda: swarm.said(1), "trainer": lambda: log_of(swarm, "client.log")}
+    place = {"server": lambda: swarm.all_said(), "trainer": lambda: log_of(swarm, "client.log")}
     until(lambda: says.search(place.get(role, lambda: swarm.said(0))()), "it ends and is started again")
     print(f"started again {time.time() - killed:.2f} s after its daemon died")
     heals(swarm, killed)
