@@ -17,7 +17,14 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SEED = int(os.environ.get("DISTQAT_TEST_SEED", "20240607"))
-UNIT = Path(__file__).parent / "unit"
+HERE = Path(__file__).parent
+UNIT = HERE / "unit"
+OF_THE_FAULT_TABLE = (  # docs/faults.md says which row is where
+    HERE / "failover",
+    HERE / "contract/test_hostile_peer.py",
+    HERE / "integration/test_checkpoint_kill.py",
+    HERE / "integration/test_ports.py",
+)
 
 # Examples are derived from the test itself, so that a failure comes back in the next run.
 settings.register_profile("distqat", derandomize=True, deadline=None, print_blob=True)
@@ -38,8 +45,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests open no sockets, Unix ones excepted; `@pytest.mark.enable_socket` says where one must."""
+    """Unit tests open no sockets, Unix ones excepted; `@pytest.mark.enable_socket` says where one must.
+
+    What belongs to the fault table gets its marker.
+    """
     for item in items:
+        if any(place in (item.path, *item.path.parents) for place in OF_THE_FAULT_TABLE):
+            item.add_marker("faults")
         if UNIT in item.path.parents and item.get_closest_marker("enable_socket") is None:
             item.add_marker("disable_socket")
 

@@ -90,7 +90,7 @@ class ProcessSwarm:
         for number, launcher in enumerate(self._launchers):
             if launcher.wait(timeout=20) == -signal.SIGKILL:
                 self._codes[number] = -signal.SIGKILL
-        assert not [process for process in family if _lives(process)]
+        until(lambda: not [process for process in family if _lives(process)], "all are dead", 10.0)
 
     def start_again(self) -> None:
         """The same commands in the same folders, after a power cut."""
@@ -273,13 +273,13 @@ class ProcessSwarm:
 
     def check_digests(self) -> None:
         """I1: after every round the members hold the digest that the log has."""
+        held: dict[tuple[str, int], set[str]] = defaultdict(set)
+        for record in self.records("server_*.jsonl", "round"):  # first: what they hold was logged before
+            if record["committed"]:
+                held[record["uid"].partition(".")[0], record["round"]].add(record["digest"])
         logged: dict[tuple[str, int], set[str]] = defaultdict(set)  # more than one: another generation
         for entry in self.log_entries("round", "restart"):
             logged[entry["stage"], entry["round"]].add(entry["digest"])
-        held: dict[tuple[str, int], set[str]] = defaultdict(set)
-        for record in self.records("server_*.jsonl", "round"):
-            if record["committed"]:
-                held[record["uid"].partition(".")[0], record["round"]].add(record["digest"])
         assert held
         for key, digests in held.items():
             assert digests <= logged[key], key

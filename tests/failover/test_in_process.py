@@ -31,7 +31,7 @@ from distqat.swarm.memory import MemoryNetwork, MemoryTransport
 from distqat.swarm.memory_directory import MemoryDirectory
 from distqat.swarm.memory_directory import MemorySwarm as Records
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.faults]
+pytestmark = pytest.mark.timeout(60)
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
 
 

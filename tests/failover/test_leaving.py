@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.failover.invariants import heals
 from tests.failover.process_swarm import ProcessSwarm, until
 
 from distqat.checkpoint import CheckpointStore
@@ -17,7 +18,6 @@ from distqat.checkpoint import CheckpointStore
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
     pytest.mark.timeout(300),
-    pytest.mark.faults,
 ]
 IN_ORDER_S, AT_ONCE_S = 10.0, 2.0
 
@@ -90,6 +90,7 @@ def test_the_second_sigterm_ends_a_role_at_once(tmp_path: Path) -> None:
         until(
             lambda: f"(PID {pid}) ended with code 130: starting again" in swarm.said(1), "that was no leave"
         )
+        heals(swarm, time.time())
 
 
 def logs(swarm: ProcessSwarm) -> str:

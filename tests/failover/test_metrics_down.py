@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.failover.process_swarm import ROOT
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.faults]
+pytestmark = pytest.mark.timeout(240)
 FAKE = ROOT / "tests/failover/fake_wandb"
 ROUNDS = 4
 

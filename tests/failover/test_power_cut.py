@@ -15,7 +15,6 @@ from distqat.checkpoint import CheckpointStore
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
     pytest.mark.timeout(400),
-    pytest.mark.faults,
     pytest.mark.slow,
 ]
 

@@ -15,7 +15,6 @@ from tests.failover.process_swarm import ROOT, ProcessSwarm, until
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
     pytest.mark.timeout(240),
-    pytest.mark.faults,
 ]
 OTHER_VERSION = str(ROOT / "tests/failover/other_version.py")
 

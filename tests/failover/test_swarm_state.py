@@ -25,7 +25,6 @@ from distqat.checkpoint.rounds import RoundFolder
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="mounts, memory groups and /proc"),
     pytest.mark.timeout(300),
-    pytest.mark.faults,
 ]
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1
 
