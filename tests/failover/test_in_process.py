@@ -23,7 +23,7 @@ from distqat.checkpoint import CheckpointStore, tensor_file
 from distqat.config import Config
 from distqat.distributed.client import Client
 from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.serving.keeper import Keeper
+from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.shared import initial
 from distqat.distributed.serving.tenancy import Slot, ask_for_slot
 from distqat.metrics import Nothing
@@ -179,7 +179,7 @@ async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(
         for round in range(1, 8):
             full[0] = 2 <= round <= 5
             with caplog.at_level(logging.WARNING):
-                keeper.keep(replace(shared, round=round), {}, step=round)
+                keeper.keep(Moment(replace(shared, round=round), {}, round))
                 await keeper.flush()
     warnings = [r.getMessage() for r in caplog.records if "is not on disk" in r.getMessage()]
     assert len(warnings) == 1

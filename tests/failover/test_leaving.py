@@ -17,7 +17,7 @@ from distqat.checkpoint import CheckpointStore
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(400),
 ]
 IN_ORDER_S, AT_ONCE_S = 10.0, 2.0
 

@@ -13,7 +13,7 @@ from tests.failover.process_swarm import ROOT, ProcessSwarm, until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(400),
 ]
 SKEWED = str(ROOT / "tests/failover/skewed.py")
 

@@ -14,7 +14,7 @@ from tests.failover.process_swarm import ROOT, ProcessSwarm, until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles in /proc"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
 ]
 OTHER_VERSION = str(ROOT / "tests/failover/other_version.py")
 

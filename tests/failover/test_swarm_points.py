@@ -15,7 +15,7 @@ from distqat.checkpoint import CheckpointStore
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles and their daemons in /proc"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
 ]
 slow = pytest.mark.slow
 ABORTED, LOST = "run again", "lost"

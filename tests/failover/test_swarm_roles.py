@@ -16,7 +16,7 @@ from tests.failover.process_swarm import STAGES, ProcessSwarm, until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles and their daemons in /proc"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(400),
 ]
 
 

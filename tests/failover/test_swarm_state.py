@@ -24,7 +24,7 @@ from distqat.checkpoint.rounds import RoundFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="mounts, memory groups and /proc"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(400),
 ]
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1
 
