@@ -163,7 +163,9 @@ def test_a_client_whose_disk_is_gone(tmp_path: Path) -> None:
         log.rename(log.with_name("commit_log.lost.jsonl"))
         cut = swarm.kill(swarm.pid("client"))
         said = swarm.logs / "client.log"
-        until(lambda: "the run goes on from the newest round of every stage" in said.read_text(), "a decision")
+        until(
+            lambda: "the run goes on from the newest round of every stage" in said.read_text(), "a decision"
+        )
         decided = time.time()
         until(lambda: swarm.steps(decided), "a step after the decision", START_S)
         print(f"first step {swarm.steps(decided)[0]['time'] - cut:.1f} s after the death of the client")

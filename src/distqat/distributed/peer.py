@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,21 @@ def sweep_dead_sockets(folder: Path, bound: Path = Path("/proc/net/unix")) -> No
     except OSError:
         return
     for path in there:
-        if str(path) not in in_use:
+        if str(path) not in in_use and _is_dead(path):
             path.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path) -> bool:
+    """Sockets of other network namespaces are not listed, but they answer."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # full, or gone already
+            return False
+    return False
 
 
 async def first_of(stop: asyncio.Event, *work: asyncio.Future[Any]) -> asyncio.Future[Any] | None:

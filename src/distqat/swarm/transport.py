@@ -169,6 +169,8 @@ class StreamTransport:
             await asyncio.wait(leaving, timeout=GOODBYE_TIMEOUT)
 
     def _peer_gone(self, peer: str, silent: bool) -> None:
+        if silent:
+            self._hang_up(peer)
         if self._gone is not None and not self._closed:
             self._gone(peer, silent)
 
@@ -198,11 +200,20 @@ class StreamTransport:
     def _forget(self, peer: str, link: Link) -> None:
         if self._links.get(peer) is link:
             del self._links[peer]
-        if link.silent and not self._closed and self._inbound.silence(peer) > self._heartbeat.doubt_s:
-            for streams in self._streams:
-                ending = asyncio.ensure_future(streams.hang_up(peer))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+        if link.silent:
+            self._hang_up(peer)
+
+    def _hang_up(self, peer: str) -> None:
+        """If no link to or from this silent peer lives: what it was connected by may never carry again."""
+        link = self._links.get(peer)
+        if self._closed or (link is not None and link.alive):
+            return
+        if self._inbound.silence(peer) <= self._heartbeat.doubt_s:
+            return
+        for streams in self._streams:
+            ending = asyncio.ensure_future(streams.hang_up(peer))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def _open(self, to: Address, greeting: Hello) -> Channel:
         streams = next((each for each in self._streams if each.reaches(to)), None)

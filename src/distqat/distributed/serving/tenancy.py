@@ -522,4 +522,4 @@ class Tenancy:
             if answer.get("move"):
                 logger.info("asked to leave %s for a stage without a replica", self._uid)
                 return "moved"
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(BEAT_S / 10 if self._lease.over else BEAT_S)
