@@ -41,9 +41,6 @@ MEANINGS = {
 }
 """Of keys that say nothing of themselves in the schema."""
 
-LATER = ("param_mirror.enable",)
-"""Keys that load and that nothing reads yet."""
-
 HEAD = f"""\
 # Configuration
 
@@ -129,8 +126,7 @@ def default_of(path: str, name: str, raw: Schema, section: Schema) -> str:
 
 def meaning_of(path: str, raw: Schema) -> str:
     text = " ".join(str(raw.get("description") or MEANINGS.get(path, "")).split())
-    text = text if not text or text[-1] in ".)" else f"{text}."
-    return f"{text} Nothing reads it yet." if path in LATER else text
+    return text if not text or text[-1] in ".)" else f"{text}."
 
 
 def page() -> str:

@@ -13,7 +13,6 @@ from tests.docs.pages import ROOT, Block, blocks, pages
 from distqat.config import Config, agreement, load_config
 from distqat.config.fields import config_fields
 from distqat.config.load import shipped_configs
-from distqat.config.schema import MirrorOptions
 
 DISTRIBUTED = "\n".join(
     path.read_text(encoding="utf-8") for path in sorted((ROOT / "src/distqat/distributed").rglob("*.py"))
@@ -43,14 +42,6 @@ def test_every_key_has_a_meaning() -> None:
     assert not re.findall(r"^\| `[^|]*\|[^|]*\|[^|]*\| +\|$", text, re.MULTILINE)
     for field in config_fields():
         assert f"| `{field.path.rpartition('.')[2]}` |" in text
-
-
-@pytest.mark.parametrize("key", configuration_page.LATER)
-def test_keys_that_nothing_reads_are_those_marked(key: str) -> None:
-    name = key.rpartition(".")[2]
-    assert name in MirrorOptions.model_fields
-    users = [path for path in (ROOT / "src").rglob("*.py") if f"param_mirror.{name}" in path.read_text()]
-    assert not users, f"{key} is read now: take it out of LATER"
 
 
 def test_keys_that_must_agree_are_those_of_the_agreement() -> None:

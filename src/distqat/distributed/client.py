@@ -17,6 +17,7 @@ from distqat.checkpoint.finished import note_finished
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.finish import Run, build_all, collect_states, conclude
+from distqat.distributed.coordination.mirror import Mirror
 from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots, check_agreement
@@ -37,6 +38,7 @@ from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
 from distqat.swarm.frame import Message
+from distqat.swarm.link import Address
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import SwarmSnapshot
 
@@ -58,6 +60,7 @@ class Client:
         self._log = CommitLog(path, config.experiment_prefix, resume=explicit)
         self._slots = Slots(self._log, stages, config.max_expert_index)
         self._rounds = RoundService(list(stages), config.diloco, self._log, self._record)
+        self._mirror = Mirror(config, self._log, self._rounds, peer.transport)
         self._watch = DirectoryWatch(peer.directory, stages)
         self._trainers = Trainers(config, argv, zygote, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
@@ -80,6 +83,7 @@ class Client:
             ),
             asyncio.ensure_future(self._watch.run()),
             asyncio.ensure_future(self._look_at_pipelines()),
+            asyncio.ensure_future(self._mirror.run()),
         ]
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
@@ -96,6 +100,7 @@ class Client:
             for task in (*background, daemon, rounds, failed):
                 task.cancel()
             await self._trainers.stop()
+            self._mirror.close()
             self._rounds.close()
             self._log.close()
 
@@ -117,6 +122,8 @@ class Client:
             return Message()
         if call.method == "status":
             return Message(self._status())
+        if call.method in ("snapshot", "chunk"):
+            return await self._mirror.answer(call)
         return Message(await self._round_call(call.method, call.peer, fields))
 
     async def _round_call(self, method: str, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -179,16 +186,24 @@ class Client:
             decision = await self._decided()
             appointed = decision is not None and self._rounds.appointed(stage, uid)
             if not await self._rounds.wait_for_donor(stage, uid):
-                if decision is not None and appointed:
-                    state = decision.states[stage]
-                    oldest = state.generation if state else self._log.generation
-                    return {"restore": True, "oldest": oldest, "mark": decision.mark}
-                return {"restore": True, "oldest": self._log.first_generation}
+                return await self._restore(stage, decision if appointed else None)
         newest = self._rounds.round_of(stage)
         if newest is None:  # a server that holds one can say so with `wait`
             return {"members": [], "round": -1, "digest": ""}
         members = [hop.fields() for hop in self._rounds.members(stage).values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
+
+    async def _restore(self, stage: str, decision: Decision | None) -> dict[str, Any]:
+        """What a server is told that is to bring a stage back: from where, and what our mirror has."""
+        oldest, oldest_copy, mark = self._log.first_generation, self._log.first_generation, ""
+        if decision is not None:
+            state, mark = decision.states[stage], decision.mark
+            oldest = state.generation if state else self._log.generation
+            oldest_copy = state.generation if state else max(self._start.oldest, self._start.over + 1)
+        copy = None if mark else await self._mirror.newest(stage, oldest_copy)
+        own = Hop("mirror.0.0.0", Address(self._peer.identity.peer, self._peer.host, self._peer.maddrs))
+        mirror = None if copy is None else {**own.fields(), **copy}
+        return {"restore": True, "oldest": oldest, "mark": mark, "mirror": mirror}
 
     def _died(self, peer: str, silent: bool) -> None:
         """A link ended without a word of leaving before."""

@@ -33,6 +33,8 @@ class Start:
     explicit: bool
     continued: bool
     oldest: int
+    over: int = -1
+    """States of generations up to this one are of a run that came to its end."""
     appointed: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -49,7 +51,7 @@ class Start:
             expected=config.world_size * len(config.stages) if explicit else 1 << 30,
             waiting=not locally and (log.continued or bool(parts)),
         )
-        return cls(resumption, parts, explicit, log.continued, oldest)
+        return cls(resumption, parts, explicit, log.continued, oldest, over)
 
     async def holders_first(self) -> None:
         """Servers that kept their state over a restart of the client ask again for what they hold; first."""

@@ -90,6 +90,8 @@ class Donor:
         part = str(fields.get("part", SHARED))
         if part not in self._frozen:
             raise BadFrame(f"a snapshot has no part {part!r:.40}")
+        if part == MOMENTS and self._moments is None:
+            raise StageUnavailable("no inner moments are to be had here")
         frozen = self._find(part, round, digest)
         if frozen is None:
             held = await self._held(round)
@@ -145,8 +147,7 @@ class Donor:
         tensors, step = held.shared.tensors(), held.step
         digest: str | None = held.shared.digest
         if part == MOMENTS:
-            if self._moments is None:
-                raise StageUnavailable("no inner moments are to be had here")
+            assert self._moments is not None
             own = await self._moments()
             tensors, step, digest = own.tensors, own.step, None
 

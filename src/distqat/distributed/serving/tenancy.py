@@ -32,7 +32,9 @@ from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.steps import Steps
 from distqat.distributed.serving.transfer import (
+    Fetched,
     StageLost,
+    fetch_mirrored,
     fetch_newest,
     inner_state,
     load_inner_state,
@@ -265,10 +267,16 @@ class Tenancy:
     async def _restore(self, lost: StageLost) -> Shared:
         """Bring a lost stage back: the state that was decided on, else the newest valid one, else anew."""
         shard = await asyncio.to_thread(self._from_disk, lost)
-        if shard is None:
-            logger.warning(
-                "%s: no checkpoint of stage %s is here; it starts anew", self._uid, self._replica.stage
-            )
+        stage, here = self._replica.stage, (-1, -1)
+        if shard is not None:
+            here = shard.manifest.generation, shard.manifest.round
+        copy = await fetch_mirrored(self._peer.transport, stage, lost.mirror, here)
+        if copy is not None:
+            await self._load(copy)
+            shared = copy.shared
+            logger.info("%s restored round %d from the client's mirror", self._uid, shared.round)
+        elif shard is None:
+            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self._uid, stage)
             shared = await self._initial()
         else:
             shared = Shared.from_tensors(shard.manifest.round, shard.shared, {})
@@ -325,13 +333,7 @@ class Tenancy:
         except StageLost as lost:
             return await self._restore(lost)
         assert got is not None
-
-        def load() -> None:
-            as_local(got.shared).load(self._replica.module)
-            load_inner_state(self._replica, got.inner)
-            self._replica.step = got.step
-
-        await self._compute.submit(Priority.CONTROL, "round", load)
+        await self._load(got)
         size = sum(t.nbytes for t in got.shared.tensors().values())
         logger.info(
             "%s took round %d, %.1f MB, in %.2f s from %s",
@@ -342,6 +344,14 @@ class Tenancy:
             ", ".join(got.givers),
         )
         return got.shared
+
+    async def _load(self, got: Fetched) -> None:
+        def load() -> None:
+            as_local(got.shared).load(self._replica.module)
+            load_inner_state(self._replica, got.inner)
+            self._replica.step = got.step
+
+        await self._compute.submit(Priority.CONTROL, "round", load)
 
     def _marked(self, mark: str) -> None:
         """A checkpoint step was committed: its state is copied before anything else runs on the replica."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 DONOR_TIMEOUT = 3600.0  # how long a stage may be without a donor before the question is put again
 RETRY_S = 0.2
+MIRROR_ATTEMPTS, MIRROR_RETRY_S = 5, 1.0  # there is no other source that is as new
 MOST = 1e6  # an inner moment beyond this is no honest one
 
 
@@ -40,9 +42,12 @@ class StageLost(SwarmError):
 
     code = "lost"
 
-    def __init__(self, text: str, oldest: int = 0, mark: str = "") -> None:
+    def __init__(
+        self, text: str, oldest: int = 0, mark: str = "", mirror: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(text)
         self.oldest = oldest  # checkpoints of older generations belong to other runs
+        self.mirror = mirror  # what the client has a copy of, and where: see `fetch_mirrored`
         self.mark = mark  # the checkpoint step to go on from, where one was agreed on
 
 
@@ -76,7 +81,8 @@ async def fetch_newest(
         known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
         if known.get("restore"):
             text = f"nobody holds stage {stage} any more"
-            raise StageLost(text, take(known, "oldest", int), str(known.get("mark") or ""))
+            oldest, mark = take(known, "oldest", int), str(known.get("mark") or "")
+            raise StageLost(text, oldest, mark, known.get("mirror"))
         wish = Wish(take(known, "round", int), take(known, "digest", str))
         if wish.digest == unless:
             return None
@@ -99,6 +105,29 @@ async def fetch_snapshot(
     """
     givers = [Giver(donor.uid, donor.address) for donor in donors]
     return await fetch(Download(transport, givers, Wish(round, digest, window)), round, moments=False)
+
+
+async def fetch_mirrored(
+    transport: Transport, stage: str, told: Mapping[str, Any] | None, newer_than: tuple[int, int]
+) -> Fetched | None:
+    """The client's copy of a stage, if it is of a later (generation, round) than `newer_than`, else None.
+
+    None, and a warning, when it cannot be had after some attempts.
+    """
+    if told is None:
+        return None
+    order = take(told, "generation", int), take(told, "round", int)
+    if order <= newer_than:
+        return None
+    givers = [Giver("the client's mirror", Hop.parse(told).address, {"stage": stage})]
+    wish, pieces = Wish(order[1], take(told, "digest", str)), Pieces()
+    for _ in range(MIRROR_ATTEMPTS):
+        try:
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
+        except StageUnavailable as error:
+            logger.warning("the client's copy of %s did not come: %s", stage, error)
+            await asyncio.sleep(MIRROR_RETRY_S)
+    return None
 
 
 async def fetch(download: Download, round: int, *, moments: bool) -> Fetched:

@@ -1,0 +1,171 @@
+"""The parameter mirror: a copy of every stage on the client's host, for joiners when no replica is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from distqat.checkpoint import LoadedShard, ShardState
+from distqat.checkpoint.manifest import SHARED
+from distqat.checkpoint.tensor_file import check_file
+from distqat.config import Config, structure, structure_digest
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.serving.donor import Donor, Held, upload_bucket
+from distqat.distributed.serving.keeper import store_of
+from distqat.distributed.serving.shared import Shared
+from distqat.distributed.serving.transfer import Fetched, fetch_snapshot
+from distqat.distributed.wire import take
+from distqat.errors import CheckpointError, Refused, StageUnavailable, SwarmError
+from distqat.swarm.channel import Call
+from distqat.swarm.frame import Message
+from distqat.swarm.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+SETTLE_S = 1.0  # servers of this host write a round themselves; then nothing has to be fetched
+ATTEMPTS = 3  # donors may be a round further by the time they are asked
+WINDOW = 1  # chunks in flight: joiners, and training, go first
+
+
+class Mirror:
+    """Copies of the committed states, in the checkpoint folder of the client's host.
+
+    A copy that cannot be had, or not be written, is one warning: training goes on.
+    """
+
+    def __init__(self, config: Config, log: CommitLog, rounds: RoundService, transport: Transport) -> None:
+        self._config = config
+        self._options = config.param_mirror
+        self._log = log
+        self._rounds = rounds
+        self._transport = transport
+        self._store = store_of(config)
+        self._copied: dict[str, str] = {}  # by stage the digest of what is here
+        self._warned: set[str] = set()
+        bucket = upload_bucket(self._options.upload_rate)
+        self._donors = {stage: Donor(self._holder(stage), None, bucket) for stage in config.stages}
+
+    async def run(self) -> None:
+        """Until cancelled: one stage after the other, at most every `refresh_every` seconds."""
+        while self._options.enable:
+            await asyncio.sleep(self._options.refresh_every)
+            for stage in self._config.stages:
+                try:
+                    await self.refresh(stage)
+                    self._warned.discard(stage)
+                except (SwarmError, CheckpointError) as error:
+                    if stage not in self._warned:  # once: what is in the way stays there for a while
+                        logger.warning("no new copy of stage %s: %s; training goes on", stage, error)
+                    self._warned.add(stage)
+
+    async def refresh(self, stage: str) -> None:
+        """Copy the newest round of a stage, unless it is here. Raises SwarmError, CheckpointError."""
+        newest = self._rounds.round_of(stage)
+        if newest is None or self._copied.get(stage) == newest[1]:
+            return
+        if not await asyncio.to_thread(self._stands, stage, *newest):
+            await asyncio.sleep(SETTLE_S)
+            if not await asyncio.to_thread(self._stands, stage, *newest):
+                newest = await self._copy(stage)
+        self._copied[stage] = newest[1]
+
+    async def newest(self, stage: str, oldest: int) -> dict[str, Any] | None:
+        """What can be had from here of generation `oldest` or later: generation, round, digest; or None."""
+        shard = await asyncio.to_thread(self._load, stage) if self._options.enable else None
+        if shard is None or shard.manifest.generation < oldest:
+            return None
+        manifest = shard.manifest
+        return {"generation": manifest.generation, "round": manifest.round, "digest": manifest.digest}
+
+    async def answer(self, call: Call) -> Message:
+        """`snapshot` and `chunk`, as a replica answers them, with a `stage`."""
+        donor = self._donors.get(take(call.message.fields, "stage", str))
+        if donor is None or not self._options.enable:
+            raise Refused("the client keeps no copy of this stage (param_mirror.enable)")
+        if call.method == "snapshot":
+            return await donor.snapshot(call.message.fields)
+        return await donor.chunk(call.message.fields)
+
+    def close(self) -> None:
+        """Let go what is being read."""
+        for donor in self._donors.values():
+            donor.close()
+
+    # inside
+
+    async def _copy(self, stage: str) -> tuple[int, str]:
+        began = time.monotonic()
+        got = await self._fetch(stage, ATTEMPTS)
+        await asyncio.to_thread(self._write, stage, got)
+        nbytes = sum(tensor.nbytes for tensor in got.shared.tensors().values())
+        logger.info(
+            "mirrored round %d of %s, %.1f MB, in %.2f s from %s",
+            got.shared.round,
+            stage,
+            nbytes / 1e6,
+            time.monotonic() - began,
+            ", ".join(got.givers),
+        )
+        return got.shared.round, got.shared.digest
+
+    async def _fetch(self, stage: str, attempts: int) -> Fetched:
+        newest = self._rounds.round_of(stage)
+        assert newest is not None
+        donors = list(self._rounds.members(stage).values())
+        try:
+            return await fetch_snapshot(
+                self._transport, donors, round=newest[0], digest=newest[1], window=WINDOW
+            )
+        except StageUnavailable:
+            if attempts <= 1:
+                raise
+            return await self._fetch(stage, attempts - 1)
+
+    def _stands(self, stage: str, round: int, digest: str) -> bool:
+        """Whether this state is on disk, to the byte; whoever wrote it."""
+        for entry in reversed(self._store.rounds()):
+            manifest = entry.manifests.get(stage)
+            if manifest is None or (manifest.run, manifest.round, manifest.digest) != (
+                self._config.experiment_prefix,
+                round,
+                digest,
+            ):
+                continue
+            try:
+                check_file(entry.path / stage / SHARED, manifest.files[SHARED])
+                return True
+            except CheckpointError as error:
+                logger.info("%s", error)
+        return False
+
+    def _write(self, stage: str, got: Fetched) -> None:
+        shared = got.shared
+        state = ShardState(
+            generation=self._log.generation,
+            round=shared.round,
+            step=got.step,
+            digest=shared.digest,
+            shared=shared.tensors(),
+            agreement=structure(self._config, stage),
+            agreement_digest=structure_digest(self._config, stage),
+            counters={"step": got.step},
+        )
+        self._store.write(stage, state)
+        self._store.prune()
+
+    def _load(self, stage: str) -> LoadedShard | None:
+        """The newest that is valid; private parts are not read."""
+        digest, agreement = structure_digest(self._config, stage), structure(self._config, stage)
+        return self._store.newest_valid(stage, digest, agreement=agreement, expert="")
+
+    def _holder(self, stage: str) -> Any:
+        async def held(round: int) -> Held:
+            shard = await asyncio.to_thread(self._load, stage)
+            if shard is None:
+                raise StageUnavailable(f"the client has no copy of stage {stage}")
+            return Held(Shared.from_tensors(shard.manifest.round, shard.shared, {}), shard.manifest.step)
+
+        return held
