@@ -28,7 +28,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessSwarm]:
     larger = config.replace("num_classes: 10}", "num_classes: 10, hidden: 640, depth: 4}")
     assert larger.count("depth") == 2
     (folder / "large.yaml").write_text(larger)
-    with ProcessSwarm(folder, flags=(f"--config-path={folder / 'large.yaml'}",)) as swarm:
+    flags = (f"--config-path={folder / 'large.yaml'}", "--no-param-mirror-enable")  # it fetches, too
+    with ProcessSwarm(folder, flags=flags) as swarm:
         yield swarm
 
 

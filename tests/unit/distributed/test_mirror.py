@@ -148,6 +148,19 @@ async def test_what_servers_of_the_host_have_written_is_not_fetched(scene: Scene
     assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 1
 
 
+async def test_servers_of_the_host_that_write_only_some_rounds_are_enough(scene: Scene) -> None:
+    scene.write(scene.commit(), scene.log.generation)
+    await scene.mirror.refresh(STAGE)
+    scene.write(scene.commit(), scene.log.generation)
+    scene.commit()  # this one is not on disk yet
+    await scene.mirror.refresh(STAGE)
+    assert scene.calls == []
+    scene.commit()
+    await scene.mirror.refresh(STAGE)
+    assert "snapshot" in scene.calls, "nobody has written since the last time"
+    assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 4
+
+
 async def test_a_broken_copy_is_fetched_again(scene: Scene) -> None:
     folder = scene.write(scene.commit(), scene.log.generation)
     file = folder / "shared.safetensors"

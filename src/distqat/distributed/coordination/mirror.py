@@ -43,7 +43,9 @@ class Mirror:
         self._rounds = rounds
         self._transport = transport
         self._store = store_of(config)
-        self._copied: dict[str, str] = {}  # by stage the digest of what is here
+        self._seen: dict[
+            str, tuple[int, str]
+        ] = {}  # by stage what was the newest when a copy was made sure of
         self._warned: set[str] = set()
         bucket = upload_bucket(self._options.upload_rate)
         self._donors = {stage: Donor(self._holder(stage), None, bucket) for stage in config.stages}
@@ -62,15 +64,19 @@ class Mirror:
                     self._warned.add(stage)
 
     async def refresh(self, stage: str) -> None:
-        """Copy the newest round of a stage, unless it is here. Raises SwarmError, CheckpointError."""
-        newest = self._rounds.round_of(stage)
-        if newest is None or self._copied.get(stage) == newest[1]:
+        """Copy the newest round of a stage, unless servers of this host write it to the same folder.
+
+        They do if one is there that was committed since the last time. Raises SwarmError, CheckpointError.
+        """
+        newest, seen = self._rounds.round_of(stage), self._seen.get(stage)
+        if newest is None or newest == seen:
             return
-        if not await asyncio.to_thread(self._stands, stage, *newest):
+        fresh = newest[0] if seen is None else min(newest[0], seen[0] + 1)
+        if not await asyncio.to_thread(self._stands, stage, fresh):
             await asyncio.sleep(SETTLE_S)
-            if not await asyncio.to_thread(self._stands, stage, *newest):
+            if not await asyncio.to_thread(self._stands, stage, fresh):
                 newest = await self._copy(stage)
-        self._copied[stage] = newest[1]
+        self._seen[stage] = newest
 
     async def newest(self, stage: str, oldest: int) -> dict[str, Any] | None:
         """What can be had from here of generation `oldest` or later: generation, round, digest; or None."""
@@ -124,16 +130,14 @@ class Mirror:
                 raise
             return await self._fetch(stage, attempts - 1)
 
-    def _stands(self, stage: str, round: int, digest: str) -> bool:
-        """Whether this state is on disk, to the byte; whoever wrote it."""
+    def _stands(self, stage: str, fresh: int) -> bool:
+        """Whether round `fresh` or a later one is on disk as it was committed, to the byte."""
         for entry in reversed(self._store.rounds()):
             manifest = entry.manifests.get(stage)
-            if manifest is None or (manifest.run, manifest.round, manifest.digest) != (
-                self._config.experiment_prefix,
-                round,
-                digest,
-            ):
+            if manifest is None or manifest.run != self._config.experiment_prefix or entry.round < fresh:
                 continue
+            if self._log.digest(stage, entry.round) != manifest.digest:
+                continue  # of another run, or of a history that was given up
             try:
                 check_file(entry.path / stage / SHARED, manifest.files[SHARED])
                 return True
