@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distqat.distributed.process import guarded, run_role, set_title
 from distqat.errors import ConfigError, DistqatError
+from distqat.launch.processes import private_runtime
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 CONFIG = "configs/mlp.yaml"
 PREFIX = "failover-drill"
-RUNTIME = "XDG_RUNTIME_DIR"
 RECOVERED = "every pipeline recovered"
 NOTHING_LEFT = "I5 nothing is left"
 
@@ -35,20 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: every invariant held (also when interrupted); 1: one broke, or it failed; 2: refused."""
     words = list(sys.argv[1:] if argv is None else argv)
     set_title("failover", words)
-    before = os.environ.get(RUNTIME)
-    with tempfile.TemporaryDirectory(
-        prefix="distqat-", ignore_cleanup_errors=True
-    ) as folder:  # sockets and locks of this swarm alone
-        os.environ[RUNTIME] = folder
+    with private_runtime():
         try:
             zygotes = Zygotes.start()
             return guarded("test_failover", lambda: _main(words, zygotes))
         except KeyboardInterrupt:  # before the event loop listens to signals: nothing was started yet
             return 0
-        finally:
-            os.environ.pop(RUNTIME)
-            if before is not None:
-                os.environ[RUNTIME] = before
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -31,7 +31,7 @@ from distqat.errors import RoleError
 from distqat.launch.feed import StatusFeed
 from distqat.launch.folder import claim_folder
 from distqat.launch.local_run import known_peers
-from distqat.launch.processes import Processes, left_behind, shared_memory
+from distqat.launch.processes import RUNTIME, Processes, left_behind, shared_memory
 from distqat.launch.roles import (
     READY_S,
     STOP_GRACE_S,
@@ -93,7 +93,6 @@ class DrillSwarm:
     shared_before: set[Path] = field(default_factory=shared_memory)
     _peers: list[str] = field(default_factory=list)
     _ports: list[PortClaim] = field(default_factory=list)
-    _roles: dict[str, RoleProcess] = field(default_factory=dict)
     _claim: LogClaim | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +119,6 @@ class DrillSwarm:
         environment = {**claim.environment(), **self.environment}
         command = role_command(kind, self.settings, log, changes=changes, env=environment)
         _, said = await keep_until_ready(self._network, command, policy=self.network_policy)
-        self._roles[kind] = next(role for role in self._network.live if role.command is command)
         return said
 
     async def add_server(self) -> Replica:
@@ -175,6 +173,15 @@ class DrillSwarm:
         return next((replica for replica in self.serving() if replica.uid == uid), None)
 
     @property
+    def peers(self) -> list[str]:
+        """Addresses to join the swarm by."""
+        return list(self._peers)
+
+    def pid_of(self, kind: str) -> int | None:
+        """The process of the monitor or the client now; None: it is just being started again."""
+        return next((role.pid for role in self._network.live if role.command.name == kind), None)
+
+    @property
     def gone(self) -> set[str]:
         """Peer ids of servers that are dead."""
         return {replica.peer for replica in self.replicas if not replica.lives and replica.peer}
@@ -198,7 +205,7 @@ class DrillSwarm:
 
     async def left(self) -> list[str]:
         """I5: what is there two seconds after everything, the fork servers too, was asked to end."""
-        return await left_behind(self.processes, os.environ["XDG_RUNTIME_DIR"], self.shared_before)
+        return await left_behind(self.processes, os.environ[RUNTIME], self.shared_before)
 
     @property
     def _host(self) -> str:

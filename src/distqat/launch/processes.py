@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+RUNTIME = "XDG_RUNTIME_DIR"
 LEFT_S = 2.0  # I5: two seconds after the end nothing is left
+
+
+@contextmanager
+def private_runtime() -> Iterator[str]:
+    """A folder for sockets and locks of this process and its children alone; it marks them, and goes.
+
+    To be entered before anything is started: fork servers hand their environment on.
+    """
+    before = os.environ.get(RUNTIME)
+    with tempfile.TemporaryDirectory(prefix="distqat-", ignore_cleanup_errors=True) as folder:
+        os.environ[RUNTIME] = folder
+        try:
+            yield folder
+        finally:
+            os.environ.pop(RUNTIME)
+            if before is not None:
+                os.environ[RUNTIME] = before
 
 
 class Processes:
@@ -63,7 +84,7 @@ def marked(runtime: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.environ().get("XDG_RUNTIME_DIR") == runtime
+            ours = process.environ().get(RUNTIME) == runtime
         except psutil.Error:
             continue
         if ours and process.pid != os.getpid() and lives(process):
