@@ -15,7 +15,6 @@ from benchmarks.failover_scene import BOUND_S, Counts, Figure, Row, Scene, runni
 from distqat.launch.drill_swarm import Replica
 from distqat.launch.processes import cpu_seconds
 from distqat.launch.warm import Zygotes
-from distqat.metrics.ledger import check_ledger
 
 TAIL = 0.2  # the loss at N samples is the mean over this share of the samples before
 POINTS = (0.25, 0.5, 0.75, 1.0)
@@ -153,8 +152,7 @@ def loss_at(losses: Sequence[tuple[int, float]], samples: float) -> float:
 
 
 def _ledger(scene: Scene) -> dict[str, Any]:
-    evidence = scene.evidence()
-    ledger = check_ledger(evidence.trainers, evidence.servers, evidence.gone)
+    ledger = scene.evidence().ledger()
     return {
         "balanced": ledger.balanced,
         "applied_twice": ledger.applied_twice,

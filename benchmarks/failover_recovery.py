@@ -14,10 +14,12 @@ from distqat.launch.drill_swarm import Replica
 from distqat.launch.warm import Zygotes
 
 PHASE_S = 2.0  # a kill falls anywhere in so many seconds after the last replacement trains
-FULL_WIDTH = {
+FULL_WIDTH = {  # the last stage alone has 42 MB of weights; small batches, so that two cores can follow
+    "diloco.batch_size_per_step": 8,
+    "diloco.inner_steps": 4,
     "model_pipeline.pipeline": [
         {"model_name": f"resnet18.{stage}", "num_classes": 10, "width": 1.0} for stage in STAGES
-    ]
+    ],
 }
 
 

@@ -72,7 +72,7 @@ def _tell(figure: Figure, scene: Scene, began: int) -> None:
     discarded = sum(not record["committed"] for record in scene.watch.rounds)
     compared, unequal = _digests(scene, began)
     share = together / len(committed)
-    dead = sum(not replica.lives for replica in scene.swarm.replicas)
+    dead = sum(replica.died for replica in scene.swarm.replicas)
     last = max(int(record["round"]) for record in committed)
     figure.raw["rounds"] = {
         "until": last,

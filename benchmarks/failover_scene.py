@@ -136,7 +136,7 @@ class Scene:
 
     def evidence(self) -> Evidence:
         """What the swarm has written until now, or until its end."""
-        return self.final or Evidence.read(self.swarm.settings.log_dir, self.swarm.gone)
+        return self.final or self.swarm.evidence()
 
     def judge(self) -> dict[str, tuple[bool, str]]:
         """I1 to I4, for a swarm that has ended."""

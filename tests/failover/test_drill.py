@@ -64,7 +64,7 @@ def test_the_quick_drill_passes_and_a_forged_record_fails_it(tmp_path: Path) -> 
         "I1", "I2", "I3", "I4", "I5",
     ]  # fmt: skip
     number = forge_a_second_application(tmp_path / "logs")
-    rows = judge(Evidence.read(tmp_path / "logs", ()))
+    rows = judge(Evidence.read(tmp_path / "logs"))
     good, evidence = rows["I2 steps count once"]
     assert not good
     assert f"step {number} " in evidence

@@ -125,15 +125,15 @@ async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settin
 
 async def _end(drill: Drill, zygotes: Zygotes, failure: str | None) -> dict[str, Row]:
     """End the swarm; every invariant with whether it held."""
-    from distqat.launch.drill_verdict import Evidence, judge
+    from distqat.launch.drill_verdict import judge
 
     swarm = drill.swarm
     try:
         await swarm.stop()
     finally:
         await zygotes.close()
-    left = await swarm.left()
-    evidence = Evidence.read(swarm.settings.log_dir, swarm.gone)
+    left = await swarm.left_behind()
+    evidence = swarm.evidence()
     rows = judge(evidence) if evidence.steps else {}  # none: it failed, or was stopped, before
     died = [replica.name for replica in swarm.dead_of_themselves() if replica.role.returncode]
     recovered = failure or (f"{', '.join(died)} ended without being killed" if died else "")

@@ -28,6 +28,7 @@ from distqat.distributed.process import (
 from distqat.distributed.process.device import LOCAL_INDEX
 from distqat.distributed.process.supervisor import ending
 from distqat.errors import RoleError
+from distqat.launch.drill_verdict import Evidence
 from distqat.launch.feed import StatusFeed
 from distqat.launch.folder import claim_folder
 from distqat.launch.local_run import known_peers
@@ -71,6 +72,10 @@ class Replica:
     @property
     def lives(self) -> bool:
         return self.killed is None and self.role.returncode is None
+
+    @property
+    def died(self) -> bool:
+        return self.killed is not None or self.role.returncode not in (None, 0)
 
     async def serves(self, timeout_s: float = READY_S) -> None:
         """Return when it holds a slot and serves. RoleError: it ended, or did not within `timeout_s`."""
@@ -183,8 +188,18 @@ class DrillSwarm:
 
     @property
     def gone(self) -> set[str]:
-        """Peer ids of servers that are dead."""
-        return {replica.peer for replica in self.replicas if not replica.lives and replica.peer}
+        """Peer ids of servers that died: killed, or with an error."""
+        return {replica.peer for replica in self.replicas if replica.died and replica.peer}
+
+    @property
+    def left(self) -> set[str]:
+        """Peer ids of servers that ended in order."""
+        there = [replica for replica in self.replicas if not replica.lives and not replica.died]
+        return {replica.peer for replica in there if replica.peer}
+
+    def evidence(self) -> Evidence:
+        """What everybody has written until now."""
+        return Evidence.read(self.settings.log_dir, self.gone, self.left)
 
     def dead_of_themselves(self) -> list[Replica]:
         """Servers that ended although nobody killed them."""
@@ -203,7 +218,7 @@ class DrillSwarm:
         if self._claim is not None:
             self._claim.release()
 
-    async def left(self) -> list[str]:
+    async def left_behind(self) -> list[str]:
         """I5: what is there two seconds after everything, the fork servers too, was asked to end."""
         return await left_behind(self.processes, os.environ[RUNTIME], self.shared_before)
 

@@ -29,14 +29,19 @@ class Evidence:
     servers: list[Record]
     log: list[Record]
     gone: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)  # in order
 
     @classmethod
-    def read(cls, log_dir: Path, gone: Collection[str]) -> Evidence:
+    def read(cls, log_dir: Path, gone: Collection[str] = (), left: Collection[str] = ()) -> Evidence:
         """From the files of a run, while it goes on or after its end."""
         log = log_dir / COMMIT_LOG
         lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
         trainers, servers = read_records(log_dir, "trainer"), read_records(log_dir, "server")
-        return cls([*trainers], [*servers], [json.loads(line) for line in lines], set(gone))
+        return cls([*trainers], [*servers], [json.loads(line) for line in lines], set(gone), set(left))
+
+    def ledger(self) -> Ledger:
+        """I2, in numbers."""
+        return check_ledger(self.trainers, self.servers, self.gone, self.left)
 
     @property
     def steps(self) -> list[Record]:
@@ -49,7 +54,7 @@ def judge(evidence: Evidence) -> dict[str, Row]:
     """I1 to I4: whether each held, and the evidence in words."""
     return {
         "I1 replicas agree": digests_agree(evidence),
-        "I2 steps count once": ledger_row(check_ledger(evidence.trainers, evidence.servers, evidence.gone)),
+        "I2 steps count once": ledger_row(evidence.ledger()),
         "I3 rounds go forward": rounds_go_forward(evidence),
         "I4 all is finite": losses_are_finite(evidence),
     }

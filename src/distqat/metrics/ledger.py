@@ -72,12 +72,18 @@ class Ledger:
         return not self.problems and all(stage.balanced for stage in self.stages.values())
 
 
-def check_ledger(trainers: Iterable[Record], servers: Iterable[Record], gone: Collection[str] = ()) -> Ledger:
+def check_ledger(
+    trainers: Iterable[Record],
+    servers: Iterable[Record],
+    gone: Collection[str] = (),
+    left: Collection[str] = (),
+) -> Ledger:
     """Balance what trainers sent against what servers applied.
 
     Args:
         trainers: records of all trainers. servers: of all servers, those of one process in their order.
-        gone: peer ids of servers that died, or left without handing over what they had.
+        gone: peer ids of servers that died, with what they had. left: of those that ended in order; a commit
+            may have found them gone already.
     """
     ledger = Ledger()
     lines = read_journals(servers, gone, ledger.problems)
@@ -97,7 +103,7 @@ def check_ledger(trainers: Iterable[Record], servers: Iterable[Record], gone: Co
             if record["event"] == "abort":
                 _end_of_abort(own, id, entries, stage, ledger.problems)
             else:
-                _end_of_step(own, record, (uid, peer), entries, gone, ledger.problems)
+                _end_of_step(own, record, (uid, peer), entries, (gone, left), ledger.problems)
     _untold(ledger, at_stage, told)
     return ledger
 
@@ -140,11 +146,11 @@ def _end_of_step(
     record: Record,
     at: tuple[str, str],
     entries: list[Line],
-    gone: Collection[str],
+    ended: tuple[Collection[str], Collection[str]],
     problems: list[Imbalance],
 ) -> None:
     """Count a committed step at one stage."""
-    id, (uid, peer) = attempt_of(record), at
+    id, (uid, peer), (gone, left) = attempt_of(record), at, ended
     stage, lost = stage_of(uid), uid in record.get("lost", ())
     expected = SKIPPED if record.get("skipped") else APPLIED
     line = next((line for line in entries if line.peer == peer), None)
@@ -157,7 +163,7 @@ def _end_of_step(
         )
     elif lost and (line is None or peer in gone):
         own.lost += 1
-        if peer not in gone:
+        if peer not in gone and peer not in left:
             problems.append(Imbalance(stage, name_of(id), f"lost at {uid}, whose replica did not die"))
     elif line is None:
         problems.append(Imbalance(stage, name_of(id), f"answered by {uid}, and not in its journal"))
