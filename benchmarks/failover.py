@@ -2,7 +2,7 @@
 
     python benchmarks/failover.py --json PATH [--only 1,3] [--quick] [--seed N] [counts]
 
-Trains ResNet-18 on digits (configs/resnet18.yaml, quarter width; figure 2 full width) and measures
+Trains ResNet-18 on digits (configs/resnet18.yaml, quarter width; figure 2 wider) and measures
 
 1. a kill to the next applied step on the affected pipeline, minus the median undisturbed step; the same with
    no replica of a stage left and a replacement started at once;
@@ -81,6 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help="figure 1 (default: 50)")
     parser.add_argument("--lost-stages", type=int, help="figure 1, no replica left (default: 5)")
     parser.add_argument("--joins", type=int, help="figure 2 (default: 5, and 3 of the whole command)")
+    parser.add_argument("--width", type=float, help="figure 2, of the stages (default: 0.52, 45 MB)")
     parser.add_argument("--churn-minutes", type=float, help="figure 3 (default: 10)")
     parser.add_argument("--undisturbed-minutes", type=float, help="figure 3, each of three runs (default: 2)")
     parser.add_argument("--rounds", type=int, help="figure 4 (default: 300)")
@@ -97,6 +98,7 @@ def counts_of(args: argparse.Namespace) -> Counts:
         "kills": args.kills,
         "lost_stages": args.lost_stages,
         "joins": args.joins,
+        "width": args.width,
         "churn_s": None if args.churn_minutes is None else 60 * args.churn_minutes,
         "undisturbed_s": None if args.undisturbed_minutes is None else 60 * args.undisturbed_minutes,
         "rounds": args.rounds,

@@ -67,6 +67,7 @@ class Counts:
     lost_stages: int = 5
     joins: int = 5
     cold_joins: int = 3
+    width: float = 0.52
     churn_s: float = 600.0
     kill_every_s: float = 10.0
     undisturbed_s: float = 120.0

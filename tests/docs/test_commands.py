@@ -74,6 +74,7 @@ EXERCISES: dict[str, Exercise] = {
     "python src/distqat/distributed/trainer.py --run-locally": exercise.python,
     "python test_failover.py --public-ip ${PUBLIC_IP}": exercise.python,
     "python test_failover.py --public-ip 127.0.0.1 --quick": exercise.python,
+    "python benchmarks/failover.py --json failover.json": exercise.helps,
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
