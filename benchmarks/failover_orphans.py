@@ -124,7 +124,7 @@ async def _kill_a_launcher(rng: random.Random) -> list[str]:
             env={**os.environ, RUNTIME: folder},
         )
         try:
-            deadline = time.monotonic() + BOUND_S
+            deadline = time.monotonic() + 2 * BOUND_S
             while not _titled(launcher.pid, "server"):
                 if launcher.returncode is not None or time.monotonic() > deadline:
                     raise RoleError(f"run_local.py started no server; its code is {launcher.returncode}")
