@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from distqat.errors import ModelError, UnknownName
+from distqat.errors import DistqatError, ModelError, UnknownName
 
 StageFactory: TypeAlias = "type[nn.Module] | Callable[..., nn.Module]"
 SampleInput: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...] | dict[str, Tensor]]"
@@ -20,7 +20,7 @@ MODEL_TYPES: dict[str, StageFactory] = {}
 
 _SAMPLE_INPUTS: dict[str, SampleInput] = {}
 
-CONTEXT_KEYS = frozenset({"num_classes", "num_channels", "img_size"})
+CONTEXT_KEYS = frozenset({"num_classes", "num_channels", "img_size", "sequence_length"})
 """Keys that describe the data: passed where the constructor accepts them, left out where it does not."""
 
 
@@ -59,12 +59,17 @@ def build_stage(model_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     nobody registered, ModelError for a key that its constructor does not accept and for whatever the
     constructor raises.
     """
-    factory = _factory(model_name)
+    name, number = _entry(model_name)
+    factory = MODEL_TYPES[name]
+    if number is not None and "position" in inspect.signature(factory).parameters:
+        kwargs = {"position": number, **kwargs}
     accepted = _accepted(model_name, factory, kwargs)
     try:
         stage = factory(**accepted)
     except ModelError as error:
         raise ModelError(f"stage {model_name!r}: {error}") from error
+    except DistqatError:
+        raise
     except Exception as error:  # a constructor is user code: whatever it raises must name the stage
         given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
         raise ModelError(
@@ -84,8 +89,9 @@ def sample_input(model_name: str, batch_size: int, kwargs: Mapping[str, Any]) ->
     A name that the callable needs and `kwargs` lacks is taken from the constructor's default. Raises
     UnknownName, and ModelError when a name is found in neither.
     """
-    factory = _factory(model_name)
-    make = _SAMPLE_INPUTS.get(model_name)
+    name, _ = _entry(model_name)
+    factory = MODEL_TYPES[name]
+    make = _SAMPLE_INPUTS.get(name)
     if make is None:
         return None
     available = {**_defaults(factory), **kwargs, "batch_size": batch_size}
@@ -127,10 +133,14 @@ def full_state_dict(stage_states: Sequence[Mapping[str, Tensor]]) -> dict[str, T
     return full
 
 
-def _factory(model_name: str) -> StageFactory:
-    if model_name not in MODEL_TYPES:
+def _entry(model_name: str) -> tuple[str, int | None]:
+    """The entry of a name, and the number that tells stages of one kind apart: 2 of `hf.body2`."""
+    if model_name in MODEL_TYPES:
+        return model_name, None
+    name = model_name.rstrip("0123456789")
+    if name == model_name or name not in MODEL_TYPES:
         raise UnknownName("model stage", model_name, MODEL_TYPES)
-    return MODEL_TYPES[model_name]
+    return name, int(model_name[len(name) :])
 
 
 def _accepted(model_name: str, factory: StageFactory, kwargs: Mapping[str, Any]) -> dict[str, Any]:

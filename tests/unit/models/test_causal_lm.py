@@ -1,0 +1,253 @@
+"""Composed stages are the unsplit model of transformers, whatever the family and the cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distqat.errors import HubUnavailable, ModelError, UnknownName
+from distqat.models import build_stage, full_state_dict, sample_input
+from distqat.models.causal_lm import block_range, model_class, model_config
+
+BLOCKS, VOCABULARY, WINDOW = 5, 61, 4
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+SHORT = {**GROUPED, "head_dim": 8}
+SLIDING = {"sliding_window": WINDOW}
+MIXED = {**SLIDING, "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"] * 2}
+MIXED["layer_types"] = MIXED["layer_types"][:BLOCKS]
+GPT = {"n_embd": 32, "n_layer": BLOCKS, "n_head": 4}
+MARKS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {**GPT, **MARKS, "n_positions": 64},
+    "gpt_neo": {
+        **MARKS,
+        "hidden_size": 32,
+        "num_layers": BLOCKS,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2], [["global"], 1]],
+        "window_size": WINDOW,
+        "max_position_embeddings": 64,
+    },
+    "llama": GROUPED,
+    "qwen2": {**GROUPED, **SLIDING, "use_sliding_window": True, "max_window_layers": 2},
+    "qwen3": SHORT,
+    "mistral": {**GROUPED, **SLIDING},
+    "gemma": SHORT,
+    "gemma2": {**SHORT, **SLIDING},
+    "gemma3_text": {**SHORT, **MIXED},
+    "phi": SIZES,
+    "opt": {
+        **{
+            key: SIZES[key]
+            for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        },
+        "ffn_dim": 48,
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 16,
+        "pad_token_id": 1,
+    },
+    "gpt_neox": SIZES,
+    "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": BLOCKS, "n_head": 4},
+    "falcon": {**SIZES, "alibi": True, "multi_query": True},
+    "olmo2": SIZES,
+    "olmo3": {**SIZES, **MIXED},
+    "cohere2": {**SHORT, **SLIDING},
+}
+CUTS = [(0, 1), (1, 4), (4, BLOCKS)]
+GPT2 = {"model_type": "gpt2", **FAMILIES["gpt2"]}
+
+
+def reference(config: dict[str, Any]) -> nn.Module:
+    """The unsplit model of transformers."""
+    whole = model_config(config, None)
+    torch.manual_seed(0)
+    model: nn.Module = model_class(whole)._from_config(whole, dtype=torch.float32)
+    return model.eval()
+
+
+def stages_of(config: dict[str, Any], cuts: list[tuple[int, int]] = CUTS) -> list[nn.Module]:
+    names = ["head", *["body"] * (len(cuts) - 2), "tail"]
+    return [
+        build_stage(f"hf.{name}", {"config": config, "layers": list(cut)}).eval()
+        for name, cut in zip(names, cuts, strict=True)
+    ]
+
+
+def through(stages: list[nn.Module], x: Tensor) -> Tensor:
+    for stage in stages:
+        x = stage(x)
+    return x
+
+
+def take_over(stages: list[nn.Module], model: nn.Module) -> None:
+    state = model.state_dict()
+    for stage in stages:
+        stage.load_state_dict({name: state[name] for name in stage.state_dict()})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_composed_stages_are_the_unsplit_model(family: str) -> None:
+    config = {"model_type": family, **FAMILIES[family], "tie_word_embeddings": False}
+    whole, stages = reference(config), stages_of(config)
+    assert set(full_state_dict([stage.state_dict() for stage in stages])) == set(whole.state_dict())
+    count = [sum(p.numel() for p in stage.parameters()) for stage in stages]
+    assert sum(count) == sum(p.numel() for p in whole.parameters())
+    own = dict(whole.named_buffers())
+    for stage in stages:  # frequencies and the like are made by the stage itself
+        assert all(torch.equal(buffer, own[name]) for name, buffer in stage.named_buffers())
+    take_over(stages, whole)
+    x, y = torch.randint(3, VOCABULARY, (2, 12)), torch.randint(3, VOCABULARY, (2, 12))
+    expected, logits = whole(input_ids=x, use_cache=False).logits, through(stages, x)
+    assert (logits - expected).abs().max().item() == 0.0
+    for outcome in (expected, logits):
+        F.cross_entropy(outcome.flatten(0, 1), y.flatten()).backward()
+    gradients = {name: p.grad for stage in stages for name, p in stage.named_parameters()}
+    for name, parameter in whole.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.equal(parameter.grad, gradients[name]), name  # type: ignore[arg-type]
+    changed = x.clone()
+    changed[:, 8] = (changed[:, 8] + 1) % VOCABULARY
+    later = through(stages, changed)
+    assert torch.equal(later[:, :8], logits[:, :8])
+    assert not torch.equal(later[:, 8:], logits[:, 8:])
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_neo"])
+def test_a_window_survives_the_cut(family: str) -> None:
+    """With two blocks a token is seen through two windows and no further."""
+    sizes = {**FAMILIES[family], "num_layers": 2, "attention_types": [[["local"], 2]]}
+    config = {"model_type": family, **(sizes if family == "gpt_neo" else {**GROUPED, **SLIDING})}
+    config |= {"num_hidden_layers": 2} if family == "mistral" else {}
+    stages = stages_of(config, [(0, 1), (1, 2)])
+    x = torch.randint(3, VOCABULARY, (1, 16))
+    changed = x.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % VOCABULARY
+    same = (through(stages, x) == through(stages, changed)).all(dim=2)[0]
+    reach = 2 * (WINDOW - 1)
+    assert not same[: reach + 1].any()
+    assert same[reach + 1 :].all()
+
+
+def test_training_is_seeded() -> None:
+    one, other = (stages_of(GPT2)[0].train() for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    x = torch.randint(3, VOCABULARY, (2, 8))
+    outputs = []
+    for stage in (one, other):
+        torch.manual_seed(5)
+        outputs.append(stage(x))
+    assert torch.equal(*outputs)
+    assert not torch.equal(one(x), one(x))  # dropout
+
+
+def test_initialisation_is_seeded_and_that_of_the_family() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(build_stage("hf.body", {"config": GPT2, "layers": [1, 4]}).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    weight = made[0]["transformer.h.2.mlp.c_proj.weight"]
+    assert weight.std().item() == pytest.approx(0.02 / (2 * BLOCKS) ** 0.5, rel=0.1)  # GPT-2 paper, 2.3
+
+
+def test_embeddings_are_tied_in_a_full_stage_and_untied_on_request() -> None:
+    def weights(**keys: Any) -> list[Tensor]:
+        full = build_stage("hf.full", {"config": GPT2, **keys})
+        return [full.get_parameter("transformer.wte.weight"), full.get_parameter("lm_head.weight")]
+
+    tied, untied = weights(), weights(tie=False)
+    assert tied[0] is tied[1]
+    assert untied[0] is not untied[1]
+
+
+def test_numbers_tell_bodies_apart() -> None:
+    def blocks(name: str) -> set[str]:
+        stage = build_stage(f"hf.{name}", {"config": GPT2, "stages": 4})
+        return {key.split(".")[2] for key in stage.state_dict() if key.startswith("transformer.h.")}
+
+    found = [blocks(name) for name in ("head", "body1", "body2", "tail")]
+    assert found == [{"0"}, {"1"}, {"2"}, {"3", "4"}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "said"),
+    [
+        ("head", {}, "say which blocks"),
+        ("head", {"layers": [1, 3]}, "are no head"),
+        ("tail", {"layers": [1, 3]}, "are no tail"),
+        ("body", {"layers": [3, 3]}, "from < to"),
+        ("body", {"stages": 9}, "2 to 5"),
+        ("body", {"stages": 3, "position": 3}, "outside of 3 stages"),
+        ("full", {"layers": [0, 2]}, r"must be \[0, 5\]"),
+    ],
+)
+def test_cuts_that_cannot_be(stage: Any, keys: dict[str, Any], said: str) -> None:
+    given = {"layers": None, "stages": None, "position": None, **keys}
+    with pytest.raises(ModelError, match=said):
+        block_range(stage, BLOCKS, **given)
+
+
+def test_models_that_cannot_be() -> None:
+    with pytest.raises(ModelError, match="either config"):
+        build_stage("hf.full", {})
+    with pytest.raises((ModelError, UnknownName), match="did you mean 'gpt2'"):
+        build_stage("hf.full", {"config": {"model_type": "gtp2"}})
+    with pytest.raises((ModelError, HubUnavailable), match="hub cannot be reached"):
+        build_stage("hf.full", {"pretrained": "acme/nothing-here"})
+
+
+def test_shapes_are_told_without_memory() -> None:
+    sample = sample_input("hf.body", 2, {"config": GPT2, "sequence_length": 7, "layers": [1, 4]})
+    assert sample is not None
+    assert sample["x"].shape == (2, 7, 32)
+    with torch.device("meta"):
+        tail = build_stage("hf.tail", {"config": GPT2, "layers": [4, 5]})
+    assert all(p.is_meta for p in tail.parameters())
+    assert tail(sample["x"].to("meta")).shape == (2, 7, VOCABULARY)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+def test_pretrained_weights_come_stage_by_stage(tmp_path: Path, shards: int, bare: bool) -> None:
+    from safetensors.torch import save_file
+
+    whole = reference(GPT2)
+    state = {name: t.clone() for name, t in whole.state_dict().items() if name != "lm_head.weight"}
+    if bare:
+        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    names = sorted(state)
+    files = [f"model-{i}.safetensors" for i in range(shards)] if shards > 1 else ["model.safetensors"]
+    for i, file in enumerate(files):
+        save_file({name: state[name] for name in names[i::shards]}, tmp_path / file)
+    if shards > 1:
+        weight_map = {name: files[i % shards] for i, name in enumerate(names)}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    keys = {"pretrained": str(tmp_path), "stages": 3}
+    stages = [build_stage(f"hf.{name}", keys).eval() for name in ("head", "body", "tail")]
+    x = torch.randint(3, VOCABULARY, (2, 12))
+    assert torch.equal(through(stages, x), whole(input_ids=x, use_cache=False).logits)
+    stored = "h.4.mlp.c_fc.bias" if bare else "transformer.h.4.mlp.c_fc.bias"
+    if shards == 1:
+        save_file({n: t for n, t in state.items() if n != stored}, tmp_path / "model.safetensors")
+        build_stage("hf.head", keys)
+        with pytest.raises(ModelError, match=r"hold no 'transformer.h.4.mlp.c_fc.bias'"):
+            build_stage("hf.tail", keys)
