@@ -105,8 +105,8 @@ def cut(model: nn.Module, start: int, stop: int) -> BlockStage:
     """Leave of a model on the meta device what blocks `start` to `stop` (exclusive) and their stage need.
 
     The configuration stays that of the whole model, which initialisation looks at; `slice_config` comes after
-    it. The first stage keeps what runs before the blocks, the last one what runs behind them. Raises ModelError
-    for a family whose parts cannot be told apart.
+    it. The first stage keeps what runs before the blocks, the last one what runs behind them.
+    Raises ModelError for a family whose parts cannot be told apart.
     """
     config: Any = model.config
     count = int(config.num_hidden_layers)
