@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -70,7 +71,8 @@ async def _kill(scene: Scene, roles: tuple[str, ...]) -> dict[str, list[str]]:
         if replica is not None:
             scene.swarm.kill(replica)
         else:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     await asyncio.sleep(AFTER_S)
     return {role: [told(each) for each in processes if lives(each)] for role, processes in below.items()}
 

@@ -7,6 +7,7 @@ stays dead until `add_server` starts another one, which asks the client for a sl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -145,9 +146,12 @@ class DrillSwarm:
         began = time.time()
         started = asyncio.ensure_future(runs.get())
         either: set[asyncio.Future[Any]] = {kept, started}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            started.cancel()
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not started.done():
+                started.cancel()
+        if started.cancelled() or not started.done():
             raise RoleError(f"{command.name} was not started: {await kept}")
         replica = Replica(number, started.result(), port, began)
         kept.add_done_callback(lambda _: port.release())
@@ -165,7 +169,8 @@ class DrillSwarm:
         """SIGKILL to the server's process alone, as a crash would end it; when that was."""
         self.processes.look(os.getpid())
         replica.killed = time.time()
-        os.kill(replica.role.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was faster
+            os.kill(replica.role.pid, signal.SIGKILL)
         return replica.killed
 
     def serving(self, stage: str | None = None) -> list[Replica]:
