@@ -257,9 +257,10 @@ class Download:
         failpoint("join.chunk")
         fields = {**offer.giver.fields, "digest": offer.description.digest, "index": index}
         give_up = time.monotonic() + BUSY_PATIENCE_S
+        others = len(self._givers) > 1  # then one that has become silent is not waited for
         while True:
             try:
-                reply = await offer.link.call("chunk", Message(fields), timeout=CHUNK_TIMEOUT)
+                reply = await offer.link.call("chunk", Message(fields), timeout=CHUNK_TIMEOUT, prompt=others)
                 break
             except Busy as error:
                 if time.monotonic() > give_up:
