@@ -23,7 +23,7 @@ def refused(swarm: ProcessSwarm, command: list[str], code: int) -> str:
     """What a process said that came to the swarm and was sent away; nobody else was touched by it."""
     servers, began = swarm.pids("server"), time.monotonic()
     number = swarm.start(command, code=code)
-    assert swarm.launcher(number).wait(timeout=120) == code, swarm.said(number)
+    assert swarm.launcher(number).wait(timeout=150) == code, swarm.said(number)
     print(f"refused {time.monotonic() - began:.2f} s after its start")
     assert swarm.pids("server") == servers
     check(swarm)
