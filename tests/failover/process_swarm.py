@@ -111,6 +111,7 @@ class ProcessSwarm:
             "--config-path=configs/mlp.yaml",
             "--diloco-outer-steps=100000",
             "--diloco-inner-steps=10",
+            "--refresh-period=2",
             f"--log-dir={self.logs}",
             f"--param-mirror-checkpoint-dir={self.checkpoints}",
             *self._flags,

@@ -7,7 +7,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from distqat.distributed.process import PRELOAD, Supervisor, Zygote, guarded, run_role, set_title
+from distqat.distributed.process import (
+    PRELOAD,
+    PortClaim,
+    Supervisor,
+    Zygote,
+    claim_port,
+    guarded,
+    run_role,
+    set_title,
+)
 from distqat.errors import RoleError
 from distqat.launch.folder import set_aside
 from distqat.launch.roles import (
@@ -70,8 +79,18 @@ async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote, start:
 
 
 async def _start(supervisor: Supervisor, settings: Settings, start: Mapping[str, str]) -> asyncio.Task[int]:
-    """Start the monitor, print its addresses when it serves, start the client; the client's task."""
-    monitor = role_command("monitor", settings, claim_role_log(settings, "monitor"))
+    """Start the monitor, print its addresses when it serves, start the client; the client's task.
+
+    Their ports are claimed here, so that one that is started again is found where it was before.
+    """
+    ports = {kind: _claim(settings, kind) for kind in ("monitor", "client")}
+    monitor = role_command(
+        "monitor",
+        settings,
+        claim_role_log(settings, "monitor"),
+        changes={"monitor_port": ports["monitor"].port},
+        env=ports["monitor"].environment(),
+    )
     _, said = await keep_until_ready(supervisor, monitor)
     peers = said.get("peers")
     if not isinstance(peers, list) or not all(isinstance(peer, str) for peer in peers) or not peers:
@@ -82,10 +101,18 @@ async def _start(supervisor: Supervisor, settings: Settings, start: Mapping[str,
         "client",
         settings,
         claim_role_log(settings, "client"),
-        changes={"initial_peers": ",".join(known)},
-        env=start,
+        changes={"initial_peers": ",".join(known), "client_port": ports["client"].port},
+        env={**ports["client"].environment(), **start},
     )
     return supervisor.start(client)
+
+
+def _claim(settings: Settings, kind: str) -> PortClaim:
+    """RoleError: a port that was given, or the monitor's, whose address people copy, is busy."""
+    config, name = settings.config, f"{kind}_port"
+    host = "0.0.0.0" if config.public_ip else "127.0.0.1"
+    wanted: int = getattr(config, name)
+    return claim_port(host, wanted, kind == "monitor" or name in config.model_fields_set)
 
 
 if __name__ == "__main__":
