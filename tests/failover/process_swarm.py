@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +150,18 @@ class ProcessSwarm:
     def expect(self, number: int, code: int) -> None:
         """A launcher shall end otherwise than it was to."""
         self._codes[number] = code
+
+    @contextmanager
+    def launchers_held(self) -> Iterator[None]:
+        """Launchers are stopped: what dies meanwhile is started again afterwards."""
+        running = [launcher for launcher in self._launchers if launcher.poll() is None]
+        for launcher in running:
+            launcher.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for launcher in running:
+                launcher.send_signal(signal.SIGCONT)
 
     def launcher(self, number: int) -> subprocess.Popen[bytes]:
         return self._launchers[number]

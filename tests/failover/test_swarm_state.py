@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,13 +138,18 @@ def test_a_lost_stage_comes_back_from_the_newest_checkpoint_that_is_whole(
     stage = rng.choice(STAGES)
     until(lambda: sum(not e.missing for e in rounds(swarm.checkpoints)) >= 2, "two whole rounds on disk")
     servers = swarm.pids("server")
-    lost_at = time.time()
-    for pid in servers:
-        swarm.kill(pid)
-    until(lambda: not swarm.alive(servers), "all of them died")
+    with swarm.launchers_held():  # until the checkpoint is broken nobody is started again
+        lost_at = time.time()
+        for pid in servers:
+            swarm.kill(pid)
+        until(lambda: not swarm.alive(servers), "all of them died")
+        both = [entry for entry in rounds(swarm.checkpoints) if set(entry.manifests) == set(STAGES)]
+        broken = max(both, key=lambda entry: (entry.generation, entry.round))
+        for newer in rounds(swarm.checkpoints):
+            if (newer.generation, newer.round) > (broken.generation, broken.round):
+                shutil.rmtree(newer.path / stage, ignore_errors=True)
+        reason = damage(broken.path / stage, rng)  # type: ignore[operator]
     until(lambda: len(set(swarm.pids("server")) - set(servers)) == 4, "four others")
-    broken = next(entry for entry in reversed(rounds(swarm.checkpoints)) if stage in entry.manifests)
-    reason = damage(broken.path / stage, rng)  # type: ignore[operator]
     print(f"{damage.__name__} in {broken.path.name}/{stage}")  # type: ignore[attr-defined]
     heals(swarm, lost_at)
     skipped = re.findall(rf"checkpoint skipped: \S*{broken.path.name}/{stage}\S*.*", logs(swarm))
