@@ -1,4 +1,4 @@
-"""Rows 12, 17, 18 and 19 of the fault table in one process: they run wherever the tests run."""
+"""Rows 12, 17, 18, 19 and 22 of the fault table in one process: they run wherever the tests run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.shared import initial
 from distqat.distributed.serving.tenancy import Slot, ask_for_slot
+from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import Nothing
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.link import Address
+from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
 from distqat.swarm.memory_directory import MemoryDirectory
 from distqat.swarm.memory_directory import MemorySwarm as Records
 
@@ -157,6 +159,33 @@ async def test_a_replica_without_memory_fails_its_step_alone(
         assert [error.at for error in driver.attempts] == [uid]
         assert "MemoryError" in str(driver.attempts[0])
         driver.check()
+
+
+class LateDirectory(OnlyClient):
+    """The client's record is not there at the first look."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def roles(self, role: str) -> list[Address]:
+        self.looks += 1
+        return await super().roles(role) if self.looks > 1 else []
+
+
+@pytest.mark.parametrize("error", [ProtocolMismatch("another version"), Refused("another token")])
+async def test_who_is_refused_does_not_wait_for_the_client(error: SwarmError) -> None:
+    """Row 22: also when the client is found only after a while."""
+    transport = MemoryTransport(MemoryNetwork(), "server")
+
+    async def refuse(to: Address) -> MemoryLink:
+        raise error
+
+    transport.link = refuse  # type: ignore[method-assign]
+    directory = LateDirectory()
+    coordinator = Coordinator(transport, directory)  # type: ignore[arg-type]
+    with pytest.raises(type(error), match="another"):
+        await asyncio.wait_for(coordinator.insist("slot", {}), 10)
+    assert directory.looks == 2
 
 
 async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(

@@ -6,7 +6,15 @@ import asyncio
 import logging
 from typing import Any
 
-from distqat.errors import CallTimeout, DirectoryUnavailable, PeerGone, StageUnavailable, SwarmError
+from distqat.errors import (
+    CallTimeout,
+    DirectoryUnavailable,
+    PeerGone,
+    ProtocolMismatch,
+    Refused,
+    StageUnavailable,
+    SwarmError,
+)
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import Directory
 from distqat.swarm.frame import Message
@@ -55,12 +63,14 @@ class Coordinator:
                 await self.wait()
 
     async def wait(self) -> None:
-        """Return once the client answers."""
+        """Return once the client answers. Raises ProtocolMismatch or Refused: waiting does not change those."""
         said = False
         while True:
             try:
                 await self._connect()
                 return
+            except (ProtocolMismatch, Refused):
+                raise
             except SwarmError as error:
                 if not said:
                     logger.info("waiting for the client of this run: %s", error)
