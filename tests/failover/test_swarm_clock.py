@@ -25,7 +25,7 @@ def test_beyond_the_bound_one_sentence_names_the_skew(swarm: ProcessSwarm, offse
     flags = ("--server-base-port=0", "--client-port=0", f"--initial-peers={swarm.peers}")
     role = (sys.executable, SKEWED, str(offset), f"distqat.distributed.{module}")
     number = swarm.start([*role, *swarm.settings, *flags], code=2)
-    assert swarm.launcher(number).wait(timeout=150) == 2
+    assert swarm.launcher(number).wait(timeout=240) == 2
     sentence = (
         rf"distqat {module}: the clock of this machine is ([\d.]+) s (ahead of|behind) that of the initial"
     )
@@ -62,7 +62,7 @@ def test_a_launcher_under_faketime_is_told_once_per_server(swarm: ProcessSwarm) 
     command = ("faketime", "--exclude-monotonic", "-f", "+1h", sys.executable, "start_servers.py")
     flags = ("--num-servers=1", "--server-base-port=0", f"--initial-peers={swarm.peers}")
     number = swarm.start([*command, *swarm.settings, *flags], code=2)
-    assert swarm.launcher(number).wait(timeout=150) == 2
+    assert swarm.launcher(number).wait(timeout=240) == 2
     said = swarm.said(number)
     assert len(re.findall(r"the clock of this machine is 3600\.\d s ahead of", said)) == 1, said
     assert "given up" in said

@@ -126,7 +126,7 @@ def test_the_monitor_dies(swarm: ProcessSwarm, fault_seed: int) -> None:
     counted_once(swarm, since=time.time())
     swarm.launcher(number).terminate()
     assert swarm.launcher(number).wait(timeout=20) == 0
-    heals(swarm, killed)
+    heals(swarm, time.time())
 
 
 def counted_once(swarm: ProcessSwarm, since: float) -> None:

@@ -63,7 +63,7 @@ class Coordinator:
                 await self.wait()
 
     async def wait(self) -> None:
-        """Return once the client answers. Raises ProtocolMismatch or Refused: waiting does not change those."""
+        """Return once the client answers. Raises ProtocolMismatch or Refused: waiting changes neither."""
         said = False
         while True:
             try:
