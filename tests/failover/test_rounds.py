@@ -125,8 +125,34 @@ async def test_a_bad_contribution_is_left_out_by_everybody(tmp_path: Path, wrong
         samples = [12 * config.diloco.inner_steps] * 2
         without = honest[0].rounds.result(before, [sent[r.uid] for r in honest], samples)
         assert honest[0].member.shared.digest == without.digest
+        assert equal(liar.weights(), {**liar.weights(), **without.anchor, **without.steps}), (
+            "its own are no use"
+        )
+        assert not inner_state(liar.replica), "nor are its moments"
+        assert all(inner_state(replica.replica) for replica in honest)
         liar.rounds.contribution = encode  # type: ignore[method-assign]
         assert all(record["committed"] for record in await swarm.round(3))
+        swarm.check()
+
+
+async def test_weights_that_are_not_finite_go_back_to_the_anchor(tmp_path: Path) -> None:
+    """Before they are sent: the replica takes part in the round with nothing, as good as the others."""
+    async with RoundSwarm(one_stage(), tmp_path) as swarm:
+        await swarm.round(1)
+        sick = swarm.replicas[1]
+        begin = sick.member._until_open
+
+        async def falls_ill() -> tuple[dict[str, object], bool]:
+            opened = await begin()
+            with torch.no_grad():
+                next(sick.replica.module.parameters()).fill_(float("nan"))
+            return opened
+
+        sick.member._until_open = falls_ill  # type: ignore[method-assign]
+        assert [record["committed"] for record in await swarm.round(2)] == [True] * 3
+        swarm.check()  # finite, too
+        sick.member._until_open = begin  # type: ignore[method-assign]
+        assert [record["committed"] for record in await swarm.round(3)] == [True] * 3
         swarm.check()
 
 

@@ -16,6 +16,7 @@ spans both rounds. A member without the committed result is behind, and no membe
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,6 +35,7 @@ class Convener:
     digest: str
     grace: Grace
     exchange_s: float  # bound of collecting, and again of voting
+    settled_at: float = -math.inf  # no opening before: after a restart the members have to find us first
     members: set[str] = field(default_factory=set)
     phase: Phase = "gathering"
     attempt: int = 0
@@ -51,7 +53,8 @@ class Convener:
     def joined(self, uid: str, now: float) -> list[Action]:
         """`uid` holds the committed state of `self.round` and takes part from the next opening on."""
         self.members.add(uid)
-        if not self._began and not self._ready:  # everybody takes the first inner steps together
+        together = not self._ready or now < self.settled_at
+        if not self._began and together:  # everybody takes the first inner steps together
             self._in_step.add(uid)
         if self._phase_began is None:
             self._phase_began = now
@@ -69,9 +72,12 @@ class Convener:
     def ready(self, uid: str, now: float) -> list[Action]:
         """`uid` has taken its inner steps since `self.round`. Repeating it changes nothing.
 
-        While a round is open without it, it is ready for the next opening, should this one be discarded.
+        While a round is open without it, it is ready for the next opening, should this one be discarded. Who
+        has contributed and is ready again has dropped the open attempt, and leaves it.
         """
         self._check_member(uid, "ready")
+        if self.takes_part(uid) and uid in self._offers:
+            self._gone.add(uid)
         if uid not in self._ready and uid not in self._present():
             punctual = self._punctual()
             if punctual and self.phase == "gathering" and uid in self._in_step:
@@ -104,11 +110,19 @@ class Convener:
         """Time has passed."""
         return self._advance(now)
 
+    def takes_part(self, uid: str) -> bool:
+        """Whether `uid` is in the open attempt."""
+        return self.phase != "gathering" and uid in self._present()
+
+    def lacks(self, uid: str) -> bool:
+        """Whether the open attempt still lacks the contribution of `uid`."""
+        return self.takes_part(uid) and uid not in self._offers
+
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
         if self.phase == "gathering":
-            return self._grace_over() if self._punctual() else None
+            return max(self._grace_over(), self.settled_at) if self._punctual() else None
         return self._opened_at + self.exchange_s
 
     # what follows from the state
@@ -125,13 +139,13 @@ class Convener:
         return [at for uid, at in self._ready.items() if uid in self._in_step or not self._in_step]
 
     def _grace_over(self) -> float:
-        first = min(self._punctual())
+        first = max(min(self._punctual()), self.settled_at)
         began = self._phase_began if self._phase_began is not None else first
         return first + self.grace.seconds(first - began)
 
     def _open_if_due(self, now: float) -> list[Action]:
         awaited = self._in_step - self._ready.keys()
-        if not self._punctual() or (awaited and now < self._grace_over()):
+        if not self._punctual() or now < self.settled_at or (awaited and now < self._grace_over()):
             return []
         self.phase, self._opened_at, self._began = "collecting", now, True
         self._frozen, self._first_ready = tuple(sorted(self._ready)), min(self._ready.values())

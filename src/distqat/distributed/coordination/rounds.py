@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from distqat.diloco.assembly import Assembly, Committed, Discarded, Reply
 from distqat.diloco.convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
 from distqat.diloco.grace import Grace
 from distqat.diloco.options import DilocoOptions
@@ -20,17 +22,19 @@ from distqat.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
+REJOIN_S = 3.0  # after a restart of the client the members need so long to find it
+IN_A_ROUND = ("contribute", "vote")
 LOST_S = 8.0  # how long those who held a stage have to come back, before it is restored from disk
 DEAD_S = 1.5  # the same, where the last of them left or ended its streams: a dead process does not come back
 
 
 @dataclass
 class _Stage:
-    """One stage: its convener once round 0 exists, and who waits for what."""
+    """One stage: its table once round 0 exists, and who waits for what."""
 
-    convener: Convener | None = None
+    assembly: Assembly | None = None
     members: dict[str, Hop] = field(default_factory=dict)
-    waiting: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
     has_member: asyncio.Event = field(default_factory=asyncio.Event)
     lost_at: float = field(default_factory=lambda: time.monotonic())  # since when nobody holds its state
     patience_s: float = LOST_S  # after a start of the client they may well be there
@@ -56,7 +60,7 @@ class RoundService:
         for stage in stages:
             newest = log.newest_round(stage)
             if newest is not None:
-                self._begin(stage, *newest)
+                self._begin(stage, *newest, settled_at=time.monotonic() + REJOIN_S)
         self._timer = asyncio.ensure_future(self._tick())
 
     def round_of(self, stage: str) -> tuple[int, str] | None:
@@ -71,7 +75,7 @@ class RoundService:
         """The founder of a stage publishes round 0. The first one stands."""
         if self._log.commit_round(stage, 0, digest) != digest:
             raise Refused(f"stage {stage} has a round 0 of another founder; join it")
-        if self._stages[stage].convener is None:
+        if self._stages[stage].assembly is None:
             self._begin(stage, 0, digest)
 
     async def wait_for_donor(self, stage: str, uid: str) -> bool:
@@ -84,7 +88,7 @@ class RoundService:
             if own.generation is not None and own.restorer == uid:
                 return False
             gone_for = time.monotonic() - own.lost_at
-            known = own.convener is not None or own.generation is not None
+            known = own.assembly is not None or own.generation is not None
             if known and gone_for > own.patience_s and own.restorer in (None, uid):
                 own.restorer = uid
                 return False
@@ -104,7 +108,7 @@ class RoundService:
     @property
     def began(self) -> bool:
         """Whether any stage has a round 0."""
-        return any(own.convener is not None for own in self._stages.values())
+        return any(own.assembly is not None for own in self._stages.values())
 
     async def held(self) -> None:
         """Return when every stage has somebody who holds its committed state."""
@@ -130,12 +134,14 @@ class RoundService:
     def join(self, stage: str, hop: Hop, round: int) -> dict[str, Any]:
         """A server holds the state of `round`; it is a member if that is the newest."""
         own = self._stages[stage]
-        newest = self.round_of(stage)
-        if own.convener is None or newest is None or newest[0] != round:
+        if own.assembly is None:
             return self._behind(stage)
+        reply, actions = own.assembly.joined(hop.uid, round, time.monotonic())
+        if reply is not None:
+            return self._fields(stage, reply)
         own.members[hop.uid] = hop
         own.has_member.set()
-        self._act(stage, own.convener.joined(hop.uid, time.monotonic()))
+        self._act(stage, actions)
         return {"round": round, "outer_steps": self._options.outer_steps, "members": len(own.members)}
 
     def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
@@ -149,44 +155,29 @@ class RoundService:
             own.has_member.clear()
             own.lost_at = time.monotonic()
             own.patience_s = DEAD_S if for_good else LOST_S
-        waiting = own.waiting.pop(uid, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result({"behind": True})
-        if own.convener is not None:
-            self._act(stage, own.convener.left(uid, time.monotonic()))
+        self._tell(stage, (uid,), {"behind": True})
+        if own.assembly is not None:
+            self._act(stage, own.assembly.left(uid, time.monotonic()))
 
     async def ready(self, stage: str, uid: str, round: int) -> dict[str, Any]:
         """Answered when the round opens, with its attempt and members; `behind` when it is over already."""
-        convener, newest = self._convener(stage), self.round_of(stage)
-        if newest is None or newest[0] != round or uid not in convener.members:
-            return self._behind(stage)
-        return await self._wait(stage, uid, lambda: convener.ready(uid, time.monotonic()))
+        now = time.monotonic()
+        return await self._answered(stage, uid, "ready", lambda assembly: assembly.ready(uid, round, now))
 
     async def contribute(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Answered with the set of contributions to fetch."""
-        convener = self._convener(stage)
-        if convener.phase != "collecting" or take(fields, "round", int) != convener.round + 1:
-            return {"discarded": "the round went on without this contribution"}
         offer = Offer(take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int))
-        return await self._wait(
-            stage,
-            uid,
-            lambda: convener.contributed(uid, offer, time.monotonic(), attempt=take(fields, "attempt", int)),
+        round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
+        return await self._answered(
+            stage, uid, "contribute", lambda assembly: assembly.contributed(uid, offer, round, attempt, now)
         )
 
     async def vote(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Answered with the outcome of the round."""
-        convener, round, attempt = (
-            self._convener(stage),
-            take(fields, "round", int),
-            take(fields, "attempt", int),
-        )
+        round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
         digest = str(fields["digest"]) if fields.get("digest") else None
-        if convener.phase != "voting" or round != convener.round + 1:
-            standing = self._log.digest(stage, round)
-            return {"committed": standing} if standing else {"discarded": "the round is over"}
-        return await self._wait(
-            stage, uid, lambda: convener.voted(uid, digest, time.monotonic(), attempt=attempt)
+        return await self._answered(
+            stage, uid, "vote", lambda assembly: assembly.voted(uid, digest, round, attempt, now)
         )
 
     def close(self) -> None:
@@ -194,36 +185,48 @@ class RoundService:
 
     # inside
 
-    def _begin(self, stage: str, round: int, digest: str) -> None:
-        own = self._stages[stage]
-        own.convener = Convener(
-            round, digest, Grace(self._options.grace_spread), self._options.averaging_timeout
-        )
+    def _begin(self, stage: str, round: int, digest: str, *, settled_at: float = -math.inf) -> None:
+        grace, exchange_s = Grace(self._options.grace_spread), self._options.averaging_timeout
+        convener = Convener(round, digest, grace, exchange_s, settled_at)
+        self._stages[stage].assembly = Assembly(convener, lambda round: self._log.digest(stage, round))
         self._check_finished()
-
-    def _convener(self, stage: str) -> Convener:
-        convener = self._stages[stage].convener
-        if convener is None:
-            raise Refused(f"stage {stage} has no round 0 yet")
-        return convener
 
     def _behind(self, stage: str) -> dict[str, Any]:
         newest = self.round_of(stage)
         return {"behind": True, "round": newest[0] if newest else None}
 
-    async def _wait(self, stage: str, uid: str, event: Callable[[], list[Action]]) -> dict[str, Any]:
+    async def _answered(
+        self, stage: str, uid: str, method: str, call: Callable[[Assembly], tuple[Reply, list[Action]]]
+    ) -> dict[str, Any]:
+        own = self._stages[stage]
+        if own.assembly is None:
+            raise Refused(f"stage {stage} has no round 0 yet")
+        reply, actions = call(own.assembly)
+        if reply is not None:
+            return self._fields(stage, reply)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._stages[stage].waiting[uid] = answer
-        self._act(stage, event())
+        own.waiting[uid] = method, answer
+        self._act(stage, actions)
         return await answer
+
+    def _fields(self, stage: str, reply: Reply) -> dict[str, Any]:
+        """A reply as fields."""
+        if isinstance(reply, Open):
+            return {"round": reply.round, "attempt": reply.attempt, "members": list(reply.members)}
+        if isinstance(reply, Exchange):
+            return {"set": self._set(stage, reply)}
+        if isinstance(reply, Committed):
+            return {"committed": reply.digest}
+        if isinstance(reply, Discarded):
+            return {"discarded": reply.reason}
+        return self._behind(stage)
 
     def _act(self, stage: str, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Open):
-                fields = {"round": action.round, "attempt": action.attempt, "members": list(action.members)}
-                self._tell(stage, action.members, fields)
+                self._tell(stage, action.members, self._fields(stage, action), "ready")
             elif isinstance(action, Exchange):
-                self._tell(stage, action.members, {"set": self._set(stage, action)})
+                self._tell(stage, action.members, self._fields(stage, action), "contribute")
             elif isinstance(action, Commit):
                 self._commit(stage, action)
             elif isinstance(action, Behind):
@@ -232,7 +235,7 @@ class RoundService:
                 self._tell(stage, action.members, {"behind": True})
             elif isinstance(action, Discard):
                 logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
-                self._tell(stage, action.members, {"discarded": action.reason})
+                self._tell(stage, action.members, {"discarded": action.reason}, *IN_A_ROUND)
                 self._report(
                     _record(stage, action.round, len(action.members), action.duration_s, action.reason)
                 )
@@ -250,7 +253,7 @@ class RoundService:
             action.nbytes / 1e6,
             action.digest[:12],
         )
-        self._tell(stage, action.members, {"committed": action.digest})
+        self._tell(stage, action.members, {"committed": action.digest}, *IN_A_ROUND)
         record = _record(stage, action.round, len(action.contributors), action.duration_s, None)
         self._report({**record, "bytes": action.nbytes, "digest": action.digest})
         self._check_finished()
@@ -263,11 +266,15 @@ class RoundService:
             if uid in hops
         ]
 
-    def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any]) -> None:
+    def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any], *calls: str) -> None:
+        """Answer the calls that wait: of those methods, of any if none is named."""
         waiting = self._stages[stage].waiting
         for uid in members:
-            answer = waiting.pop(uid, None)
-            if answer is not None and not answer.done():
+            method, answer = waiting.get(uid, ("", None))
+            if answer is None or (calls and method not in calls):
+                continue
+            del waiting[uid]
+            if not answer.done():
                 answer.set_result(fields)
 
     def _check_finished(self) -> None:
@@ -279,8 +286,8 @@ class RoundService:
         while True:
             await asyncio.sleep(0.2)
             for stage, own in self._stages.items():
-                if own.convener is not None:
-                    self._act(stage, own.convener.tick(time.monotonic()))
+                if own.assembly is not None:
+                    self._act(stage, own.assembly.tick(time.monotonic()))
 
 
 def _record(stage: str, round: int, members: int, duration_s: float, reason: str | None) -> dict[str, Any]:

@@ -170,8 +170,12 @@ class RoundMember:
     async def _take_part(self, round: int, attempt: int) -> bool:
         """From the opening to the outcome; whether steps are still paused."""
         steps, began = self._parts.steps, time.monotonic()
-        samples, since, averaged = self._samples, self._since, self._unaveraged
         base: Local = await self._compute(lambda: Local.of(self._replica.module))
+        if not base.finite():
+            logger.warning("round %d: the weights of %s are not finite", round, self._hop.uid)
+            await self._back_to(self.shared)
+            base = await self._compute(lambda: Local.of(self._replica.module))
+        samples, since, averaged = self._samples, self._since, self._unaveraged
         sent: Named = await self._compute(lambda: self._parts.rounds.contribution(self.shared, base))
         own = _Published(round, attempt, sent, contribution_digest(sent), samples)
         self._published = own
@@ -180,9 +184,9 @@ class RoundMember:
             steps.resume()
         failpoint("round.before_contribute")
         answer = await self._ask("contribute", own, nbytes=sum(t.nbytes for t in sent.values()))
-        result, included = None, False
+        result, included, answered = None, False, answer.get("set", [])
         if "set" in answer:
-            result, included = await self._result(own, answer["set"])
+            result, included = await self._result(own, answered)
             failpoint("round.before_vote")
             answer = await self._vote(own, result.digest if result else None)
         if self._options.overlap:
@@ -192,6 +196,10 @@ class RoundMember:
             await self.catch_up()
         elif committed is None:
             self._postpone()
+        elif result is not None and committed == result.digest and self._left_out(result, answered):
+            logger.warning("round %d left out what %s sent; it goes back to the anchor", round, self._hop.uid)
+            await self._back_to(result)
+            averaged = 0
         elif result is not None and committed == result.digest:
             await self._adopt(result, base if included else as_local(self.shared), (samples, since))
             averaged = averaged if included else 0
@@ -265,15 +273,33 @@ class RoundMember:
         failpoint("round.before_merge")
 
         def merge() -> None:
-            now = Local.of(self._replica.module)
-            self._parts.rounds.merge(result, now, base).load(self._replica.module)
+            merged = self._parts.rounds.merge(result, Local.of(self._replica.module), base)
+            if merged.weights is result.anchor:  # the sum was not finite
+                self._replica.restart(merged.load)
+            else:
+                merged.load(self._replica.module)
 
         await self._compute(merge)
-        self.shared = result
-        self._advanced.set()
-        self._advanced = asyncio.Event()
         samples, since = spent
         self._samples, self._since = self._samples - samples, self._since - since
+        self._advance(result)
+
+    async def _back_to(self, shared: Shared) -> None:
+        """Weights and inner moments go back to the anchor: ours are not finite, or were refused."""
+        await self._compute(lambda: self._replica.restart(as_local(shared).load))
+        self._samples = self._since = self._unaveraged = 0
+        self._advance(shared)
+
+    def _left_out(self, result: Shared, members: list[Any]) -> bool:
+        """Whether our own contribution was in the set and not good enough for the result."""
+        uids = [take(member, "uid", str) for member in members]
+        return self._hop.uid in uids and uids.index(self._hop.uid) in result.refused
+
+    def _advance(self, shared: Shared) -> None:
+        if shared is not self.shared:
+            self.shared = shared
+            self._advanced.set()
+            self._advanced = asyncio.Event()
         self._rearm()
 
     async def catch_up(self) -> None:

@@ -8,7 +8,7 @@ microbatch, so a repeated attempt gives the same result.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -194,6 +194,11 @@ class StageReplica:
         if self._attempt is not None:
             self._restore(self._attempt)
             self._close()
+
+    def restart(self, load: Callable[[nn.Module], None]) -> None:
+        """Go on from other weights with a fresh inner optimizer, between two steps."""
+        load(self.module)
+        self.optimizer.state.clear()
 
     # inside
 

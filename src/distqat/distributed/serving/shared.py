@@ -35,6 +35,7 @@ class Shared:
     steps: Named
     buffers: Named
     counters: dict[str, int] = field(default_factory=dict)  # inner steps of the donor; not part of the digest
+    refused: frozenset[int] = frozenset()  # which contributions its round left out; not part of the digest
 
     def tensors(self) -> Named:
         """One flat dict: `anchor/...`, `outer/...`, `step/...`, `buffer/...`."""
@@ -130,25 +131,33 @@ class Rounds:
         so from the same bytes. Raises BadContribution when none remains.
         """
         schema = average.schema_of(shared.anchor)
-        decoded: list[tuple[Named, Named, Named, int, float]] = []
-        refused: list[str] = []
-        for tensors, count in zip(contributions, samples, strict=True):
+        decoded: dict[int, tuple[Named, Named, Named, int, float]] = {}
+        reasons: list[str] = []
+        for number, (tensors, count) in enumerate(zip(contributions, samples, strict=True)):
             try:
                 delta, steps, buffers = self._decode(shared, tensors, schema)
-                decoded.append((delta, steps, buffers, count, average.check_contribution(delta, schema)))
+                decoded[number] = delta, steps, buffers, count, average.check_contribution(delta, schema)
             except BadContribution as error:
-                refused.append(str(error))
-        bound = average.norm_bound([entry[4] for entry in decoded], self._options.max_delta_norm_ratio)
-        kept = [entry for entry in decoded if entry[4] <= bound]
+                reasons.append(str(error))
+        norms = [entry[4] for entry in decoded.values()]
+        bound = average.norm_bound(norms, self._options.max_delta_norm_ratio)
+        kept = [entry for entry in decoded.values() if entry[4] <= bound]
         if not kept:
-            raise BadContribution(f"no contribution of {len(contributions)} can be used: {refused[:2]}")
+            raise BadContribution(f"no contribution of {len(contributions)} can be used: {reasons[:2]}")
+        refused = {n for n in range(len(contributions)) if n not in decoded or decoded[n][4] > bound}
         weights = average.capped_weights([entry[3] for entry in kept])
         gradient = average.weighted_mean([entry[0] for entry in kept], weights)
         anchor, state = outer.update(shared.anchor, gradient, shared.outer, self._options.outer_optim)
         steps = average.mean_buffers([entry[1] for entry in kept], weights)
         moved = average.mean_buffers([entry[2] for entry in kept], weights)
         return Shared(
-            shared.round + 1, anchor, state, steps, {**shared.buffers, **moved}, dict(shared.counters)
+            round=shared.round + 1,
+            anchor=anchor,
+            outer=state,
+            steps=steps,
+            buffers={**shared.buffers, **moved},
+            counters=dict(shared.counters),
+            refused=frozenset(refused),
         )
 
     def merge(self, new: Shared, now: Local, base: Local) -> Local:
