@@ -1,50 +1,60 @@
-"""Trainers and replicas in the world: inner steps over the real StepWindows, from request to commit."""
+"""Trainers and replicas in the world: inner steps over the real StepWindows and Resolution."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from tests.simulation.world import Node, World
 
 from distqat.errors import SwarmError
-from distqat.topology.attempts import StepId
+from distqat.topology.attempts import StepId, Verdict
+from distqat.topology.resolution import Resolution
 from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
 
 RETRY_S = 0.3
 LEASE_S = 3.0
 STEP_S = 0.2
+APPLY_S = 0.05  # the optimizer
 PATIENCE_S = 4.0  # a trainer waits so long for an attempt before it aborts it
-
-
-@dataclass(frozen=True)
-class Bugs:
-    apply_twice: bool = False  # a commit is applied whenever it comes
-    work_outside: bool = False  # an attempt that lost the window is not undone
+DECIDE_S, ASK_S = 2.5, 2.5  # ... for the answer to its commit, and to its question for the outcome
+HEARD_S, AGAIN_S = 2.5, 1.0  # a stage waits so long for answers of its route, and until it asks again
+SILENCE_S = 6.0  # without a sign of its trainer a link counts as dead
 
 
 class Replica(Node):
     """One replica of a stage. Its weights, so what it applied, are lost in a crash: rolled back."""
 
-    def __init__(self, world: World, name: str, stage: str, bugs: Bugs) -> None:
+    def __init__(self, world: World, name: str, stage: str) -> None:
         super().__init__(world, name)
-        self.stage, self.bugs = stage, bugs
+        self.stage = stage
         self.ledger: Counter[tuple[str, str]] = Counter()  # (outcome, trainer) over all lives
-        self.news: list[tuple[str, int, int]] = []  # (trainer, life, step) that was applied, for the checks
         self.applied_by: Counter[str] = Counter()  # in this life
         self.begun: set[StepId] = set()
-        self.touched = False  # since the last check
+        self.ended: list[tuple[StepId, str]] = []  # attempts and how they ended, for the checks
 
     def start(self) -> None:
-        self.windows = StepWindows(lease_s=LEASE_S)
+        self.windows = self.make_windows()
         self.applied: set[StepId] = set()
         self.applied_by = Counter()
         self.begun = set()
+        self.ended = []
         self.routes: dict[StepId, tuple[str, ...]] = {}
-        self.prepared: set[StepId] = set()
-        self.every(0.25, lambda: self.act(self.windows.tick(self.world.now)))
+        self.rules: dict[StepId, Resolution] = {}
+        self.answers: dict[StepId, dict[str, Verdict]] = {}  # of the question that is under way
+        self.heard: dict[str, float] = {}  # trainers, and when last
+        self.every(0.25, self.tick)
+
+    def make_windows(self) -> StepWindows:
+        return StepWindows(lease_s=LEASE_S)
+
+    def tick(self) -> None:
+        for trainer, heard in list(self.heard.items()):
+            if self.clock - heard > SILENCE_S:
+                del self.heard[trainer]
+                self.on_gone(trainer)
+        self.act(self.windows.tick(self.clock))
 
     def crash(self) -> None:
         for trainer, count in self.applied_by.items():
@@ -55,60 +65,75 @@ class Replica(Node):
         super().crash()
 
     def receive(self, source: str, message: tuple[Any, ...]) -> None:
-        self.touched = True
+        if source[0] == "T":
+            self.heard[source] = self.clock
         try:
             super().receive(source, message)
         except SwarmError as error:  # as a channel does: the error is the answer
-            if isinstance(message[1], StepId) and not source.startswith(self.stage):
+            if source[0] == "T":
                 self.send(source, "refused", message[1], message[0], type(error).__name__)
 
     def on_open(self, source: str, id: StepId, route: tuple[str, ...]) -> None:
         self.routes[id] = route
-        self.act(self.windows.request(id, self.world.now))
+        self.act(self.windows.request(id, self.clock))
 
     def on_work(self, source: str, id: StepId) -> None:
-        self.windows.touch(id, self.world.now)
+        self.windows.touch(id, self.clock)
 
     def on_prepare(self, source: str, id: StepId) -> None:
-        self.windows.prepare(id, self.world.now)
-        self.prepared.add(id)
+        self.windows.prepare(id, self.clock)
         self.send(source, "prepared", id, self.name)
 
-    def on_commit(self, source: str, id: StepId) -> None:
-        if id in self.applied and not self.bugs.apply_twice:
-            self.send(source, "committed", id, self.name)
+    def on_decide(self, source: str, id: StepId, unconfirmed: bool) -> None:
+        verdict = self.windows.verdict(id)
+        if verdict == "undecided" and unconfirmed:
+            self.rule_of(id).told = True  # answered when it asks again, or was asked before
+            self.resolve(id)
             return
-        actions = [] if id in self.applied else self.windows.commit(id, self.world.now)
-        self.news.append((id.trainer, id.incarnation, id.step))
+        self.decide(id)
+        self.send(source, "decided", id, self.name)
+
+    def on_commit(self, source: str, id: StepId) -> None:
+        self.decide(id)
+        if id in self.applied:
+            self.send(source, "committed", id, self.name)
+
+    def decide(self, id: StepId) -> None:
+        if self.windows.verdict(id) == "committed":
+            return
+        self.windows.decide(id, self.clock)
+        self.after(APPLY_S, lambda: self.apply(id))
+
+    def apply(self, id: StepId) -> None:
         self.applied.add(id)
         self.applied_by[id.trainer] += 1
-        self.end(id)
-        self.act(actions)
-        self.send(source, "committed", id, self.name)
+        self.end(id, "applied")
+        self.act(self.windows.commit(id, self.clock))
 
     def on_abort(self, source: str, id: StepId) -> None:
-        actions = self.windows.abort(id, self.world.now)
-        self.drop(id)
+        actions = self.windows.abort(id, self.clock)
+        self.drop(id, "told to")
         self.act(actions)
-        self.send(source, "aborted", id, self.name)
+
+    def verdict(self, id: StepId) -> Verdict:
+        return self.windows.verdict(id)
 
     def on_outcome(self, source: str, id: StepId) -> None:
-        self.send(source, "outcome_is", id, id in self.applied)
+        self.send(source, "outcome_is", id, self.name, self.verdict(id))
 
-    def on_outcome_is(self, source: str, id: StepId, committed: bool) -> None:
-        if committed and id in self.prepared and self.windows.holder == id:
-            self.on_commit(id.trainer, id)
+    def on_outcome_is(self, source: str, id: StepId, name: str, verdict: Verdict) -> None:
+        if id in self.answers:
+            self.answers[id][name] = verdict
 
-    def on_gone(self, source: str) -> None:
-        self.act(self.windows.gone(source, self.world.now))
+    def on_gone(self, trainer: str) -> None:
+        self.act(self.windows.gone(trainer, self.clock))
 
     def act(self, actions: list[Action]) -> None:
-        self.touched = True
         for action in actions:
             if isinstance(action, Grant):
                 self.grant(action.id)
             elif isinstance(action, Expire):
-                self.drop(action.id)
+                self.drop(action.id, action.reason)
             elif isinstance(action, Refuse):
                 self.send(action.id.trainer, "refused", action.id, "open", "StaleAttempt")
             elif isinstance(action, Resolve):
@@ -122,29 +147,67 @@ class Replica(Node):
             self.ledger["sent", id.trainer] += 1
         self.send(id.trainer, "granted", id, self.name)
 
+    def rule_of(self, id: StepId) -> Resolution:
+        return self.rules.setdefault(id, Resolution(self.routes[id].index(self.name)))
+
     def resolve(self, id: StepId) -> None:
-        """Ask the others on the route; nobody has committed it by the next time: abort."""
-        others = [name for name in self.routes[id] if name != self.name]
-        for name in others:
-            self.send(name, "outcome", id)
-        self.after(2.0, lambda: self.give_up(id))
-
-    def give_up(self, id: StepId) -> None:
-        if self.windows.holder == id:
-            actions = self.windows.abort(id, self.world.now)
-            self.drop(id)
-            self.act(actions)
-
-    def drop(self, id: StepId) -> None:
-        if self.bugs.work_outside:
+        """The first stage aborts; the others ask their route, one question at a time."""
+        if id in self.answers or self.windows.verdict(id) != "undecided":
             return
+        self.answers[id] = {}
+        if self.rule_of(id).position == 0:
+            self.conclude(id)
+            return
+        self.ask(id)
+        self.after(HEARD_S, lambda: self.conclude(id))
+
+    def ask(self, id: StepId) -> None:
+        """Until there is an answer of everybody who lives; a dead process refuses at once."""
+        answers = self.answers.get(id)
+        if answers is None:
+            return
+        nodes = self.world.nodes
+        missing = [n for n in self.routes[id] if n != self.name and n not in answers and nodes[n].alive]
+        for name in missing:
+            self.send(name, "outcome", id)
+        if missing:
+            self.after(RETRY_S, lambda: self.ask(id))
+        else:
+            self.conclude(id)
+
+    def conclude(self, id: StepId) -> None:
+        answers = self.answers.pop(id, None)
+        if answers is None or self.windows.verdict(id) != "undecided":
+            return
+        rule = self.rule_of(id)
+        unheard = rule.unheard
+        conclusion = rule.conclude([answers.get(name, "unknown") for name in self.routes[id]])
+        self.world.say(f"{self.name} resolves {id} by {answers}: {conclusion}")
+        if conclusion == "commit":
+            if rule.told and "committed" not in answers.values():
+                self.ended.append((id, "took over"))
+            self.decide(id)
+            self.send(id.trainer, "decided", id, self.name)
+        elif conclusion == "abort":
+            alone = rule.position > 0 and rule.unheard > unheard
+            actions = self.windows.abort(id, self.clock)
+            self.drop(id, "alone" if alone else "resolved")
+            self.act(actions)
+            self.send(id.trainer, "refused", id, "decide", "StaleAttempt")
+        else:
+            self.after(AGAIN_S, lambda: self.resolve(id))
+
+    def drop(self, id: StepId, why: str) -> None:
         if id in self.begun:
             self.ledger["aborted", id.trainer] += 1
-        self.end(id)
+            self.ended.append((id, "alone" if why == "alone" else "aborted"))
+            self.world.say(f"{self.name} drops {id}: {why}")
+        self.end(id, "")
 
-    def end(self, id: StepId) -> None:
+    def end(self, id: StepId, how: str) -> None:
         self.begun.discard(id)
-        self.prepared.discard(id)
+        if how:
+            self.ended.append((id, how))
 
 
 class Trainer(Node):
@@ -153,12 +216,13 @@ class Trainer(Node):
     def __init__(self, world: World, name: str, stages: list[list[str]]) -> None:
         super().__init__(world, name)
         self.stages = stages
-        self.finished = 0  # steps that every live replica of their route has committed
+        self.finished = 0  # steps that came through
+        self.lost = 0  # of their commits
+        self.refused = 0  # attempts that were aborted at the place of decision
         self.step = 0
-        self.split = 0  # steps that one replica applied and another, alive all the time, resolved as aborted
 
     def start(self) -> None:
-        if self.life > 1:
+        if self.life > 1:  # its streams ended when it died
             for name in itertools.chain(*self.stages):
                 self.send(name, "gone")
         self.attempt = -1
@@ -168,24 +232,36 @@ class Trainer(Node):
     def next_attempt(self) -> None:
         self.attempt += 1
         self.route = tuple(self.world.rng.choice(replicas) for replicas in self.stages)
-        self.id = StepId(self.name, self.life, self.step, self.attempt)
+        self.id = self.make_id()
         self.granted: set[str] = set()
+        self.lives: dict[str, int] = {}  # of the replicas: a stream ends with its process
         self.prepared: set[str] = set()
-        self.lives: dict[str, int] = {}  # of the replicas when they prepared, for the checks
         self.committed: set[str] = set()
-        self.deciding = False  # the first commit was sent: never undone
-        self.deadline = self.world.now + PATIENCE_S
+        self.gone: set[str] = set()  # that did not answer the commit
+        self.phase = "working"
+        self.place = 0  # of decision
+        self.deadline = self.clock + PATIENCE_S
         self.again()
 
+    def make_id(self) -> StepId:
+        return StepId(self.name, self.life, self.step, self.attempt)
+
     def again(self) -> None:
-        """Windows in stage order, then prepare everywhere, then commit everywhere."""
-        if self.deciding:
+        """Windows in stage order, prepare everywhere, decide at one place, then commit everywhere."""
+        if self.phase == "working":
+            self.again_working()
+        elif self.phase == "committing":
+            if self.clock > self.deadline:
+                self.gone |= set(self.route) - self.committed
             for name in self.route:
-                if name not in self.committed:
-                    self.send(name, "commit", self.id)
+                if name not in self.committed | self.gone:
+                    self.say_to(name, "commit")
             self.maybe_finish()
-            return
-        if self.world.now > self.deadline:
+        else:
+            self.again_deciding()
+
+    def again_working(self) -> None:
+        if self.clock > self.deadline:
             self.abort()
             return
         for name in self.route:
@@ -195,6 +271,33 @@ class Trainer(Node):
         for name in self.route:
             self.send(name, "prepare", self.id)
 
+    def again_deciding(self) -> None:
+        place = self.route[self.place]
+        if not self.world.nodes[place].alive:  # its stream ended, and nobody takes another
+            self.next_place()
+        elif self.clock <= self.deadline:
+            method = "decide" if self.phase == "deciding" else "outcome"
+            self.send(place, method, self.id, *([self.place > 0] if method == "decide" else []))
+        elif self.phase == "deciding":
+            self.phase, self.deadline = "asking", self.clock + ASK_S
+        else:
+            self.next_place()
+
+    def next_place(self) -> None:
+        self.gone.add(self.route[self.place])
+        self.place += 1
+        if self.place < len(self.route):
+            self.phase, self.deadline = "deciding", self.clock + 3 * DECIDE_S
+            self.again()
+        else:
+            self.maybe_finish()
+
+    def say_to(self, name: str, method: str) -> None:
+        if self.world.nodes[name].alive:
+            self.send(name, method, self.id)
+        else:
+            self.gone.add(name)
+
     def abort(self) -> None:
         for name in self.route:
             self.send(name, "abort", self.id)
@@ -203,42 +306,65 @@ class Trainer(Node):
     def on_granted(self, source: str, id: StepId, name: str) -> None:
         if id == self.id and name not in self.granted:
             self.granted.add(name)
+            self.lives[name] = self.world.nodes[name].life
             self.send(name, "work", id)
             whole = self.granted == set(self.route)
             self.after(STEP_S if whole else 0.0, self.again)
 
     def on_prepared(self, source: str, id: StepId, name: str) -> None:
-        if id != self.id or self.deciding:
+        if id != self.id or self.phase != "working":
             return
         self.prepared.add(name)
-        self.lives[name] = self.world.nodes[name].life
         if self.prepared == set(self.route):
-            self.deciding = True
+            self.begin_commit()
+
+    def begin_commit(self) -> None:
+        self.phase, self.deadline = "deciding", self.clock + DECIDE_S
+        self.again()
+
+    def on_decided(self, source: str, id: StepId, name: str) -> None:
+        if id == self.id and self.phase in ("deciding", "asking") and name == self.route[self.place]:
+            self.phase, self.deadline = "committing", self.clock + DECIDE_S
             self.again()
 
+    def on_outcome_is(self, source: str, id: StepId, name: str, verdict: Verdict) -> None:
+        if id != self.id or self.phase != "asking" or name != self.route[self.place]:
+            return
+        if verdict == "committed":
+            self.on_decided(source, id, name)
+        elif verdict == "aborted":
+            self.refused += 1
+            self.abort()
+        elif verdict == "undecided":
+            self.phase, self.deadline = "deciding", self.clock + DECIDE_S
+            self.again()
+        else:
+            self.next_place()
+
     def on_committed(self, source: str, id: StepId, name: str) -> None:
-        if id == self.id and self.deciding:
+        if id == self.id and self.phase == "committing":
             self.committed.add(name)
             self.maybe_finish()
 
     def on_refused(self, source: str, id: StepId, event: str, error: str) -> None:
         if id != self.id:
             return
-        if not self.deciding:
+        if self.phase == "working" and event in ("open", "work", "prepare"):
             self.abort()
-        elif event == "commit" and source not in self.committed:  # it knows nothing of it (any more)
-            replica = self.world.nodes[source]
-            self.split += replica.alive and replica.life == self.lives[source]
-            self.committed.add(source)
+        elif event == "decide" and source == self.route[self.place] and self.phase in ("deciding", "asking"):
+            if self.world.nodes[source].life == self.lives[source]:
+                self.refused += 1
+                self.abort()
+            else:  # a stream ends with its process: what this one says comes over a new one
+                self.next_place()
+        elif event == "commit" and self.phase == "committing":
+            self.gone.add(source)
             self.maybe_finish()
 
-    def on_aborted(self, source: str, id: StepId, name: str) -> None:
-        return
-
     def maybe_finish(self) -> None:
-        gone = {name for name in self.route if not self.world.nodes[name].alive}
-        if self.deciding and self.committed | gone >= set(self.route):
+        if self.phase != "working" and self.committed | self.gone >= set(self.route):
             self.finished += 1
+            self.lost += len(self.gone - self.committed)
             self.step += 1
             self.attempt = -1
             self.next_attempt()

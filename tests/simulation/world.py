@@ -58,6 +58,7 @@ class Node:
         self.world, self.name = world, name
         self.life = 0
         self.alive = False
+        self.died_at = -1e9
         self.offset = world.rng.uniform(0, 1e6)  # a monotonic clock begins anywhere
         self.rate = 1.0 + world.rng.uniform(-1, 1) * world.faults.drift
         world.nodes[name] = self
@@ -73,7 +74,7 @@ class Node:
             self.start()
 
     def crash(self) -> None:
-        self.alive = False
+        self.alive, self.died_at = False, self.world.now
 
     def start(self) -> None:
         raise NotImplementedError
