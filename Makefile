@@ -1,4 +1,4 @@
-# make setup | run | test | test-all | test-faults | check | format | clean
+# make setup | run | test | test-all | test-faults | simulate | check | format | clean
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= dev
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src tests run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
 
-.PHONY: setup run test test-all test-faults check format clean
+.PHONY: setup run test test-all test-faults simulate check format clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,12 @@ test-all: setup
 # Every row of the fault table, with processes that are really killed: docs/faults.md. About an hour.
 test-faults: setup
 	$(BIN)/python -m pytest tests -m faults --fault-seeds $(FAULT_SEEDS)
+
+SEEDS ?= 10000
+
+# Bad days by the thousand over all cores; prints the seeds that break an invariant.
+simulate: setup
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 check: setup
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

@@ -1,294 +1,436 @@
-"""A stage in the world: members, and the client with convener and commit log; small models of the roles.
-
-`Bugs` plants what the checks must find.
-"""
+"""The client of one stage and its servers: real log, slots and assembly; the servers' shells as small models."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.simulation.world import Node, World
+from tests.simulation.calls import Caller, Reply
+from tests.simulation.world import World
 
+from distqat.diloco.assembly import Assembly, Committed, Discarded, Missed
 from distqat.diloco.convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
 from distqat.diloco.grace import Grace
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.slots import Slots
+from distqat.distributed.wire import Hop
+from distqat.swarm.link import Address
+from distqat.topology.snapshot import SwarmSnapshot
 
-RETRY_S = 0.5
-SILENCE_S = 4.0
-LEASE_S = 6.0  # a member serves so long after the last answer of the client
-EXCHANGE_S = 5.0
+STAGE = "back"
+SILENCE_S = 6.0  # of a server, until the client gives its slot away
+LEASE_S = 2.5  # a server serves so long after it asked what the client answered
+REJOIN_S = 3.0  # after a restart of the client
+LOST_S = 4.0
+EXCHANGE_S = 4.0
 STEP_S = 0.3
-INNER_STEPS = 5
-
-
-@dataclass(frozen=True)
-class Bugs:
-    no_quorum: bool = False  # the first vote commits
-    no_log: bool = False  # a commit is told and not written
-    commit_twice: bool = False  # a repeated commit is applied again
-    no_promise: bool = False  # what was voted for is lost in a crash
+BEAT_S = 0.5
+INNER_STEPS = 4
+NOBODY = "no such round"
 
 
 def digest_of(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return hashlib.md5(repr(parts).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-class Client(Node):
-    """Convener and log of one stage. The log is on disk; everything else is lost in a crash."""
+START = digest_of("anchor of round 0"), digest_of("momentum of round 0")
 
-    def __init__(self, world: World, name: str, bugs: Bugs) -> None:
+
+class Client(Caller):
+    """Convener, slots and log of one stage. The log is on disk; everything else is lost in a crash."""
+
+    def __init__(self, world: World, name: str, path: Path) -> None:
         super().__init__(world, name)
-        self.bugs = bugs
-        self.log: dict[int, str] = {0: digest_of("round 0")}
-        self.committed_at: dict[int, float] = {0: 0.0}
-        self.commits: list[tuple[Commit, int]] = []  # with the attempt
-        self.discards = 0
+        self.path = path
+        self.log = CommitLog(path, "simulated")
+        self.log.commit_round(STAGE, 0, digest_of(*START))
+        self.commits: list[tuple[int, Commit, int]] = []  # generation, commit, attempt
+        self.known: dict[tuple[int, int], str] = {(self.log.generation, 0): digest_of(*START)}
+        self.ended_at: dict[tuple[int, int], float] = {(self.log.generation, 0): 0.0}  # when a later one came
+        self.discards = self.restarts = 0
 
     def start(self) -> None:
-        newest = max(self.log)
-        self.convener = Convener(newest, self.log[newest], Grace(3.0), EXCHANGE_S)
+        super().start()
+        if self.life > 1:
+            self.log.close()
+            if self.world.rng.random() < 0.3:
+                with self.path.open("a") as file:
+                    file.write('{"kind": "round", "gen')  # the write that it died in
+            self.log = CommitLog(self.path, "simulated")
+        self.slots = Slots(self.log, (STAGE,), 16)
+        self.began = self.clock
         self.heard: dict[str, float] = {}
-        self.told: dict[str, tuple[Any, ...]] = {}  # what each has to do in the open round
+        self.members: dict[str, str] = {}  # uid -> who
+        self.waiting: dict[str, tuple[str, Reply]] = {}
+        self.nobody_since = self.clock
+        self.begin(settled_at=self.clock + REJOIN_S)
         self.every(0.2, self.tick)
+
+    @property
+    def newest(self) -> tuple[int, int, str]:
+        round, digest = self.log.newest_round(STAGE) or (-1, NOBODY)
+        return self.log.generation, round, digest
+
+    def begin(self, settled_at: float) -> None:
+        _, round, digest = self.newest
+        convener = Convener(round, digest, Grace(3.0), EXCHANGE_S, settled_at)
+        self.assembly = self.make_assembly(convener)
+
+    def make_assembly(self, convener: Convener) -> Assembly:
+        return Assembly(convener, lambda round: self.log.digest(STAGE, round))
 
     def tick(self) -> None:
         for name, heard in list(self.heard.items()):
-            if self.world.now - heard > SILENCE_S:
-                del self.heard[name]
-                self.act(self.convener.left(name, self.world.now))
-        self.act(self.convener.tick(self.world.now))
+            if self.clock - heard > SILENCE_S:
+                self.lose(name)
+        if self.members:
+            self.nobody_since = self.clock
+        self.act(self.assembly.tick(self.clock))
 
-    def on_alive(self, source: str, life: int, sent_at: float, round: int) -> None:
-        """A heartbeat: answered with the newest round and what the member has to do."""
-        self.heard[source] = self.world.now
-        newest = max(self.log)
-        self.send(source, "news", life, sent_at, newest, self.log[newest], source in self.convener.members)
+    def lose(self, name: str) -> None:
+        self.heard.pop(name, None)
+        holder = self.slots.free(name)
+        if holder is not None:
+            uid = holder.grant.uid
+            self.members.pop(uid, None)
+            self.tell((uid,), Missed())
+            self.act(self.assembly.left(uid, self.clock))
 
     def on_died(self, source: str) -> None:
-        """Its stream ended."""
-        self.heard.pop(source, None)
-        self.act(self.convener.left(source, self.world.now))
+        """Its streams ended."""
+        self.lose(source)
 
-    def on_joined(self, source: str, life: int, round: int) -> None:
-        if round == self.convener.round and source not in self.convener.members:
-            self.heard[source] = self.world.now
-            self.act(self.convener.joined(source, self.world.now))
+    def uid_of(self, source: str) -> str | None:
+        self.heard[source] = self.clock
+        holder = self.slots.of_peer(source)
+        return holder.grant.uid if holder else None
 
-    def on_ready(self, source: str, life: int, round: int) -> None:
-        convener = self.convener
-        if round != convener.round or source not in convener.members:
-            return  # the next heartbeat's answer tells it
-        task = self.told.get(source)
-        if task is not None and convener.phase != "gathering":
-            self.send(source, *task)
-        self.act(convener.ready(source, self.world.now))
+    # what a server calls
 
-    def on_contribute(self, source: str, life: int, round: int, attempt: int, offer: Offer) -> None:
-        convener = self.convener
-        if round != convener.round + 1 or convener.phase == "gathering" or source not in convener._frozen:
-            self.send(source, "outcome", round, attempt, self.log.get(round))
-        elif convener.phase == "collecting":
-            self.act(convener.contributed(source, offer, self.world.now, attempt=attempt))
-        elif source in self.told:
-            self.send(source, *self.told[source])
+    def serve_slot(self, source: str, reply: Reply, holding: str | None) -> None:
+        settled = self.began + REJOIN_S
+        if holding is None and self.clock < settled and self.life > 1:  # those who hold one come first
+            self.after(settled - self.clock, lambda: self.serve_slot(source, reply, None))
+            return
+        self.lose(source)
+        self.heard[source] = self.clock
+        reply(self.grant(source, holding))
 
-    def on_vote(self, source: str, life: int, round: int, attempt: int, digest: str | None) -> None:
-        convener = self.convener
-        voting = round == convener.round + 1 and convener.phase == "voting" and source in convener._frozen
-        if voting and attempt == convener.attempt:
-            self.act(convener.voted(source, digest, self.world.now, attempt=attempt))
-            if self.bugs.no_quorum and digest is not None and convener.phase == "voting":
-                self.act(convener._commit(digest, self.world.now))
-        else:
-            self.send(source, "outcome", round, attempt, self.log.get(round))
+    def grant(self, source: str, holding: str | None) -> tuple[str, int]:
+        hop = Hop("any.0.0.0", Address(source))
+        grant = self.slots.grant(source, hop, SwarmSnapshot((STAGE,)), holding).grant
+        return grant.uid, grant.epoch
+
+    def serve_beat(self, source: str, reply: Reply, uid: str | None) -> None:
+        known = uid is not None and self.uid_of(source) == uid
+        reply((known, known and uid in self.members, *self.newest))
+
+    def serve_members(self, source: str, reply: Reply) -> None:
+        """The newest round and who holds it; nobody for long: whoever asks is to bring the stage back."""
+        donors = [name for name in self.members.values() if name != source]
+        lost = not self.members and self.clock - self.nobody_since > LOST_S
+        reply((*self.newest, donors, lost and self.uid_of(source) is not None))
+
+    def serve_restart(self, source: str, reply: Reply, round: int, digest: str) -> None:
+        if self.members or self.uid_of(source) is None:
+            reply(None)
+            return
+        self.restarts += 1
+        generation = self.log.restart_stage(STAGE, round, digest, self.log.generation + 1)
+        self.note(generation, round, digest)
+        self.begin(settled_at=self.clock)
+        self.nobody_since = self.clock
+        reply(generation)
+
+    def serve_joined(self, source: str, reply: Reply, generation: int, round: int) -> None:
+        reply(generation == self.log.generation and self.join(source, round))
+
+    def join(self, source: str, round: int) -> bool:
+        uid = self.uid_of(source)
+        if uid is None:
+            return False
+        answer, actions = self.assembly.joined(uid, round, self.clock)
+        if answer is None:
+            self.members[uid] = source
+        self.act(actions)
+        return answer is None
+
+    def serve_ready(self, source: str, reply: Reply, round: int) -> None:
+        uid = self.uid_of(source)
+        self.answer(uid, "ready", reply, lambda: self.assembly.ready(uid or "", round, self.clock))
+
+    def serve_contribute(self, source: str, reply: Reply, round: int, attempt: int, offer: Offer) -> None:
+        uid = self.uid_of(source)
+        call = lambda: self.assembly.contributed(uid or "", offer, round, attempt, self.clock)  # noqa: E731
+        self.answer(uid, "contribute", reply, call)
+
+    def serve_vote(self, source: str, reply: Reply, round: int, attempt: int, digest: str | None) -> None:
+        uid = self.uid_of(source)
+        call = lambda: self.assembly.voted(uid or "", digest, round, attempt, self.clock)  # noqa: E731
+        self.answer(uid, "vote", reply, call)
+
+    def answer(self, uid: str | None, method: str, reply: Reply, call: Any) -> None:
+        if uid is None:
+            reply(Missed())
+            return
+        answer, actions = call()
+        if answer is not None:
+            reply(self.dressed(answer))
+            return
+        self.waiting[uid] = method, reply
+        self.act(actions)
+
+    # what the assembly wants
 
     def act(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Open):
-                self.tell(action.members, "open", action.round, action.attempt)
+                self.attempt = action.attempt
+                self.tell(action.members, action, "ready")
             elif isinstance(action, Exchange):
-                self.tell(action.members, "set", action.round, action.attempt, dict(action.offers))
+                self.tell(action.members, self.dressed(action), "contribute")
             elif isinstance(action, Commit):
-                self.commits.append((action, self.open_attempt))
-                if not self.bugs.no_log:
-                    assert action.round == max(self.log) + 1, "the log takes the next round only"
-                    self.log[action.round] = action.digest
-                    self.committed_at[action.round] = self.world.now
-                self.tell(action.members, "outcome", action.round, self.open_attempt, action.digest)
-                self.told.clear()
+                self.commit(action)
+            elif isinstance(action, Behind):
+                for uid in action.members:
+                    self.members.pop(uid, None)
+                self.tell(action.members, Missed())
             elif isinstance(action, Discard):
                 self.discards += 1
-                self.tell(action.members, "outcome", action.round, action.attempt, None)
-                self.told.clear()
-            elif isinstance(action, Behind):
-                continue  # no member any more: the answer to its next heartbeat says so
+                self.tell(action.members, Discarded(action.reason), "contribute", "vote")
 
-    def tell(self, members: tuple[str, ...], *task: Any) -> None:
-        self.open_attempt = task[2]
-        for name in members:
-            self.told[name] = task
-            self.send(name, *task)
+    def dressed(self, answer: Any) -> Any:
+        """A set of contributions with the addresses of those who have them."""
+        if not isinstance(answer, Exchange):
+            return answer
+        return {u: (self.members[u], offer) for u, offer in answer.offers.items() if u in self.members}
+
+    def commit(self, action: Commit) -> None:
+        self.record(action)
+        self.tell(action.members, Committed(action.digest), "contribute", "vote")
+
+    def record(self, action: Commit) -> None:
+        """Into the log: only then may anybody hear of it."""
+        self.log.commit_round(STAGE, action.round, action.digest)
+        self.commits.append((self.log.generation, action, self.attempt))
+        self.note(self.log.generation, action.round, action.digest)
+
+    def note(self, generation: int, round: int, digest: str) -> None:
+        for key in self.known:
+            self.ended_at.setdefault(key, self.world.now)
+        self.known.setdefault((generation, round), digest)
+
+    def tell(self, members: tuple[str, ...], answer: Any, *methods: str) -> None:
+        for uid in members:
+            method, reply = self.waiting.get(uid, ("", None))
+            if reply is not None and (not methods or method in methods):
+                del self.waiting[uid]
+                reply(answer)
 
 
-class Member(Node):
-    """A replica: its committed state is on disk, as a snapshot; the rest is lost in a crash."""
+class Server(Caller):
+    """A replica: its committed state and its slot are on disk, unless the disk is lost as well."""
 
-    def __init__(self, world: World, name: str, peers: list[str], bugs: Bugs) -> None:
+    def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self.bugs = bugs
-        self.peers = peers
-        self.round, self.digest = 0, digest_of("round 0")
-        self.history: list[tuple[int, str]] = [(0, self.digest)]
-        self.results: dict[tuple[int, int], str] = {}  # (round, attempt) -> what it computed, for the checks
-        self.promised: tuple[int, str] | None = (
-            None  # a vote is a promise to hold the result, also after a crash
-        )
+        self.generation, self.round = 0, -1
+        self.anchor, self.momentum = "", ""
+        self.holding: str | None = None
+        self.results: dict[tuple[int, int, int], str] = {}  # (generation, round, attempt): for the checks
+
+    def crash(self) -> None:
+        super().crash()
+        if self.world.rng.random() < 0.25:  # another machine takes its place
+            self.generation, self.round, self.holding = 0, -1, None
 
     def start(self) -> None:
-        self.history.append((self.round, self.digest))
-        self.steps = 0
-        self.heard_at = -LEASE_S  # when the last answered heartbeat was sent
-        self.stale = True  # until the client has said that it is a member
-        self.attempt: tuple[int, int] | None = None  # the open one that it is in
-        self.sent: dict[tuple[int, int], Offer] = {}
+        super().start()
+        self.uid: str | None = None
+        self.epoch = 0
+        self.heard_at = -1e9
+        self.member = self.behind = False
+        self.steps = self.samples = 0
+        self.attempt: tuple[int, int] | None = None
+        self.offer = Offer("", 0, 0)
+        self.set: dict[str, Offer] | None = None
         self.fetched: dict[str, str] = {}
-        self.offers: dict[str, Offer] | None = None
-        self.result: str | None = None
+        self.result: tuple[str, str] | None = None
         self.voted = False
-        self.send("client", "died") if self.life > 1 else None
-        self.every(RETRY_S, self.again)
-        self.every(STEP_S * self.world.rng.choice([1.0, 1.0, 1.3, 4.0]), self.step)
+        if self.life > 1:
+            self.send("client", "died")
+        self.every(BEAT_S, self.beat)
+        self.every(STEP_S * self.world.rng.choice([1.0, 1.0, 1.3, 3.0]), self.step)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.anchor, self.momentum)
 
     @property
     def serving(self) -> bool:
-        """Takes inner steps: holds the committed state as far as it can know, and hears the client."""
-        return self.alive and not self.stale and self.world.now - self.heard_at <= LEASE_S
+        """Takes inner steps: a member as far as it can know, outside a round, and the client answers."""
+        if not (self.alive and self.member and self.attempt is None):
+            return False
+        return self.clock - self.heard_at <= LEASE_S
 
     def step(self) -> None:
-        if self.serving and self.attempt is None:
-            self.steps += 1
-
-    def again(self) -> None:
-        """Say again whatever waits for an answer."""
-        self.send("client", "alive", self.life, self.world.now, self.round)
-        if self.attempt is None:
-            if not self.stale and self.steps >= INNER_STEPS:
-                self.send("client", "ready", self.life, self.round)
-        elif self.offers is None:
-            self.send("client", "contribute", self.life, *self.attempt, self.sent[self.attempt])
-        elif self.voted:
-            self.send("client", "vote", self.life, *self.attempt, self.result)
-        else:
-            self.fetch()
-
-    def on_news(self, source: str, life: int, sent_at: float, newest: int, digest: str, member: bool) -> None:
-        if life != self.life or sent_at < self.heard_at:
-            return  # of an earlier life, or overtaken
-        self.heard_at = sent_at
-        if newest > self.round:
-            if self.attempt is not None and self.attempt[0] == newest and self.result == digest:
-                self.adopt(digest)  # it was in the round and holds its outcome
-                return
-            if self.promised == (newest, digest):
-                self.adopt(digest, newest)
-                self.stale = True
-                self.send("client", "joined", self.life, self.round)
-                return
-            self.stale, self.attempt = True, None
-            for peer in self.peers:
-                self.send(peer, "snapshot", newest, digest)
-        elif newest == self.round and not member:
-            self.stale = True
-            self.send("client", "joined", self.life, self.round)
-        elif newest == self.round:
-            self.stale = False
-
-    def on_snapshot(self, source: str, round: int, digest: str) -> None:
-        if (self.round, self.digest) == (round, digest):
-            self.send(source, "donated", round, digest)
-
-    def on_donated(self, source: str, round: int, digest: str) -> None:
-        if round > self.round and self.stale:
-            self.adopt(digest, round)
-            self.stale = True
-            self.send("client", "joined", self.life, self.round)
-
-    def on_open(self, source: str, round: int, attempt: int) -> None:
-        if self.stale or round != self.round + 1 or (self.attempt or (0, -1)) >= (round, attempt):
+        if not self.serving:
             return
-        if self.sent.get((round, attempt)) is not None:
-            return  # an opening that is over
-        self.attempt, self.offers, self.result, self.voted = (round, attempt), None, None, False
-        self.fetched = {}
-        delta = digest_of(self.name, self.life, round, attempt, self.steps)
-        self.sent[self.attempt] = Offer(delta, self.steps, 100)
-        self.again()
+        self.steps += 1
+        self.samples += 1
+        if self.steps >= INNER_STEPS and not self.calls("client", "ready"):
+            self.call("client", "ready", self.round, then=self.opened)
 
-    def on_set(self, source: str, round: int, attempt: int, offers: dict[str, Offer]) -> None:
-        if self.attempt != (round, attempt) or self.offers is not None:
+    def beat(self) -> None:
+        asked = self.clock
+        self.call("client", "beat", self.uid, then=lambda answer: self.news(asked, *answer))
+
+    def news(self, asked: float, known: bool, member: bool, generation: int, round: int, digest: str) -> None:
+        self.heard_at = max(self.heard_at, asked)
+        if not known:
+            self.lose_membership()
+            self.uid = None
+            if not self.calls("client", "slot"):
+                self.call("client", "slot", self.holding, then=self.granted)
+        elif (generation, round) > (self.generation, self.round):
+            self.behind = True  # it is resynchronised as soon as its round has ended for it
+            if self.attempt is None:
+                self.lose_membership()
+                self.resync()
+        elif not (member and self.member) and self.attempt is None:
+            self.resync()
+
+    def granted(self, slot: tuple[str, int]) -> None:
+        self.uid, self.epoch = slot
+        self.holding = self.uid
+        self.resync()
+
+    def lose_membership(self) -> None:
+        self.member = False
+        self.drop_attempt()
+
+    def drop_attempt(self) -> None:
+        self.attempt, self.set, self.result, self.voted = None, None, None, False
+        self.drop_calls("ready", "contribute", "vote", "contribution")
+
+    # the committed state
+
+    def resync(self) -> None:
+        if not self.calls("client", "members") and not self.calls("client", "joined"):
+            self.call("client", "members", then=lambda answer: self.compare(*answer))
+
+    def compare(self, generation: int, round: int, digest: str, donors: list[str], lost: bool) -> None:
+        if (self.generation, self.round) == (generation, round):
+            self.join()
+        elif donors:
+            donor = self.world.rng.choice(donors)
+            self.call(donor, "snapshot", generation, round, then=self.fetch)
+        elif lost:
+            if self.round < 0:
+                self.anchor, self.momentum, self.round = *START, 0
+            self.call("client", "restart", self.round, self.digest, then=self.restarted)
+
+    def restarted(self, generation: int | None) -> None:
+        if generation is not None:
+            self.generation = generation
+            self.join()
+
+    def serve_snapshot(self, source: str, reply: Reply, generation: int, round: int) -> None:
+        same = (self.generation, self.round) == (generation, round)
+        reply((generation, round, self.anchor, self.momentum) if same else None)
+
+    def fetch(self, snapshot: tuple[int, int, str, str] | None) -> None:
+        if snapshot is not None and snapshot[:2] > (self.generation, self.round) and self.attempt is None:
+            self.take(*snapshot)
+            self.join()
+
+    def take(self, generation: int, round: int, anchor: str, momentum: str) -> None:
+        self.generation, self.round, self.anchor, self.momentum = generation, round, anchor, momentum
+        self.behind = False
+
+    def join(self) -> None:
+        held = self.generation, self.round
+
+        def joined(welcome: bool) -> None:
+            if held == (self.generation, self.round):
+                self.member = welcome
+
+        self.call("client", "joined", *held, then=joined)
+
+    # a round
+
+    def opened(self, answer: Any) -> None:
+        if not isinstance(answer, Open) or answer.round != self.round + 1:
+            self.lose_membership()
+            self.resync()
             return
-        self.offers = offers
-        self.after(EXCHANGE_S * 0.7, lambda: self.give_up((round, attempt)))
-        self.fetch()
+        self.drop_attempt()
+        self.attempt = answer.round, answer.attempt
+        self.offer = Offer(digest_of(self.name, self.life, self.attempt, self.samples), self.samples, 100)
+        self.call("client", "contribute", *self.attempt, self.offer, then=self.exchange)
 
-    def fetch(self) -> None:
-        assert self.offers is not None and self.attempt is not None  # noqa: PT018
-        for name in self.offers:
-            if name == self.name:
-                self.fetched[name] = self.sent[self.attempt].digest
-            elif name not in self.fetched:
-                self.send(name, "contribution", *self.attempt)
+    def exchange(self, answer: Any) -> None:
+        if not isinstance(answer, dict):
+            self.outcome(answer)
+            return
+        assert self.attempt is not None
+        self.set, self.fetched = {uid: offer for uid, (_, offer) in answer.items()}, {}
+        attempt = self.attempt
+        self.after(EXCHANGE_S * 0.7, lambda: self.give_up(attempt))
+        for uid, (name, _) in answer.items():
+            if uid == self.uid:
+                self.fetched[uid] = self.offer.digest
+            else:
+                self.call(name, "contribution", *attempt, then=lambda got, uid=uid: self.got(uid, got))  # type: ignore[misc]
         self.compute_if_whole()
 
-    def on_contribution(self, source: str, round: int, attempt: int) -> None:
-        offer = self.sent.get((round, attempt))
-        if offer is not None:
-            self.send(source, "delta", round, attempt, offer.digest)
+    def serve_contribution(self, source: str, reply: Reply, round: int, attempt: int) -> None:
+        reply(self.offer.digest if self.attempt == (round, attempt) else "")
 
-    def on_delta(self, source: str, round: int, attempt: int, digest: str) -> None:
-        if self.attempt == (round, attempt) and self.offers is not None:
-            self.fetched[source] = digest
-            self.compute_if_whole()
+    def got(self, uid: str, digest: str) -> None:
+        self.fetched[uid] = digest
+        self.compute_if_whole()
 
     def compute_if_whole(self) -> None:
-        assert self.offers is not None and self.attempt is not None  # noqa: PT018
-        if self.voted or not self.offers.keys() <= self.fetched.keys():
+        if self.set is None or self.voted or not self.set.keys() <= self.fetched.keys():
             return
-        if any(self.fetched[name] != offer.digest for name, offer in self.offers.items()):
+        if any(self.fetched[uid] != offer.digest for uid, offer in self.set.items()):
             self.vote(None)
             return
-        result = digest_of(self.digest, sorted(self.fetched.items()))
+        result = self.next_state(sorted(self.fetched.items()))
         if self.world.rng.random() < self.world.faults.wrong_result:
-            result = digest_of("a flipped bit", self.name, self.attempt, self.world.now)
+            self.world.felt["wrong results"] += 1
+            result = digest_of("a flipped bit", self.name, self.world.now), result[1]
         self.vote(result)
 
+    def next_state(self, deltas: list[tuple[str, str]]) -> tuple[str, str]:
+        return digest_of(self.anchor, self.momentum, deltas), digest_of("m", self.momentum, deltas)
+
     def give_up(self, attempt: tuple[int, int]) -> None:
-        if self.attempt == attempt and not self.voted:
+        if self.attempt == attempt and self.set is not None and not self.voted:
             self.vote(None)
 
-    def vote(self, result: str | None) -> None:
+    def vote(self, result: tuple[str, str] | None) -> None:
         assert self.attempt is not None
         self.result, self.voted = result, True
-        if result is not None:
-            self.promised = None if self.bugs.no_promise else (self.attempt[0], result)
-            self.results[self.attempt] = result
-        self.again()
+        digest = digest_of(*result) if result else None
+        if digest is not None:
+            self.results[self.generation, *self.attempt] = digest
+        self.call("client", "vote", *self.attempt, digest, then=self.outcome)
 
-    def on_outcome(self, source: str, round: int, attempt: int, digest: str | None) -> None:
-        if self.bugs.commit_twice and digest is not None and round == self.round:
-            self.round, self.digest = round + 1, digest_of(self.digest, digest)
-            self.history.append((self.round, self.digest))
-        if self.attempt != (round, attempt):
+    def outcome(self, answer: Any) -> None:
+        attempt, result = self.attempt, self.result
+        self.drop_attempt()
+        if isinstance(answer, Discarded) and not self.behind:
+            self.discarded()
             return
-        if digest is None:
-            self.attempt, self.steps = None, 0
-        elif digest == self.result:
-            self.adopt(digest)
-        else:
-            self.attempt, self.stale = None, True  # the next heartbeat's answer names what to fetch
+        if isinstance(answer, Committed) and result is not None and attempt is not None:
+            if digest_of(*result) == answer.digest:
+                self.take(self.generation, attempt[0], *result)
+                self.steps = self.samples = 0
+                return
+        self.lose_membership()
+        self.resync()
 
-    def adopt(self, digest: str, round: int | None = None) -> None:
-        self.round, self.digest = round if round is not None else self.round + 1, digest
-        self.history.append((self.round, self.digest))
-        self.attempt, self.steps = None, 0
+    def discarded(self) -> None:
+        self.steps = 0  # the next delta spans both

@@ -1,7 +1,7 @@
 """Inner steps under one seed: some trainers over two or three stages, and what must hold after every event.
 
-I2: each step is applied once at most at each stage, and the ledger of every replica adds up. Nothing is split:
-no attempt is applied at one replica and undone at another, both alive all the time. Where a stage was cut off
+I2: each step is applied once at most at each stage, and the ledger of every replica adds up. Nothing is
+split: no attempt is applied at one replica and undone at another, both alive all the time. Where a stage was cut off
 for so long that it decided on its own, or that the trainer went on without the place of decision, the step
 counts as lost there (`alone`); with short cuts in a network that delivers that must not happen either.
 """
@@ -32,7 +32,9 @@ class Swarm:
         stages = [[f"{stage}{n}" for n in range(rng.randint(1, 3))] for stage in "abc"[: rng.randint(2, 3)]]
         replica, trainer = roles.get("replica", Replica), roles.get("trainer", Trainer)
         self.replicas: list[Replica] = [replica(self.world, n, n[0]) for names in stages for n in names]
-        self.trainers: list[Trainer] = [trainer(self.world, f"T{n}", stages) for n in range(rng.randint(1, 3))]
+        self.trainers: list[Trainer] = [
+            trainer(self.world, f"T{n}", stages) for n in range(rng.randint(1, 3))
+        ]
         faults = self.world.faults
         self.gentle = faults.cut_s <= 2.0 and faults.loss <= 0.02 and faults.delay_s <= 0.05
         self.link_breaks = rng.choice([0.0, 0.2])
@@ -62,7 +64,9 @@ class Swarm:
         for trainer in self.trainers:
             said.update(steps=trainer.finished, lost=trainer.lost, refused=trainer.refused)
         said["applied"] = self.applied.total()
-        said["aborted"] = sum(n for r in self.replicas for (how, _), n in r.ledger.items() if how == "aborted")
+        said["aborted"] = sum(
+            n for r in self.replicas for (how, _), n in r.ledger.items() if how == "aborted"
+        )
         said["alone"] = len(self.alone)
         return said
 
@@ -106,7 +110,9 @@ class Swarm:
         if how == "applied":
             key = (replica.stage, id.trainer, id.incarnation, id.step)
             self.applied[key] += 1
-            self.require(self.applied[key] == 1 or id in self.alone, f"I2: {id} twice at stage {replica.stage}")
+            self.require(
+                self.applied[key] == 1 or id in self.alone, f"I2: {id} twice at stage {replica.stage}"
+            )
         if how == "took over":
             return
         ends = self.ends.setdefault(id, {})
@@ -130,4 +136,6 @@ class Swarm:
 
     def require(self, holds: bool, what: str) -> None:
         if not holds:
-            raise Violation(f"steps, seed {self.seed}, {self.world.now:.2f} s, {self.world.events} events: {what}")
+            raise Violation(
+                f"steps, seed {self.seed}, {self.world.now:.2f} s, {self.world.events} events: {what}"
+            )
