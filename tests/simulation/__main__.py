@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --seeds 100000`: so many seeds over all cores; or one of them with its trace."""
+"""`python -m tests.simulation --seeds 100000`: over all cores; or one seed with its trace."""
 
 from __future__ import annotations
 

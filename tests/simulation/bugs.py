@@ -1,4 +1,4 @@
-"""Planted bugs, one at a time: real code or a role of the world, bent. The checks must find nearly all of them."""
+"""Planted bugs, one at a time: real code or a role of the world, bent. The checks must find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls between nodes as a link gives them: each answered once, however often its messages are lost or doubled."""
+"""Calls between nodes as a link gives them: answered once, however often messages are lost or doubled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of one stage and its servers: real log, slots and assembly; the servers' shells as small models."""
+"""The client of a stage and its servers: real log, slots and assembly; the servers' shells as models."""
 
 from __future__ import annotations
 
@@ -307,6 +307,7 @@ class Server(Caller):
 
     def lose_membership(self) -> None:
         self.member = False
+        self.drop_calls("members", "joined", "snapshot", "restart")  # of before: their links have ended
         self.drop_attempt()
 
     def drop_attempt(self) -> None:
@@ -415,7 +416,7 @@ class Server(Caller):
         self.result, self.voted = result, True
         digest = digest_of(*result) if result else None
         if digest is not None:
-            self.results[self.generation, *self.attempt] = digest
+            self.results[(self.generation, *self.attempt)] = digest
         self.call("client", "vote", *self.attempt, digest, then=self.outcome)
 
     def outcome(self, answer: Any) -> None:
@@ -424,11 +425,11 @@ class Server(Caller):
         if isinstance(answer, Discarded) and not self.behind:
             self.discarded()
             return
-        if isinstance(answer, Committed) and result is not None and attempt is not None:
-            if digest_of(*result) == answer.digest:
-                self.take(self.generation, attempt[0], *result)
-                self.steps = self.samples = 0
-                return
+        held = digest_of(*result) if result is not None else None
+        if isinstance(answer, Committed) and answer.digest == held and result is not None and attempt:
+            self.take(self.generation, attempt[0], *result)
+            self.steps = self.samples = 0
+            return
         self.lose_membership()
         self.resync()
 
