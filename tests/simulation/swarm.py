@@ -1,9 +1,10 @@
 """Inner steps under one seed: some trainers over two or three stages, and what must hold after every event.
 
 I2: each step is applied once at most at each stage, and the ledger of every replica adds up. Nothing is
-split: no attempt is applied at one replica and undone at another, both alive all the time. Where a stage was
-cut off for so long that it decided on its own, or that the trainer went on without the place of decision, the step
-counts as lost there (`alone`); with short cuts in a network that delivers that must not happen either.
+split: no attempt is applied at one replica and undone at another, both alive all the time. Where a stage
+was cut off for so long that it decided on its own, or that the trainer went on without the place of
+decision, the step counts as lost there (`alone`); with short cuts in a network that delivers that must not
+happen either.
 """
 
 from __future__ import annotations
