@@ -37,6 +37,7 @@ from distqat.topology.expert import ExpertId
 
 T = TypeVar("T")
 CLIENT = "client"
+START_S = 60.0
 
 
 class RelayStreams:
@@ -142,16 +143,18 @@ class NetworkSwarm:
     async def _start(self) -> None:
         peer = self._peer(CLIENT)
         self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[CLIENT])  # type: ignore[arg-type]
-        await peer.transport.serve(self.client._answer, self.client._gone)
+        await peer.transport.serve(self.client._answer, self.client._died)
         self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
         self._run("watching", self.client._watch.run())
         for number in range(self._replicas * len(self.config.stages)):
             await self.add_server(number)
-            await until(lambda: self.holder_of(f"server{number}"), "a slot")  # noqa: B023
+            await until(lambda: self.holder_of(f"server{number}"), "a slot", START_S)  # noqa: B023
         for number in range(self._trainers):
             await self.add_trainer(number)
-        await until(lambda: all(self.committed(s) >= 2 for s in self.config.stages), "two rounds")
-        await until(lambda: all(self.together(s) for s in self.config.stages), "rounds with all members")
+        await until(lambda: all(self.committed(s) >= 2 for s in self.config.stages), "two rounds", START_S)
+        await until(
+            lambda: all(self.together(s) for s in self.config.stages), "rounds with all members", START_S
+        )
 
     async def add_server(self, number: int) -> str:
         name = f"server{number}"
@@ -250,9 +253,10 @@ class NetworkSwarm:
     def rounds(self, stage: str) -> list[dict[str, Any]]:
         return [r for r in self.logs[CLIENT].of("round") if r["stage"] == stage and r["committed"]]
 
-    def together(self, stage: str, members: int = 2) -> bool:
+    def together(self, stage: str) -> bool:
+        """Whether the last round of a stage had all its replicas."""
         rounds = self.rounds(stage)
-        return bool(rounds) and rounds[-1]["members"] == members
+        return bool(rounds) and rounds[-1]["members"] == self._replicas
 
     def steps(self, trainer: int, since: float = 0.0, through: str = "") -> list[dict[str, Any]]:
         records = self.logs[f"trainer{trainer}"].of("step")

@@ -15,7 +15,7 @@ from distqat.errors import PeerGone, Refused
 from distqat.swarm.channel import Channel
 from distqat.swarm.frame import Message
 from distqat.swarm.hello import Hello
-from distqat.swarm.silence import Heartbeat, Silence
+from distqat.swarm.silence import STALL_S, Heartbeat, Silence
 
 MAX_LINKS_PER_PEER = 16  # one is usual; a redial overlaps with a link that is not yet known to be dead
 TOO_SLOW = "a frame that it began does not get done"
@@ -164,10 +164,15 @@ class InboundLinks:
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
+        listening_since = loop.time()
         while True:
+            due = loop.time() + self._heartbeat.interval_s
             await asyncio.sleep(self._heartbeat.interval_s)
+            if loop.time() > due + STALL_S:  # we were away: what came meanwhile is not read yet
+                listening_since = loop.time()
             for key, channels in list(self._links.items()):
-                silence = loop.time() - max(channel.last_heard for channel in channels.values())
+                heard = max(channel.last_heard for channel in channels.values())
+                silence = loop.time() - max(heard, listening_since)
                 if silence > self._heartbeat.silence_s:
                     self._end(key, f"no sign of life for {silence:.1f} s", silent=True)
                 elif any(channel.overdue() for channel in channels.values()):
