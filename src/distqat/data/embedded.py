@@ -97,14 +97,19 @@ EMBEDDED: dict[str, Callable[[int, int], list[Sample]]] = {"digits": _digits}
 """Loaders `(img_size, num_channels) -> samples` of the embedded sets."""
 
 
+def check_split(options: DataOptions) -> None:
+    """DataError for a split or a configuration that no embedded set has."""
+    if options.dataset_split != "train" or options.dataset_config is not None:
+        raise DataError(
+            f"the embedded data set {options.dataset_name!r} has one split, 'train', and no configurations; "
+            "its held-out part is used for evaluation by itself"
+        )
+
+
 def open_embedded(options: DataOptions, *, seed: int) -> EmbeddedSource:
     """The embedded set that `options` names, cut into a training and a fixed held-out part."""
     name = options.dataset_name
-    if options.dataset_split != "train" or options.dataset_config is not None:
-        raise DataError(
-            f"the embedded data set {name!r} has one split, 'train', and no configurations; "
-            "its held-out part is used for evaluation by itself"
-        )
+    check_split(options)
     samples = EMBEDDED[name](options.img_size, options.num_channels)
     shuffled = permutation(SPLIT_SEED, 0, 0, len(samples))
     cut = int(len(samples) * HELDOUT_SHARE)

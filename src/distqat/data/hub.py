@@ -14,11 +14,14 @@ from typing import Any
 
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.packing import Packing
 from distqat.data.source import Item, parse_place
+from distqat.data.tokenizer import open_tokenizer
 from distqat.errors import DataError, HubUnavailable
 from distqat.tasks.base import Sample
 
-EMBEDDED_ALTERNATIVE = "digits"
+BARE_NAMES = {"wikitext": "Salesforce/wikitext"}  # names from before the hub had owners
+LANGUAGE_TASKS = ("llm", "nlp")
 HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test split often has no labels
 HELDOUT_SAMPLES = 1000  # taken from the start of the stream where there is no such split
 PROBE_TIMEOUT_S = 15.0
@@ -30,13 +33,15 @@ REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 class HubStream:
     """A split of a hub data set, pinned to the revision found at the start.
 
+    Text of a language model is packed into sequences, which are the samples then.
     The stream is cut into blocks of `shuffle_buffer` samples, each permuted by (seed, epoch, block);
     files are taken in an order that depends on (seed, epoch) too. So a position is two integers, and
     going to one reads (and drops) what lies before it in the epoch.
     """
 
     def __init__(self, options: DataOptions, *, seed: int) -> None:
-        self.name = options.dataset_name
+        self.name = BARE_NAMES.get(options.dataset_name, options.dataset_name)
+        self._packing = _packing(options)
         self.seed = seed
         self._split_name = options.dataset_split
         self._buffer = options.shuffle_buffer
@@ -56,7 +61,8 @@ class HubStream:
     @property
     def order(self) -> str:
         split = f"{self.name}/{self._config or 'default'}/{self._split_name}@{self._revision}"
-        return f"{split} seed={self.seed} buffer={self._buffer}"
+        packing = "" if self._packing is None else f" {self._packing}"
+        return f"{split} seed={self.seed} buffer={self._buffer}{packing}"
 
     def take(self, count: int) -> list[Item]:
         if not self._block:
@@ -74,9 +80,13 @@ class HubStream:
         self._rows, self._block = None, []
 
     def heldout(self) -> Iterable[Sample]:
-        """The validation or test split; without one, the first 1,000 samples, which are not trained on."""
+        """The validation or test split; without one, the first 1,000 samples, which are not trained on.
+
+        Of packed text at most 1,000 sequences.
+        """
         dataset = self._train.take(HELDOUT_SAMPLES) if self._heldout is None else self._heldout
-        return _reachable(self.name, dataset)
+        rows = _reachable(self.name, dataset)
+        return rows if self._packing is None else islice(self._packing(rows), HELDOUT_SAMPLES)
 
     def _next_block(self) -> None:
         """Read the block that holds `_index`, opening the stream or the next epoch where needed."""
@@ -105,13 +115,23 @@ class HubStream:
             files = permutation(self.seed, self._epoch, FILES, self._train.num_shards)
             parts = (self._train.shard(num_shards=len(files), index=i) for i in files)
             rows = _reachable(self.name, chain.from_iterable(parts))
+        if self._packing is not None:  # so blocks and positions count sequences
+            rows = self._packing(rows)
         return islice(rows, skip, None) if skip else rows
+
+
+def _packing(options: DataOptions) -> Packing | None:
+    if options.task_type not in LANGUAGE_TASKS:
+        return None
+    return Packing(open_tokenizer(options.tokenizer), options.sequence_length)
 
 
 def _open(name: str, config: str | None) -> tuple[Mapping[str, Any], str]:
     """All splits as streams, and the revision that they are pinned to."""
     if not REPO_ID.fullmatch(name):
-        raise DataError(f"{name!r} is no name of a data set: expected 'name' or 'owner/name', or 'digits'")
+        raise DataError(
+            f"{name!r} is no name of a data set: expected 'name' or 'owner/name', or 'digits', 'python_docs'"
+        )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a second protocol with its own servers
@@ -178,7 +198,8 @@ def _refused(name: str, error: Exception) -> DataError:
 def _unreachable(name: str) -> HubUnavailable:
     return HubUnavailable(
         f"the data set {name!r} cannot be read because the hub cannot be reached; check the network "
-        f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.dataset_name: {EMBEDDED_ALTERNATIVE!r}"
+        f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.dataset_name: "
+        "'digits' (images) or 'python_docs' (text)"
     )
 
 

@@ -16,7 +16,7 @@ class DataOptions(Options):
     """What is trained on. `dataset_name` is an embedded set or a name on the Hugging Face hub."""
 
     dataset_name: Annotated[str, Field(min_length=1)] = "digits"
-    """`digits` (embedded, needs no network) or a hub name such as `uoft-cs/cifar10`."""
+    """`digits`, `python_docs` (text; both embedded, no network) or a hub name such as `uoft-cs/cifar10`."""
     dataset_config: str | None = None
     """Configuration of a hub data set that has several."""
     dataset_split: Annotated[str, Field(min_length=1)] = "train"
@@ -30,5 +30,9 @@ class DataOptions(Options):
     """Channels of image batches."""
     img_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Height and width of image batches, in pixels."""
+    sequence_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
+    """Tokens of a training sequence of language models."""
+    tokenizer: Annotated[str, Field(min_length=1)] = "bytes"
+    """`bytes` (257 tokens), a folder with a `tokenizer.json`, or a hub name: `distilbert/distilgpt2`."""
     shuffle_buffer: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
-    """Samples of a hub stream that are mixed at a time; 1 keeps the order of the files."""
+    """Samples (sequences, where text is packed) of a hub stream that are mixed at a time; 1: file order."""

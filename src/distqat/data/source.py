@@ -57,10 +57,15 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
         HubUnavailable: the hub cannot be reached.
         DataError: it has no such data set, configuration or split.
     """
-    from distqat.data.embedded import EMBEDDED, open_embedded
+    from distqat.data import text
+    from distqat.data.embedded import EMBEDDED, EmbeddedSource, check_split, open_embedded
 
     if options.dataset_name in EMBEDDED:
         return open_embedded(options, seed=seed)
+    if options.dataset_name == text.NAME:
+        check_split(options)
+        name, train, heldout = text.packed_documents(options)
+        return EmbeddedSource(name, train, heldout, seed=seed)
     from distqat.data.hub import HubStream
 
     return HubStream(options, seed=seed)

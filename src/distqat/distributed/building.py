@@ -23,7 +23,20 @@ def build_task(config: Config) -> Task:
         num_classes=classes[-1] if classes else None,
         num_channels=config.data.num_channels,
         img_size=config.data.img_size,
+        vocab_size=_vocab_size(config),
+        sequence_length=config.data.sequence_length,
     )
+
+
+def _vocab_size(config: Config) -> int | None:
+    """Tokens that the model knows, where an entry of the pipeline says so."""
+    for entry in config.model_pipeline.pipeline:
+        shape = entry.kwargs.get("config")
+        sizes = [entry.kwargs.get("vocab_size"), shape.get("vocab_size") if isinstance(shape, dict) else None]
+        for size in sizes:
+            if isinstance(size, int):
+                return size
+    return None
 
 
 def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Module:
@@ -45,7 +58,9 @@ def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Mod
 def stage_kwargs(config: Config, stage: str) -> dict[str, object]:
     """What the stage's constructor may take."""
     entry = config.model_pipeline.pipeline[config.stages.index(stage)]
-    return {**entry.kwargs, "num_channels": config.data.num_channels, "img_size": config.data.img_size}
+    data = config.data
+    shapes = {"num_channels": data.num_channels, "img_size": data.img_size}
+    return {"sequence_length": data.sequence_length, **entry.kwargs, **shapes}
 
 
 def stage_seed(config: Config, stage: str) -> int:

@@ -11,13 +11,15 @@ from distqat.tasks.base import Sample, Task
 
 Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 BATCH = 256
+TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
 
 
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
     """Metric, mean loss and number of the samples in `heldout`."""
     totals: dict[str, float] = {}
     loss = 0.0
-    for samples in _batched(heldout):
+    at_once = max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
+    for samples in _batched(heldout, at_once):
         batch = task.collate(samples)
         outputs = forward(batch.inputs)
         loss += float(task.loss(outputs, batch.labels)) * batch.size
@@ -27,7 +29,7 @@ def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[f
     return task.summarize(totals), loss / max(count, 1), count
 
 
-def _batched(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+def _batched(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:
     iterator = iter(samples)
-    while batch := list(itertools.islice(iterator, BATCH)):
+    while batch := list(itertools.islice(iterator, count)):
         yield batch

@@ -244,6 +244,8 @@ class Trainer:
             "bytes_in": self._peer.transport.traffic.bytes_in,
             "bytes_out": self._peer.transport.traffic.bytes_out,
         }
+        if "tokens" in result.scores:
+            record["tokens_per_s"] = record["sps"] * result.scores["tokens"] / max(result.samples, 1)
         self._sink.write({"event": "step", **record, **result.scores})
         finished = await self._told if self._told is not None else False
         told = {**record, "position": self._data.last_position, "progress": self._count.fields()}

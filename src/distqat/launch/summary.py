@@ -16,6 +16,7 @@ from distqat.launch.progress import clock, number
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHARES = ("accuracy",)  # metrics in [0, 1]
 _UID = re.compile(r"[^\s.]+\.\d+\.\d+\.\d+")
 
 
@@ -106,7 +107,7 @@ def _rows(runs: Sequence[Summary]) -> list[tuple[str, list[str]]]:
             _difference(first, last, "loss_first"),
         ),
         ("loss, last steps", [number(run.loss_last) for run in runs], _difference(first, last, "loss_last")),
-        (f"{first.metric}, held out", [percent(run.score) for run in runs], _points(first.score, last.score)),
+        (f"{first.metric}, held out", [_score(run) for run in runs], _apart(first, last)),
         ("samples", [f"{run.samples:,}" for run in runs], ""),
         ("samples/s", [f"{run.samples_per_s:.1f}" for run in runs], _times(first, last)),
         ("time", [clock(run.seconds) for run in runs], ""),
@@ -140,6 +141,16 @@ def _rounds(run: Summary) -> str:
 def _difference(first: Summary, second: Summary, name: str) -> str:
     a, b = getattr(first, name), getattr(second, name)
     return "" if a is None or b is None else f"{a - b:+.5f}"
+
+
+def _score(run: Summary) -> str:
+    """A share in percent; a perplexity as it is."""
+    return percent(run.score) if run.metric in SHARES else number(run.score)
+
+
+def _apart(first: Summary, last: Summary) -> str:
+    shares = first.metric in SHARES
+    return _points(first.score, last.score) if shares else _difference(first, last, "score")
 
 
 def _points(a: float | None, b: float | None) -> str:

@@ -79,7 +79,8 @@ def fetch(source: str, file: str) -> Path | None:
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(
             f"{source!r} is no folder, and {file} of it cannot be fetched because the hub cannot be "
-            "reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a folder, or a config to train from scratch"
+            "reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a folder, or a "
+            "config to train from scratch"
         ) from error
     except EntryNotFoundError:
         return None

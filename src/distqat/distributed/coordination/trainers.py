@@ -117,6 +117,8 @@ class Trainers:
         if step == 1 or step % LOG_EVERY == 0:
             sps = float(fields.get("sps", 0.0))
             logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, sps)
+            if "tokens_per_s" in fields:
+                logger.info("Trainer %d reads %.0f tokens/s", pipeline, float(fields["tokens_per_s"]))
         self._sink.write({"event": "step", **fields})
         return {"finished": finished}
 
