@@ -14,33 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distqat.checkpoint import LoadedShard
 from distqat.codec import get_codec
 from distqat.config import Config, agreement, agreement_digest
 from distqat.distributed.building import build_task
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
+from distqat.distributed.serving.arrival import Arrival
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
 from distqat.distributed.serving.keeper import Keeper, Moment, held_on_disk
 from distqat.distributed.serving.lease import Lease
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.precision import Precision
-from distqat.distributed.serving.private import Progress, load_own_state, moments, own_state
+from distqat.distributed.serving.private import moments, own_state
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
+from distqat.distributed.serving.shared import Rounds, Shared
 from distqat.distributed.serving.steps import Steps
-from distqat.distributed.serving.transfer import (
-    Fetched,
-    StageLost,
-    fetch_mirrored,
-    fetch_newest,
-    inner_state,
-    load_inner_state,
-)
+from distqat.distributed.serving.transfer import inner_state
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, CheckpointError, Refused, SwarmError
+from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
@@ -141,7 +134,6 @@ class Tenancy:
             coordinator=coordinator,
         )
         self._member: RoundMember | None = None
-        self._progress = Progress()
         self._saving: set[asyncio.Future[None]] = set()  # states on their way to the keeper
         self.steps.on_mark = self._marked
         self.steps.standing = self._standing
@@ -246,10 +238,19 @@ class Tenancy:
 
     async def _serve(self) -> str:
         began = time.monotonic()
-        shared = await (self._found() if self._slot.founder else self._join())
+        arrival = Arrival(
+            self._uid,
+            self._replica,
+            self._compute,
+            self._keeper,
+            self._peer.transport,
+            self._coordinator,
+            self._calibrate,
+        )
+        shared = await (arrival.found() if self._slot.founder else arrival.join())
         state_s = time.monotonic() - began
         self._member = RoundMember(
-            self._hop, self._replica, shared, self._parts, self._round_ended, progress=self._progress
+            self._hop, self._replica, shared, self._parts, self._round_ended, progress=arrival.progress
         )
         await self._member.catch_up()
         logger.info("%s serves from round %d on, digest %s", self._uid, shared.round, shared.digest[:12])
@@ -264,94 +265,9 @@ class Tenancy:
         await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
         raise AssertionError("unreachable")
 
-    async def _restore(self, lost: StageLost) -> Shared:
-        """Bring a lost stage back: the state that was decided on, else the newest valid one, else anew."""
-        shard = await asyncio.to_thread(self._from_disk, lost)
-        stage, here = self._replica.stage, (-1, -1)
-        if shard is not None:
-            here = shard.manifest.generation, shard.manifest.round
-        copy = await fetch_mirrored(self._peer.transport, stage, lost.mirror, here)
-        if copy is not None:
-            await self._load(copy)
-            shared = copy.shared
-            logger.info("%s restored round %d from the client's mirror", self._uid, shared.round)
-        elif shard is None:
-            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self._uid, stage)
-            shared = await self._initial()
-        else:
-            shared = Shared.from_tensors(shard.manifest.round, shard.shared, {})
-            own = next(iter(shard.private.values()), {})
-
-            def load() -> Progress:
-                as_local(shared).load(self._replica.module)
-                self._replica.step = shard.manifest.step
-                return load_own_state(self._replica, own)
-
-            self._progress = await self._compute.submit(Priority.CONTROL, "round", load)
-            logger.info(
-                "%s restored round %d from %s, step %d",
-                self._uid,
-                shared.round,
-                shard.path,
-                self._replica.step,
-            )
-        fields = {"uid": self._uid, "round": shared.round, "digest": shared.digest}
-        answer = await self._coordinator.insist("restart", {"stage": self._replica.stage, **fields})
-        self._keeper.generation = take(answer, "generation", int)
-        return shared
-
-    def _from_disk(self, lost: StageLost) -> LoadedShard | None:
-        if lost.mark:
-            try:
-                return self._keeper.marked(lost.mark)
-            except CheckpointError as error:
-                logger.warning("checkpoint skipped: %s; going on from the newest round instead", error)
-        return self._keeper.newest(lost.oldest)
-
-    async def _found(self) -> Shared:
-        """The founder publishes round 0."""
-        shared = await self._initial()
-        fields = {"stage": self._replica.stage, "uid": self._uid, "digest": shared.digest}
-        await self._coordinator.insist("zero", fields)
-        return shared
-
-    async def _initial(self) -> Shared:
-        """Initial weights, and quantizers calibrated on real batches."""
-        if self._replica.calibrating:
-            logger.info("%s founds its stage: waiting for batches to calibrate on", self._uid)
-            await self._become("calibrating")
-            await self._activated.wait()
-        return await self._compute.submit(Priority.CONTROL, "round", lambda: initial(self._replica.module))
-
-    async def _join(self) -> Shared:
-        """Everybody else takes the committed state, verified, before it declares itself."""
-        began = time.monotonic()
-        try:
-            got = await fetch_newest(
-                self._peer.transport, self._coordinator, self._replica.stage, own_uid=self._uid
-            )
-        except StageLost as lost:
-            return await self._restore(lost)
-        assert got is not None
-        await self._load(got)
-        size = sum(t.nbytes for t in got.shared.tensors().values())
-        logger.info(
-            "%s took round %d, %.1f MB, in %.2f s from %s",
-            self._uid,
-            got.shared.round,
-            size / 1e6,
-            time.monotonic() - began,
-            ", ".join(got.givers),
-        )
-        return got.shared
-
-    async def _load(self, got: Fetched) -> None:
-        def load() -> None:
-            as_local(got.shared).load(self._replica.module)
-            load_inner_state(self._replica, got.inner)
-            self._replica.step = got.step
-
-        await self._compute.submit(Priority.CONTROL, "round", load)
+    async def _calibrate(self) -> None:
+        await self._become("calibrating")
+        await self._activated.wait()
 
     def _marked(self, mark: str) -> None:
         """A checkpoint step was committed: its state is copied before anything else runs on the replica."""
