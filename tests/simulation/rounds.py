@@ -249,7 +249,8 @@ class Server(Caller):
         self.uid: str | None = None
         self.epoch = 0
         self.heard_at = -1e9
-        self.member = self.behind = False
+        self.member = False
+        self.missed = 0, 0  # the newest round that the client told of
         self.steps = self.samples = 0
         self.attempt: tuple[int, int] | None = None
         self.offer = Offer("", 0, 0)
@@ -273,6 +274,10 @@ class Server(Caller):
             return False
         return self.clock - self.heard_at <= LEASE_S
 
+    @property
+    def behind(self) -> bool:
+        return (self.generation, self.round) < self.missed
+
     def step(self) -> None:
         if not self.serving:
             return
@@ -293,7 +298,7 @@ class Server(Caller):
             if not self.calls("client", "slot"):
                 self.call("client", "slot", self.holding, then=self.granted)
         elif (generation, round) > (self.generation, self.round):
-            self.behind = True  # it is resynchronised as soon as its round has ended for it
+            self.missed = generation, round  # to be had as soon as its own round has ended for it
             if self.attempt is None:
                 self.lose_membership()
                 self.resync()
@@ -347,7 +352,6 @@ class Server(Caller):
 
     def take(self, generation: int, round: int, anchor: str, momentum: str) -> None:
         self.generation, self.round, self.anchor, self.momentum = generation, round, anchor, momentum
-        self.behind = False
 
     def join(self) -> None:
         held = self.generation, self.round
@@ -429,7 +433,8 @@ class Server(Caller):
         if isinstance(answer, Committed) and answer.digest == held and result is not None and attempt:
             self.take(self.generation, attempt[0], *result)
             self.steps = self.samples = 0
-            return
+            if not self.behind:
+                return
         self.lose_membership()
         self.resync()
 

@@ -114,7 +114,8 @@ class RoundMember:
         """Outside a round: be a member again, with what was missed, between two inner steps."""
         known = self.shared.round
         async with self._lock:
-            if self.shared.round > known:  # the round that was under way has ended here as well
+            # The round that was under way has ended here as well; for the others it may be over for long.
+            if self.shared.round > known and not await self._is_behind():
                 return
             await self._parts.steps.pause()
             try:
