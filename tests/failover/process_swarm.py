@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import psutil
 from typing_extensions import Self
 
+from distqat.distributed.peer import sweep_dead_sockets
 from distqat.failpoints import ENVIRONMENT_VARIABLE
 from distqat.metrics.ledger import check_ledger
 from distqat.metrics.reading import read_records
@@ -52,6 +53,7 @@ class ProcessSwarm:
         self.runtime = folder / "run"
         self.seen: dict[int, psutil.Process] = {}  # every process that was ever found in this run
         self.peers = ""
+        self.sweeps = False  # whether those that were killed last leave their sockets to the next start
         self.checkpoints = folder / "checkpoints"
         self._folder = folder
         self._orders = folder / "orders"
@@ -319,6 +321,8 @@ class ProcessSwarm:
     def check_nothing_is_left(self) -> None:
         until(lambda: not [p for p in self.seen.values() if _lives(p)], "all processes ended", 5.0)
         until(lambda: not _marked(self.runtime), "no process of this run is left", 5.0)
+        if self.sweeps:
+            sweep_dead_sockets(self.runtime / "distqat")
         assert [path.name for path in (self.runtime / "distqat").glob("*.sock")] == []
         assert set(Path("/dev/shm").iterdir()) <= self._shared_memory
 
