@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 IN_ORDER_S, AT_ONCE_S = 10.0, 2.0
-ORPHANS_S = 4.0  # two fork servers in a row give what they keep a second each
 
 
 def leaves(swarm: ProcessSwarm, pid: int, log: Path) -> None:
@@ -70,7 +69,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path: Path, number: int) -> None:
         swarm.launcher(number).send_signal(signal.SIGINT)
         swarm.expect(number, 130)
         assert swarm.launcher(number).wait(timeout=AT_ONCE_S) == 130
-        until(lambda: not swarm.alive([p.pid for p in mine if p.pid in swarm.seen]), "all ended", ORPHANS_S)
+        until(lambda: not swarm.alive([p.pid for p in mine if p.pid in swarm.seen]), "all ended", AT_ONCE_S)
         swarm.sweeps = True
         print(f"out {time.monotonic() - asked:.2f} s after the second")
     # Files of sockets that nobody holds any more are left by whoever was killed; the next start sweeps them.
