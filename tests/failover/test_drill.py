@@ -71,6 +71,7 @@ def test_the_quick_drill_passes_and_a_forged_record_fails_it(tmp_path: Path) -> 
     assert conclude(Timeline(), rows, None) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("temporary")
 def test_an_interrupted_drill_cleans_up(tmp_path: Path) -> None:
     with drill(tmp_path) as process:

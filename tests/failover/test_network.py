@@ -28,7 +28,6 @@ NETWORKS = {
     "delay 200 ms": {"delay_s": 0.2, "jitter_s": 0.02},
     "10 Mbit/s": {"bytes_per_s": 10 * MEGABIT},
 }
-IN_CI = ("loss 10 %",)
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +35,8 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet_titles(monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "network", [n if n in IN_CI else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
 async def test_training_on_a_bad_network(tmp_path: Path, network: str) -> None:
     config = mlp(inner_steps=4, outer_steps=100000, averaging_timeout=20.0)
     async with NetworkSwarm(config, tmp_path) as running:

@@ -76,6 +76,7 @@ async def test_a_slot_that_was_given_away_is_fenced(tmp_path: Path) -> None:
         running.check()
 
 
+@pytest.mark.slow
 async def test_two_halves(tmp_path: Path) -> None:
     """Each half has a whole pipeline and a trainer. Only the one with the client may commit."""
     async with swarm(tmp_path) as running:

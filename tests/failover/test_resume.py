@@ -93,7 +93,9 @@ class Run:
         return "".join(path.read_text() for path in self.logs.glob(f"{name}*.log"))
 
 
-@pytest.mark.parametrize("cuts", [(70,), (41, 190)], ids=("once", "twice"))
+@pytest.mark.parametrize(
+    "cuts", [pytest.param((70,), id="once"), pytest.param((41, 190), id="twice", marks=pytest.mark.slow)]
+)
 def test_same_bits_as_uninterrupted(tmp_path: Path, cuts: tuple[int, ...]) -> None:
     with Run(tmp_path / "whole") as whole, Run(tmp_path / "cut") as cut:
         whole.start()
@@ -132,6 +134,7 @@ def test_with_replicas(tmp_path: Path) -> None:
         run.result()
 
 
+@pytest.mark.slow  # unit/distributed/test_start.py has the rules
 def test_what_may_change(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
         run.start("--resume")
