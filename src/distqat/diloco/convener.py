@@ -118,6 +118,10 @@ class Convener:
         """Whether the open attempt still lacks the contribution of `uid`."""
         return self.takes_part(uid) and uid not in self._offers
 
+    def awaits(self, uid: str) -> bool:
+        """Whether the next opening waits for `uid`; a joiner, for whom it does not, is ready at once."""
+        return uid in self._in_step
+
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""

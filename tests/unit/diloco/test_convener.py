@@ -279,3 +279,17 @@ def test_who_was_late_once_is_in_step_again_two_rounds_later() -> None:
     table.run([("contributed", A), ("contributed", B), ("voted", A, "d2"), ("voted", B, "d2")])
     assert table.do("ready", A, at=began + 20) == []  # from here on they wait for each other
     assert table.do("ready", B, at=began + 20.05) == [("open", 3, 0, (A, B))]
+
+
+def test_an_opening_waits_for_those_who_began_together_and_for_no_joiner() -> None:
+    convener = Convener(0, "d0", Grace(3.0), EXCHANGE_S)
+    for uid in ("a", "b"):
+        convener.joined(uid, 0.0)
+        assert convener.awaits(uid)
+    convener.ready("a", 1.0)
+    convener.joined("c", 1.0)
+    assert not convener.awaits("c")
+    assert convener.ready("c", 1.1) == []
+    opened = convener.ready("b", 1.2)
+    assert [short(action) for action in opened] == [short(Open(1, 0, ("a", "b", "c")))]
+    assert convener.awaits("c")

@@ -142,7 +142,9 @@ class RoundService:
         own.members[hop.uid] = hop
         own.has_member.set()
         self._act(stage, actions)
-        return {"round": round, "outer_steps": self._options.outer_steps, "members": len(own.members)}
+        awaited = own.assembly.convener.awaits(hop.uid)
+        told = {"round": round, "outer_steps": self._options.outer_steps}
+        return {**told, "members": len(own.members), "awaited": awaited}
 
     def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
         """A server is gone, drained or moved; `for_good` if it left or died, and was not just silent."""

@@ -319,6 +319,8 @@ class RoundMember:
             )
             if not answer.get("behind"):
                 self._alone = answer.get("members") == 1
+                if not answer.get("awaited", True):  # a joiner takes part in the next opening, as it is then
+                    self._due.set()
                 return
 
     async def _fetch_newest(self, stage: str) -> Fetched | None:
