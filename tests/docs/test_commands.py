@@ -21,6 +21,8 @@ EXERCISES: dict[str, Exercise] = {
     "make run": exercise.make,
     "make test": exercise.make,
     "make test-all": exercise.make,
+    "make test-faults": exercise.make,
+    "make simulate SEEDS=100000": exercise.make,
     "make check": exercise.make,
     "make format": exercise.make,
     'make setup TORCH="torch==2.13.0"': exercise.make,
