@@ -336,7 +336,7 @@ class Tenancy:
                 logger.info("%s serves again: the client answers, after %.1f s of silence", self._uid, silent)
                 self.sink.write({"event": "lease", "uid": self._uid, "held": True, "silent_s": silent})
                 await self._become(self._state)
-        else:
+        elif self._resyncing is None:  # who is behind and cannot get what it missed stops serving in the end
             self._lease.renew(asked)
         return True
 
