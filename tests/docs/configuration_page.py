@@ -52,7 +52,8 @@ unknown key or value is refused with file, line and the nearest known name, exit
 This page is written by `{COMMAND}`; a test holds it to the schema.
 
 Replicas of a stage must agree in `experiment_prefix`, `seed`, the pipeline, `data.task_type`,
-`data.num_channels`, `data.img_size`, `diloco.inner_steps`, `diloco.codec`, `diloco.max_delta_norm_ratio`, the
+`data.num_channels`, `data.img_size`, `data.options`, `diloco.inner_steps`, `diloco.codec`,
+`diloco.max_delta_norm_ratio`, the
 keys that the outer optimizer reads, and `quant`; a server that differs is refused by the name of the key. All
 other keys may differ per server.
 """
@@ -94,7 +95,14 @@ def type_of(raw: Schema) -> str:
         return " or ".join(type_of(each) for each in raw["anyOf"])
     if "$ref" in raw:
         return "section"
-    names = {"integer": "int", "number": "float", "string": "text", "boolean": "bool", "null": "null"}
+    names = {
+        "integer": "int",
+        "number": "float",
+        "string": "text",
+        "object": "mapping",
+        "boolean": "bool",
+        "null": "null",
+    }
     if raw.get("type") == "array":
         inside = type_of(raw["items"])
         return "list of sections" if inside == "section" else f"list of {inside}s"

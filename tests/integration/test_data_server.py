@@ -23,14 +23,14 @@ from distqat.data.options import DataOptions
 from distqat.data.server import DataServer, listen
 from distqat.data.source import open_source
 from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch, TaskError
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 
 OPTIONS = DataOptions(img_size=8, num_channels=1)
 TRAINING = 1438  # digits without the held-out fifth
 
 
 def digits_server(**kwargs: Any) -> DataServer:
-    task = get_task("cv", num_classes=kwargs.pop("num_classes", 10), num_channels=1, img_size=8)
+    task = get_task("cv", TaskSettings(num_classes=kwargs.pop("num_classes", 10), num_channels=1, img_size=8))
     return DataServer(open_source(OPTIONS, seed=kwargs.pop("seed", 3)), task, **kwargs)
 
 
@@ -65,7 +65,7 @@ async def lease_from(client: DataClient, first: tuple[int, int]) -> LeasedBatch:
 
 async def test_batches_are_those_of_the_source(server: DataServer, path: Path) -> None:
     client = await connect(path)
-    source, task = open_source(OPTIONS, seed=3), get_task("cv", num_channels=1, img_size=8)
+    source, task = open_source(OPTIONS, seed=3), get_task("cv", TaskSettings(num_channels=1, img_size=8))
     for _ in range(5):
         lease = await client.next(32)
         expected = task.collate([item.sample for item in source.take(32)])

@@ -28,7 +28,7 @@ PRELUDE = """
 import json, sys
 from distqat.data.options import DataOptions
 from distqat.data.source import open_source
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 def options(**kw):
     return DataOptions.model_validate({"img_size": 8, "shuffle_buffer": 7, "num_channels": 1, **kw})
 def labels(items):
@@ -172,7 +172,7 @@ positions = []
 for at in ({"epoch": 0, "index": 0}, {"epoch": 0, "index": 11}, {"epoch": 1, "index": 39}, state):
     b.restore(at)
     positions.append(labels(drain(b, 5)))
-task = get_task("cv", num_classes=100, num_channels=1, img_size=8)
+task = get_task("cv", TaskSettings(num_classes=100, num_channels=1, img_size=8))
 b.restore({"epoch": 0, "index": 0})
 pixels = task.collate([i.sample for i in drain(b, 3)]).inputs["x"][:, 0, 4, 4]
 grey = [round((v + 1) * 127.5) for v in pixels.tolist()]

@@ -37,6 +37,7 @@ def agreement(config: Config, stage: str) -> dict[str, Any]:
         "data.task_type": config.data.task_type,
         "data.num_channels": config.data.num_channels,
         "data.img_size": config.data.img_size,
+        **_flat("data.options", config.data.options),
         "diloco.inner_steps": diloco["inner_steps"],
         "diloco.codec": diloco["codec"],
         "diloco.max_delta_norm_ratio": diloco["max_delta_norm_ratio"],  # members vote on the result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from distqat.errors import UnknownName
 from distqat.options import Options
+from distqat.tasks import known_task_types
 
-TaskType = Literal["cv", "image_gen", "llm", "nlp", "node_pred", "rl", "speech"]
 Precision = Literal["fp16-mixed", "bf16", "fp32"]
 
 
@@ -21,7 +22,10 @@ class DataOptions(Options):
     """Configuration of a hub data set that has several."""
     dataset_split: Annotated[str, Field(min_length=1)] = "train"
     """Split to train on; the embedded sets have `train` only."""
-    task_type: TaskType = "cv"
+    task_type: str = "cv"
+    """`cv`, `image_gen`, `llm` (or `nlp`), `node_pred`, `rl`, `speech`, or a plugin's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keys that only the task and its data sets know."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Threads of the data server that decode and collate; 0 does it inline."""
     precision: Precision = "fp32"
@@ -36,3 +40,10 @@ class DataOptions(Options):
     """`bytes` (257 tokens), a folder with a `tokenizer.json`, or a hub name: `distilbert/distilgpt2`."""
     shuffle_buffer: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Samples (sequences, where text is packed) of a hub stream that are mixed at a time; 1: file order."""
+
+    @field_validator("task_type")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        if name not in known_task_types():
+            raise ValueError(str(UnknownName("task type", name, known_task_types())))
+        return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,29 @@ class Source(Protocol):
         """The part that is never trained on: the same samples whatever the seed."""
 
 
+Opener = Callable[[DataOptions, int], Source]
+"""`(data section, seed) -> source`; may raise DataError."""
+
+DATASETS: dict[str, Opener] = {}
+"""Data sets that `data.dataset_name` may name, besides those of the hub and of folders."""
+
+
+def register_dataset(name: str) -> Callable[[Opener], Opener]:
+    """Make a data set known by name; decorates what opens it. The same opener may be registered again.
+
+    Raises DataError when another one has the name already.
+    """
+
+    def register(opener: Opener) -> Opener:
+        present = DATASETS.get(name)
+        if present is not None and present.__qualname__ != opener.__qualname__:
+            raise DataError(f"data set {name!r} exists already; register yours under another name")
+        DATASETS[name] = opener
+        return opener
+
+    return register
+
+
 def open_source(options: DataOptions, *, seed: int) -> Source:
     """The source that the configuration names; embedded names are looked up first.
 
@@ -57,15 +80,11 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
         HubUnavailable: the hub cannot be reached.
         DataError: it has no such data set, configuration or split.
     """
-    from distqat.data import text
-    from distqat.data.embedded import EMBEDDED, EmbeddedSource, check_split, open_embedded
+    from distqat.data import embedded_sets  # noqa: F401  registers them
 
-    if options.dataset_name in EMBEDDED:
-        return open_embedded(options, seed=seed)
-    if options.dataset_name == text.NAME:
-        check_split(options)
-        name, train, heldout = text.packed_documents(options)
-        return EmbeddedSource(name, train, heldout, seed=seed)
+    opener = DATASETS.get(options.dataset_name)
+    if opener is not None:
+        return opener(options, seed)
     from distqat.data.hub import HubStream
 
     return HubStream(options, seed=seed)

@@ -11,21 +11,21 @@ from distqat.config import Config
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
 from distqat.quant import check_patterns, module_names, quantize_module
-from distqat.tasks import get_task
-from distqat.tasks.base import Task
+from distqat.tasks import Task, TaskSettings, get_task
 
 
 def build_task(config: Config) -> Task:
     """The task of the run. Raises TaskError, UnknownName."""
     classes = [entry.num_classes for entry in config.model_pipeline.pipeline if entry.num_classes]
-    return get_task(
-        config.data.task_type,
+    settings = TaskSettings(
         num_classes=classes[-1] if classes else None,
         num_channels=config.data.num_channels,
         img_size=config.data.img_size,
         vocab_size=_vocab_size(config),
         sequence_length=config.data.sequence_length,
+        options=config.data.options,
     )
+    return get_task(config.data.task_type, settings)
 
 
 def _vocab_size(config: Config) -> int | None:

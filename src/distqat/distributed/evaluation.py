@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
-from torch import Tensor
+from distqat.tasks.base import Forward, Judging, Sample, Task
 
-from distqat.tasks.base import Sample, Task
-
-Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 BATCH = 256
 TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
 
 
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
     """Metric, mean loss and number of the samples in `heldout`."""
+    if isinstance(task, Judging):
+        return task.judge(heldout, forward)
     totals: dict[str, float] = {}
     loss = 0.0
     at_once = max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))

@@ -5,15 +5,36 @@ No torch at run time, so that configuration code can import the package at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Sample = Mapping[str, Any]
 """One element of a data set, as its source yields it."""
+
+Forward = Callable[[Mapping[str, "Tensor"]], Mapping[str, "Tensor"]]
+"""The whole model in eval mode: named inputs to the last stage's named outputs."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the configuration says to a task: shapes of batches, and the task's own keys."""
+
+    num_classes: int | None = None
+    """Labels lie in [0, num_classes); None checks only that they are not negative."""
+    num_channels: int = 3
+    """Channels C of image batches [B, C, H, W]."""
+    img_size: int = 32
+    """Their height and width, in pixels."""
+    vocab_size: int | None = None
+    """Token ids lie in [0, vocab_size); None checks only that they are not negative."""
+    sequence_length: int = 128
+    """Tokens T of the batches [B, T]."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`data.options`: keys that only this task and its data sets know."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +89,31 @@ class Task(Protocol):
 
     def summarize(self, totals: Mapping[str, float]) -> float:
         """The metric from added-up scores."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A task whose metric is no sum over held-out samples: a return of episodes, a distance."""
+
+    def judge(self, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
+        """Metric, mean loss (NaN where there is none) and the number of samples or episodes looked at."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One committed step of a batch that takes several: which stages it trains; the others are frozen."""
+
+    name: str
+    trains: Literal["all", "last", "before_last"] = "all"
+
+    def trained(self, position: int, stages: int) -> bool:
+        """Whether the stage at `position` (from 0) of `stages` is trained in this phase."""
+        return self.trains == "all" or (position == stages - 1) == (self.trains == "last")
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A task that takes several steps per batch, each of which trains some of the stages."""
+
+    def phases(self, batch: Batch) -> Sequence[tuple[Phase, Batch]]:
+        """The steps in order, each with its own inputs and labels of the same samples."""

@@ -76,7 +76,9 @@ def test_a_key_like_nothing_lists_the_known_ones(tmp_path: Path) -> None:
 
 def test_an_unknown_value_names_the_nearest(tmp_path: Path) -> None:
     said = _error(tmp_path, "data:\n  task_type: nlpp\n")
-    assert said.startswith("x.yaml:2: data.task_type: unknown value 'nlpp'; did you mean 'nlp'? known: cv, ")
+    assert said.startswith(
+        "x.yaml:2: data.task_type: unknown task type 'nlpp'; did you mean 'nlp'? known: cv, "
+    )
 
 
 def test_problems_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:

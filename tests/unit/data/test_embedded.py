@@ -11,7 +11,7 @@ from distqat.data.embedded import EmbeddedSource
 from distqat.data.options import DataOptions
 from distqat.data.source import open_source
 from distqat.errors import DataError
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 
 
 def digits(seed: int = 0, **options: object) -> EmbeddedSource:
@@ -87,6 +87,6 @@ def test_digits_have_one_split() -> None:
 @pytest.mark.parametrize(("img_size", "channels"), [(8, 1), (4, 1), (32, 3)])
 def test_fits_the_task(img_size: int, channels: int) -> None:
     source = digits(img_size=img_size, num_channels=channels)
-    task = get_task("cv", num_classes=10, num_channels=channels, img_size=img_size)
+    task = get_task("cv", TaskSettings(num_classes=10, num_channels=channels, img_size=img_size))
     batch = task.collate([item.sample for item in source.take(4)])
     assert batch.inputs["x"].shape == (4, channels, img_size, img_size)

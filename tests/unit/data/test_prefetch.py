@@ -13,7 +13,7 @@ import torch
 from distqat.data.prefetch import Prefetch
 from distqat.data.source import Item, parse_place
 from distqat.errors import DataError, HubUnavailable, TaskError
-from distqat.tasks import Batch, Sample, get_task
+from distqat.tasks import Batch, Sample, TaskSettings, get_task
 
 
 class Numbers:
@@ -49,7 +49,7 @@ class Numbers:
 
 
 def prefetch(source: Numbers, workers: int = 0, num_classes: int = 1000) -> Prefetch:
-    task = get_task("cv", num_classes=num_classes, num_channels=1, img_size=1)
+    task = get_task("cv", TaskSettings(num_classes=num_classes, num_channels=1, img_size=1))
     return Prefetch(source, task, workers=workers)
 
 

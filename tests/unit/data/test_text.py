@@ -12,7 +12,7 @@ from distqat.data.source import Source, open_source
 from distqat.data.text import documents
 from distqat.data.tokenizer import ByteTokenizer, open_tokenizer
 from distqat.errors import DataError, HubUnavailable
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 
 BYTES = ByteTokenizer()
 
@@ -66,7 +66,7 @@ def test_held_out_documents_are_not_trained_on() -> None:
 
 
 def test_it_fits_the_task() -> None:
-    batch = get_task("llm", vocab_size=BYTES.size, sequence_length=64).collate(
+    batch = get_task("llm", TaskSettings(vocab_size=BYTES.size, sequence_length=64)).collate(
         [item.sample for item in open_text().take(3)]
     )
     assert batch.inputs["x"].shape == batch.labels["y"].shape == (3, 64)

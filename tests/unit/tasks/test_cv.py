@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from distqat.errors import TaskError
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 from distqat.tasks.cv import ImageClassification
 
 
@@ -155,7 +155,7 @@ def test_outputs_that_do_not_fit(outputs: dict[str, torch.Tensor]) -> None:
 
 
 def test_built_by_name() -> None:
-    task = get_task("cv", num_classes=2, num_channels=1, img_size=4)
+    task = get_task("cv", TaskSettings(num_classes=2, num_channels=1, img_size=4))
     batch = task.collate([{"image": np.zeros((4, 4), np.uint8), "label": 1}])
     assert batch.inputs["x"].shape == (1, 1, 4, 4)
     assert (task.loss_at, task.metric) == ("last_stage", "accuracy")

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from distqat.errors import TaskError
-from distqat.tasks import get_task
+from distqat.tasks import TaskSettings, get_task
 
-TASK = get_task("nlp", vocab_size=7, sequence_length=4)
+TASK = get_task("nlp", TaskSettings(vocab_size=7, sequence_length=4))
 
 
 def test_labels_are_the_next_tokens() -> None:

@@ -1,0 +1,23 @@
+"""The data sets that need no network, by name. What reads them is imported when one is opened."""
+
+from __future__ import annotations
+
+from distqat.data.embedded import EmbeddedSource, check_split, held_out
+from distqat.data.options import DataOptions
+from distqat.data.source import Source, register_dataset
+
+
+@register_dataset("digits")
+def _digits(options: DataOptions, seed: int) -> Source:
+    from distqat.data.digits import digits
+
+    return held_out(options, digits(options.img_size, options.num_channels), seed=seed)
+
+
+@register_dataset("python_docs")
+def _python_docs(options: DataOptions, seed: int) -> Source:
+    from distqat.data.text import packed_documents
+
+    check_split(options)
+    name, train, heldout = packed_documents(options)
+    return EmbeddedSource(name, train, heldout, seed=seed)

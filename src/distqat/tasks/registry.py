@@ -1,0 +1,57 @@
+"""Tasks by name. Importing this does not import torch; building a task does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distqat.errors import TaskError, UnknownName
+from distqat.tasks.base import Task, TaskSettings
+
+TaskBuilder = Callable[[TaskSettings], Task]
+
+TASK_TYPES: tuple[str, ...] = ("cv", "image_gen", "llm", "nlp", "node_pred", "rl", "speech")
+"""Every documented `task_type`; a configuration with any of them loads."""
+
+TASK_ALIASES: dict[str, str] = {"nlp": "llm"}
+"""Two documented names of one task."""
+
+TASKS: dict[str, TaskBuilder] = {}
+"""Builders of the tasks that exist, those of plugins too."""
+
+
+def register_task(name: str) -> Callable[[TaskBuilder], TaskBuilder]:
+    """Make a task known as `data.task_type: name`; decorates what builds it from its settings.
+
+    Raises TaskError when another builder has the name already.
+    """
+
+    def register(build: TaskBuilder) -> TaskBuilder:
+        present = TASKS.get(name)
+        if present is not None and _source(present) != _source(build):
+            raise TaskError(f"task type {name!r} exists already; register yours under another name")
+        TASKS[name] = build
+        return build
+
+    return register
+
+
+def known_task_types() -> tuple[str, ...]:
+    """Documented names, and those that were registered."""
+    return tuple(sorted({*TASK_TYPES, *TASKS}))
+
+
+def get_task(task_type: str, settings: TaskSettings | None = None) -> Task:
+    """Build a task.
+
+    Raises:
+        UnknownName: no task type of this name.
+        TaskError: settings that the task cannot work with.
+    """
+    build = TASKS.get(TASK_ALIASES.get(task_type, task_type))
+    if build is None:
+        raise UnknownName("task type", task_type, known_task_types())
+    return build(settings or TaskSettings())
+
+
+def _source(build: TaskBuilder) -> tuple[object, object]:
+    return getattr(build, "__module__", None), getattr(build, "__qualname__", id(build))
