@@ -3,6 +3,7 @@
 DistqatError
 ├── ConfigError             the configuration cannot be used           (exit 2, no traceback)
 │   ├── UnknownName         a name that no registry knows; names the nearest
+│   ├── MissingExtra        a package of an extra is not installed     (pip install distqat[EXTRA])
 │   └── ClockSkew           the clock of this machine is off           (set it)
 ├── SwarmError              something about peers
 │   ├── StageUnavailable    nobody serves a stage                      (retry when one appears)
@@ -47,6 +48,17 @@ class UnknownName(ConfigError):
         super().__init__(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
         self.name = name
         self.nearest = close[0] if close else None
+
+
+class MissingExtra(ConfigError):
+    """A package that an extra of ours installs is not there; `extra` is its name."""
+
+    def __init__(self, package: str, extra: str, why: str = "") -> None:
+        super().__init__(
+            f"{f'{why} needs' if why else 'this needs'} the package {package!r}, which is not installed: "
+            f"pip install 'distqat[{extra}]'"
+        )
+        self.extra = extra
 
 
 class ClockSkew(ConfigError):
