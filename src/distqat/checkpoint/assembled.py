@@ -78,6 +78,17 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
 
 
+def read_model(path: Path) -> Named:
+    """What `write_model` wrote. Raises CheckpointError when it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no model file: {error}") from error
+
+
 def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:
     missing = [stage for stage in entry.missing if stage not in entry.broken]
     if missing:

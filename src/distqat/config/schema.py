@@ -119,6 +119,8 @@ class Config(Options):
     """cpu, cuda or cuda:N."""
     world_size: PositiveInt = 1
     """Pipelines that run_local.py starts: replicas per stage."""
+    eval_every: PositiveInt | None = None
+    """Rounds between two looks of the client at the held-out data; null: only at the end."""
     max_expert_index: PositiveInt = 128
     """Expert indices stay below this."""
     initial_peers: Addresses = Field(default_factory=list)

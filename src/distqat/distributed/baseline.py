@@ -21,9 +21,10 @@ from distqat.data.server import DataServer
 from distqat.data.source import open_source
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.building import build_task
-from distqat.distributed.coordination.finish import Summary, judge, mean, save_model
+from distqat.distributed.coordination.finish import Summary, mean, save_model
 from distqat.distributed.coordination.trainers import CLIENT_PEER
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
+from distqat.distributed.evaluation import judge
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
@@ -225,14 +226,14 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
 
 def _finish(config: Config, trainer: BaselineTrainer, losses: list[float], seconds: float) -> Summary:
     modules = dict(trainer.model.stages.items())
-    metric, loss, count = judge(config, modules)
+    judged = judge(config, modules)
     progress = trainer.progress
     summary = Summary(
         mode="baseline",
-        metric=build_task(config).metric,
-        accuracy=metric,
-        heldout_samples=count,
-        heldout_loss=loss,
+        metric=judged.metric,
+        accuracy=judged.value,
+        heldout_samples=judged.count,
+        heldout_loss=judged.loss,
         loss_first=progress.first_loss,
         loss_last=mean(losses[-20:]),
         samples=progress.samples,

@@ -16,13 +16,16 @@ from torch import nn
 from distqat.checkpoint.finished import note_finished
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.finish import Run, build_all, collect_states, conclude
+from distqat.distributed.coordination.committed import collect_states
+from distqat.distributed.coordination.evaluating import Evaluating
+from distqat.distributed.coordination.finish import Run, conclude
 from distqat.distributed.coordination.mirror import Mirror
 from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots, check_agreement
 from distqat.distributed.coordination.start import RESUME, Start, note_settings
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
+from distqat.distributed.evaluation import build_all
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
     PRELOAD,
@@ -61,6 +64,7 @@ class Client:
         self._slots = Slots(self._log, stages, config.max_expert_index)
         self._rounds = RoundService(list(stages), config.diloco, self._log, self._record)
         self._mirror = Mirror(config, self._log, self._rounds, peer.transport)
+        self._evaluating = Evaluating(config, self._rounds, peer.transport, sink, self._built)
         self._watch = DirectoryWatch(peer.directory, stages)
         self._trainers = Trainers(config, argv, zygote, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
@@ -84,6 +88,7 @@ class Client:
             asyncio.ensure_future(self._watch.run()),
             asyncio.ensure_future(self._look_at_pipelines()),
             asyncio.ensure_future(self._mirror.run()),
+            asyncio.ensure_future(self._evaluating.run()),
         ]
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
@@ -285,6 +290,7 @@ class Client:
     def _record(self, record: dict[str, Any]) -> None:
         self._sink.write(record)
         self._trainers.rounds.append(record)
+        self._evaluating.ended(record)
 
     def _status(self) -> dict[str, Any]:
         """Everything that the progress display and the monitor's table show."""
@@ -295,6 +301,7 @@ class Client:
             "servers": [h.status for h in self._slots.holders if h.status],
             "trainers": self._trainers.latest(),
             "ended_rounds": self._trainers.rounds[-8:],
+            "evaluation": self._evaluating.latest,
             "finished": self._finished.is_set(),
         }
 
@@ -303,14 +310,19 @@ class Client:
         if self._modules is None and not self._locally:
             self._modules = asyncio.ensure_future(asyncio.to_thread(build_all, self._config))
 
+    async def _built(self) -> dict[str, nn.Module]:
+        self._prepare_judgement()
+        assert self._modules is not None
+        return await self._modules
+
     async def _finish(self) -> None:
         """All rounds are done: assemble and evaluate the model, write the summary, let everybody go."""
         await self._trainers.stop()
-        self._prepare_judgement()
-        assert self._modules is not None
+        modules = await self._built()
         states = await collect_states(self._config, self._peer.transport, self._rounds)
         run = Run(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
-        summary = await conclude(run, states, await self._modules)
+        async with self._evaluating.using_modules:
+            summary = await conclude(run, states, modules)
         self._log.finish()
         await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self._log.generation)
         self._finished.set()

@@ -1,14 +1,77 @@
-"""The metric of a task on the held-out part of its data."""
+"""The metric of a task on the held-out part of its data, for stages that are in this process."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from distqat.config import Config
+from distqat.data.source import Source, open_source
+from distqat.distributed.building import build_module, build_task
+from distqat.errors import ModelError
+from distqat.models import named_tensors
 from distqat.tasks.base import Forward, Judging, Sample, Task
 
 BATCH = 256
 TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model is worth on held-out data."""
+
+    metric: str
+    value: float
+    loss: float
+    count: int
+
+    def line(self) -> str:
+        """One sentence."""
+        return f"{self.metric} {self.value:.4f} on {self.count} held-out samples"
+
+
+def build_all(config: Config) -> dict[str, nn.Module]:
+    """Every stage of the model, in this process."""
+    return {stage: build_module(config, stage) for stage in config.stages}
+
+
+def load_all(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Write an assembled model into its stages. Raises ModelError naming what is missing or does not fit."""
+    for stage, module in modules.items():
+        names = module.state_dict()
+        prefix = f"{stage}." if any(f"{stage}.{name}" in tensors for name in names) else ""
+        for name, own in names.items():
+            found = tensors.get(prefix + name)
+            if found is None or found.shape != own.shape:
+                shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+                raise ModelError(
+                    f"{name!r} of stage {stage!r} {shape}, the configuration wants {list(own.shape)}; "
+                    "give the run's own configuration with --config-path"
+                )
+        module.load_state_dict({name: tensors[prefix + name] for name in names})
+
+
+def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | None = None) -> Judged:
+    """The composed stages in eval mode on the held-out part of the configured data.
+
+    Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError.
+    """
+    stages = [modules[stage].eval() for stage in config.stages]
+
+    @torch.no_grad()
+    def forward(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        named = dict(inputs)
+        for stage in stages:
+            named = named_tensors(stage(*named.values()))
+        return named
+
+    task = build_task(config)
+    source = source or open_source(config.data, seed=config.seed)
+    return Judged(task.metric, *evaluate(task, source.heldout(), forward))
 
 
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:

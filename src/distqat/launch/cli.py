@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "server": ("distqat.distributed.server:main", (), "one role: hosts one replica of a stage"),
     "data-server": ("distqat.distributed.data_server:main", (), "one role: reads the data set"),
     "checkpoint": ("distqat.launch.checkpoint_command:main", (), "list, verify or assemble checkpoints"),
+    "evaluate": ("distqat.launch.evaluate_command:main", (), "the metric of a checkpoint or a swarm"),
     "config": ("distqat.config.command:config_command", (), "print the resolved configuration or its schema"),
 }
 

@@ -9,21 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distqat.checkpoint.assembled import join, write_model
 from distqat.config import Config
-from distqat.data.source import open_source
-from distqat.distributed.building import build_module, build_task
-from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.slots import Slots
 from distqat.distributed.coordination.trainers import Trainers
-from distqat.distributed.evaluation import evaluate
+from distqat.distributed.evaluation import judge
 from distqat.distributed.serving.shared import Shared, as_local
-from distqat.distributed.serving.transfer import fetch_snapshot
-from distqat.models import named_tensors
-from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -73,38 +66,21 @@ class Run:
     bytes_out: int
 
 
-def build_all(config: Config) -> dict[str, nn.Module]:
-    """Every stage of the model, in this process."""
-    return {stage: build_module(config, stage) for stage in config.stages}
-
-
-async def collect_states(config: Config, transport: Transport, rounds: RoundService) -> dict[str, Shared]:
-    """The last committed round of every stage. Raises StageUnavailable if nobody has it any more."""
-    states: dict[str, Shared] = {}
-    for stage in config.stages:
-        newest = rounds.round_of(stage)
-        assert newest is not None
-        donors = list(rounds.members(stage).values())
-        got = await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1])
-        states[stage] = got.shared
-    return states
-
-
 async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str, nn.Module]) -> Summary:
     """Assemble the model, judge it on the held-out part, write it and the summary."""
     config, trainers = run.config, run.trainers
     for stage, module in modules.items():
         as_local(states[stage]).load(module)
-    metric, loss, count = await asyncio.to_thread(judge, config, modules)
+    judged = await asyncio.to_thread(judge, config, modules)
     path = await asyncio.to_thread(save_model, config, modules)
     sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in run.slots.holders}
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
     summary = Summary(
         mode="swarm",
-        metric=build_task(config).metric,
-        accuracy=metric,
-        heldout_samples=count,
-        heldout_loss=loss,
+        metric=judged.metric,
+        accuracy=judged.value,
+        heldout_samples=judged.count,
+        heldout_loss=judged.loss,
         loss_first=trainers.first_loss,
         loss_last=mean(trainers.recent_losses),
         samples=trainers.samples,
@@ -120,21 +96,6 @@ async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str,
     )
     summary.write(Path(config.log_dir))
     return summary
-
-
-def judge(config: Config, modules: Mapping[str, nn.Module]) -> tuple[float, float, int]:
-    """Metric, loss and size of the held-out part for the composed stages, in eval mode."""
-    stages = [modules[stage].eval() for stage in config.stages]
-
-    @torch.no_grad()
-    def forward(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        named = dict(inputs)
-        for stage in stages:
-            named = named_tensors(stage(*named.values()))
-        return named
-
-    source = open_source(config.data, seed=config.seed)
-    return evaluate(build_task(config), source.heldout(), forward)
 
 
 def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:

@@ -12,11 +12,12 @@ from distqat.checkpoint.manifest import SHARED
 from distqat.checkpoint.tensor_file import check_file
 from distqat.config import Config, structure, structure_digest
 from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.committed import fetch_committed
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.serving.donor import Donor, Held, upload_bucket
 from distqat.distributed.serving.keeper import store_of
 from distqat.distributed.serving.shared import Shared
-from distqat.distributed.serving.transfer import Fetched, fetch_snapshot
+from distqat.distributed.serving.transfer import Fetched
 from distqat.distributed.wire import take
 from distqat.errors import CheckpointError, Refused, StageUnavailable, SwarmError
 from distqat.swarm.channel import Call
@@ -26,7 +27,6 @@ from distqat.swarm.transport import Transport
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 1.0  # servers of this host write a round themselves; then nothing has to be fetched
-ATTEMPTS = 3  # donors may be a round further by the time they are asked
 WINDOW = 1  # chunks in flight: joiners, and training, go first
 
 
@@ -104,7 +104,7 @@ class Mirror:
 
     async def _copy(self, stage: str) -> tuple[int, str]:
         began = time.monotonic()
-        got = await self._fetch(stage, ATTEMPTS)
+        got = await fetch_committed(self._transport, self._rounds, stage, window=WINDOW)
         await asyncio.to_thread(self._write, stage, got)
         nbytes = sum(tensor.nbytes for tensor in got.shared.tensors().values())
         logger.info(
@@ -116,19 +116,6 @@ class Mirror:
             ", ".join(got.givers),
         )
         return got.shared.round, got.shared.digest
-
-    async def _fetch(self, stage: str, attempts: int) -> Fetched:
-        newest = self._rounds.round_of(stage)
-        assert newest is not None
-        donors = list(self._rounds.members(stage).values())
-        try:
-            return await fetch_snapshot(
-                self._transport, donors, round=newest[0], digest=newest[1], window=WINDOW
-            )
-        except StageUnavailable:
-            if attempts <= 1:
-                raise
-            return await self._fetch(stage, attempts - 1)
 
     def _stands(self, stage: str, fresh: int) -> bool:
         """Whether round `fresh` or a later one is on disk as it was committed, to the byte."""

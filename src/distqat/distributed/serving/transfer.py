@@ -96,6 +96,24 @@ async def fetch_newest(
             await asyncio.sleep(RETRY_S)
 
 
+async def fetch_committed_now(transport: Transport, coordinator: Coordinator, stage: str) -> Fetched:
+    """The committed state of a stage for a guest, without inner moments; asks until its members give one.
+
+    Raises Refused when the run has no such stage.
+    """
+    pieces = Pieces()
+    while True:
+        known = await coordinator.insist("members", {"stage": stage})
+        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        try:
+            givers = [Giver(donor.uid, donor.address) for donor in donors]
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
+        except StageUnavailable as error:
+            logger.info("asking again for the state of %s: %s", stage, error)
+            await asyncio.sleep(RETRY_S)
+
+
 async def fetch_snapshot(
     transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, window: int = WINDOW
 ) -> Fetched:

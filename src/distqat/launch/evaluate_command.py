@@ -1,0 +1,118 @@
+"""`distqat evaluate`: the task's metric on held-out data, of a checkpoint or of a swarm that trains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.errors import ConfigError, DistqatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distqat.distributed.evaluation import Judged
+
+TIMEOUT_S = 60.0  # for finding the client, and for each stage's way here
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 1: it cannot be judged; 2: bad usage or configuration."""
+    parser = ConfigParser(
+        "distqat evaluate",
+        usage="%(prog)s [CHECKPOINT] [flags]",
+        description="Judge a checkpoint folder, a model file, or (--initial-peers) a running swarm.",
+    )
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="folder or file")
+    parser.add_argument("--round", type=int, metavar="N", help="of a folder: this round, not the newest")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        config = config_from_args(args)
+        if (args.checkpoint is None) == (not config.initial_peers):
+            raise ConfigError("give a checkpoint folder (or model file), or --initial-peers of a swarm")
+        if args.checkpoint is None:
+            judged, what = asyncio.run(_swarm(config))
+        else:
+            judged, what = _checkpoint(config, args.checkpoint, args.round)
+    except ConfigError as error:
+        sys.stderr.write(f"distqat evaluate: {error}\n")
+        return 2
+    except DistqatError as error:
+        sys.stderr.write(f"distqat evaluate: {error}\n")
+        return 1
+    _print(judged, what, as_json=args.json)
+    return 0
+
+
+def _checkpoint(config: Config, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
+    from distqat.distributed.evaluation import build_all, judge, load_all
+
+    tensors, what = _tensors(config, path, round)
+    modules = build_all(config)
+    load_all(modules, tensors)
+    return judge(config, modules), what
+
+
+def _tensors(config: Config, path: Path, round: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from distqat.checkpoint import assemble
+    from distqat.checkpoint.assembled import read_model
+
+    if path.is_file():
+        return read_model(path), {"model": str(path)}
+    model = assemble(path, round, stages=config.stages)
+    for problem in model.skipped:
+        sys.stderr.write(f"skipped: {problem}\n")
+    return model.tensors, {"checkpoint": str(path), "round": model.round}
+
+
+async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
+    """Mirror the committed stages of a swarm, as a guest that holds no slot, and judge them here."""
+    from distqat.distributed.coordinator_link import Coordinator
+    from distqat.distributed.evaluation import build_all, judge
+    from distqat.distributed.peer import Peer
+    from distqat.distributed.serving.shared import as_local
+    from distqat.distributed.serving.transfer import fetch_committed_now
+    from distqat.errors import StageUnavailable
+    from distqat.swarm.deadline import within
+
+    building = asyncio.ensure_future(asyncio.to_thread(build_all, config))
+    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+    try:
+        coordinator = Coordinator(peer.transport, peer.directory)
+        try:
+            await within(coordinator.wait(), TIMEOUT_S)
+            got = {
+                stage: await within(fetch_committed_now(peer.transport, coordinator, stage), TIMEOUT_S)
+                for stage in config.stages
+            }
+        except asyncio.TimeoutError:
+            raise StageUnavailable(
+                f"no committed state of run {config.experiment_prefix!r} came within {TIMEOUT_S:.0f} s; "
+                "check --initial-peers and --experiment-prefix"
+            ) from None
+    finally:
+        await peer.stop()
+    modules = await building
+    for stage, module in modules.items():
+        as_local(got[stage].shared).load(module)
+    rounds = {stage: fetched.shared.round for stage, fetched in got.items()}
+    return await asyncio.to_thread(judge, config, modules), {"rounds": rounds}
+
+
+def _print(judged: Judged, what: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        told = {"metric": judged.metric, "value": judged.value, "loss": judged.loss, "count": judged.count}
+        sys.stdout.write(json.dumps({**told, **what}) + "\n")
+        return
+    of = ", ".join(f"{key} {value}" for key, value in what.items())
+    sys.stdout.write(f"{judged.line()}, loss {judged.loss:.5f} ({of})\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
