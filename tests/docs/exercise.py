@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,8 +24,11 @@ from tests.docs.pages import ROOT
 from distqat.checkpoint import CheckpointStore, ShardState
 from distqat.config import Config, ConfigParser, config_from_args, load_config
 from distqat.diloco.digest import state_digest
+from distqat.distributed.evaluation import build_all
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process.title import title
+from distqat.distributed.serving.shared import initial
+from distqat.errors import StageUnavailable
 from distqat.launch import cli, drill, local
 
 PEERS = "/ip4/203.0.113.7/tcp/50000/p2p/QmTest,/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
@@ -142,6 +146,28 @@ def checkpoint(commands: Commands, words: list[str]) -> None:
             assert cli.main(words[1:]) == 0
         assert "front" in said.getvalue()
         commands.work_in(ROOT)
+
+
+def evaluate(commands: Commands, words: list[str]) -> None:
+    """Over a checkpoint of an untrained model; a swarm is judged in tests/integration/test_evaluate.py."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        config = load_config("configs/resnet18.yaml")
+        commands.work_in(Path(folder))
+        store = CheckpointStore(config.checkpoint_dir, config.experiment_prefix, stages=tuple(config.stages))
+        for stage, module in build_all(config).items():
+            shared = initial(module).tensors()
+            told = {"stages": config.stages}
+            store.write(stage, ShardState(1, 1, 10, state_digest(shared), shared, told, "agreed"))
+        assert cli.main(words[1:]) == 0
+        commands.work_in(ROOT)
+    assert "accuracy" in said.getvalue()
+
+
+def evaluate_swarm(commands: Commands, words: list[str]) -> None:
+    """The flags lead to a swarm; nobody answers at the placeholder."""
+    with mock.patch("distqat.launch.evaluate_command._swarm", side_effect=StageUnavailable("asked")) as asked:
+        assert cli.main(words[1:]) == 1
+    assert asked.call_args.args[0].initial_peers
 
 
 def statement(commands: Commands, words: list[str]) -> None:

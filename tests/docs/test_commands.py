@@ -67,6 +67,8 @@ EXERCISES: dict[str, Exercise] = {
     "distqat checkpoint list checkpoints/resnet18": exercise.checkpoint,
     "distqat checkpoint verify checkpoints/resnet18": exercise.checkpoint,
     "distqat checkpoint assemble checkpoints/resnet18 --out model.safetensors": exercise.checkpoint,
+    "distqat evaluate checkpoints/resnet18": exercise.evaluate,
+    'distqat evaluate --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': exercise.evaluate_swarm,
     "python src/distqat/distributed/monitor.py": exercise.python,
     'python src/distqat/distributed/client.py --initial-peers "${INITIAL_PEERS}"': exercise.python,
     'python src/distqat/distributed/server.py --device cpu --initial-peers "${INITIAL_PEERS}"': (

@@ -72,6 +72,7 @@ def test_two_stages_two_replicas(tmp_path: Path) -> None:
                 f"--diloco-outer-steps={ROUNDS}",
                 "--diloco-inner-steps=10",
                 "--diloco-inner-optim-adam-lr=5e-3",
+                "--eval-every=8",
             ),
             f"--log-dir={tmp_path / 'logs'}",
             f"--param-mirror-checkpoint-dir={tmp_path / 'checkpoints'}",
@@ -108,6 +109,12 @@ def test_two_stages_two_replicas(tmp_path: Path) -> None:
     with safe_open(summary["model"], "pt") as model:
         names = {name for stage in STAGES for name in build_module(config, stage).state_dict()}
         assert set(model.keys()) == names
+
+    looks = [r for r in records(metrics, "client.jsonl") if r["event"] == "evaluation"]
+    assert looks  # a look that takes longer than eval_every rounds leaves one out
+    for look, due in zip(looks, (8, 16), strict=False):
+        assert look["round"] >= due
+    assert {(look["metric"], look["count"]) for look in looks} == {("accuracy", summary["heldout_samples"])}
 
     client_log = (tmp_path / "logs" / "client.log").read_text()
     for said in ("Found expert front.0.0.0 at /ip4/127.0.0.1/tcp/", "Complete pipelines: 2 - [0, 1]"):
