@@ -83,6 +83,7 @@ EXERCISES: dict[str, Exercise] = {
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble
+    "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
     "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",
 }  # fmt: skip

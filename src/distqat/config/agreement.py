@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from distqat.config.plugins import loaded
 from distqat.config.schema import Config
 from distqat.errors import UnknownName
 
 _OUTER_TYPE = "diloco.outer_optim.type"
+_CODE = "code."
 AGREEMENT_VERSION = 1
 """Raised when replicas of two releases must not share a round although their settings are equal."""
 
@@ -43,6 +45,7 @@ def agreement(config: Config, stage: str) -> dict[str, Any]:
         "diloco.max_delta_norm_ratio": diloco["max_delta_norm_ratio"],  # members vote on the result
         **{f"diloco.outer_optim.{key}": outer[key] for key in outer if _read_by(outer["type"], key)},
         **_flat("quant", quant),
+        **_code(config, entry.model_name),
     }
 
 
@@ -55,10 +58,11 @@ def structure(config: Config, stage: str) -> dict[str, Any]:
     """The part of the agreement that a checkpoint is bound to: what it says cannot change between two runs.
 
     Rates, momenta, the codec, steps per round and the bound of a delta may: they say how to go on from a
-    state, not what it holds.
+    state, not what it holds. So may the text of a plugin: shapes that no longer fit are found as they load.
     """
     whole = agreement(config, stage)
-    return {key: value for key, value in whole.items() if not key.startswith("diloco.") or key == _OUTER_TYPE}
+    free = ("diloco.", _CODE)
+    return {key: value for key, value in whole.items() if not key.startswith(free) or key == _OUTER_TYPE}
 
 
 def structure_digest(config: Config, stage: str) -> str:
@@ -71,6 +75,8 @@ def changeable(config: Config) -> dict[str, Any]:
     flat = _flat("diloco", config.diloco.model_dump(mode="json"))
     flat["model_pipeline.microbatches"] = config.model_pipeline.microbatches
     flat["world_size"] = config.world_size
+    for entry in config.model_pipeline.pipeline:
+        flat |= _code(config, entry.model_name)
     return {key: value for key, value in flat.items() if key != _OUTER_TYPE}
 
 
@@ -78,6 +84,16 @@ def differing_keys(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     """Keys in which two agreements differ, as a refusal names them."""
     missing = object()
     return sorted(key for key in {**mine, **theirs} if mine.get(key, missing) != theirs.get(key, missing))
+
+
+def _code(config: Config, model_name: str) -> dict[str, str]:
+    """sha256 of each plugin whose model, task or codec a stage uses: other code is another stage."""
+    used = {
+        *(("model", name) for name in (model_name, model_name.rstrip("0123456789"))),
+        ("task", config.data.task_type),
+        ("codec", config.diloco.codec),
+    }
+    return {f"{_CODE}{plugin.name}": plugin.digest for plugin in loaded() if plugin.registered & used}
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from distqat.config.fields import ConfigField, config_fields, field_at, nearest
 from distqat.config.load import DEFAULT_CONFIG, load_config
+from distqat.config.plugins import absolute
 from distqat.config.schema import Config, split_list
 from distqat.config.source import parse_value
 from distqat.errors import ConfigError
@@ -38,7 +39,7 @@ class ConfigParser(argparse.ArgumentParser):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --config-path, --disable-quant and one flag per field, grouped by section.
+    """Add --config-path, --plugin, --disable-quant and one flag per field, grouped by section.
 
     What the user gave ends in `args.config_path` and `args.config_overrides`, a dict keyed by dotted path.
     The parser should be a ConfigParser; flags of the role itself must not share a name with a field.
@@ -50,6 +51,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_CONFIG,
         metavar="PATH",
         help="YAML file, or the name of a shipped one (default: %(default)s); empty: built-in defaults",
+    )
+    parser.add_argument(
+        "--plugin",
+        action=_AddPlugin,
+        dest="config_overrides",
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="a file or module that registers models, tasks or data sets; may be given more than once",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in config_fields():
@@ -128,6 +137,21 @@ class _SetField(argparse.Action):
             except ConfigError as error:
                 raise argparse.ArgumentError(self, str(error)) from None
         namespace.config_overrides = {**namespace.config_overrides, self.field: value}
+
+
+class _AddPlugin(argparse.Action):
+    """One more name in the list of plugins; its path is made absolute, since other roles are given it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = split_list(namespace.config_overrides.get("plugins", []))
+        names = [*given, absolute(str(values), Path())]
+        namespace.config_overrides = {**namespace.config_overrides, "plugins": names}
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: ConfigField) -> None:

@@ -12,24 +12,31 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from distqat.config.fields import config_fields, nearest, section_at
-from distqat.config.schema import Config
+from distqat.config.plugins import absolute, load_installed, load_plugin
+from distqat.config.schema import Config, split_list
 from distqat.config.source import KeyPath, Source, dotted, parse
 from distqat.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/resnet18.yaml"
+PLUGINS: KeyPath = ("plugins",)
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read `path` (None: defaults only) and set `overrides`, keyed by dotted path, on top.
 
     A path that is no file but names a shipped config (`configs/resnet18.yaml`, `resnet18.yaml`, `resnet18`)
-    means the shipped one. Raises ConfigError with one line per problem: `file:line: path: what`.
+    means the shipped one. Plugins are loaded first: those of the file, whose paths count from its folder, and
+    those of `overrides`, which do not replace them. Raises ConfigError with a line per problem:
+    `file:line: path: what`.
     """
     source = Source("defaults") if path is None else read(path)
     changes = dict(_flatten(overrides or {}, ()))
+    plugins = _load_plugins(source, path, changes)
     values = source.values
     for change, value in changes.items():
         values = _with(values, change, value)
+    if plugins:
+        values = _with(values, PLUGINS, plugins)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -66,6 +73,30 @@ def shipped_configs() -> dict[str, str]:
         for entry in folder.iterdir()
         if entry.name.endswith(".yaml")
     }
+
+
+def _load_plugins(source: Source, path: str | Path | None, changes: Mapping[KeyPath, Any]) -> list[str]:
+    """Load them and give their names, paths made absolute. What is no list of texts is left to the schema."""
+    load_installed()
+    base = Path(path).parent if path is not None and Path(path).is_file() else Path()
+    names: list[str] = []
+    for given, folder, flag in (
+        (source.values.get("plugins"), base, ""),
+        (changes.get(PLUGINS), Path(), "--plugin"),
+    ):
+        texts = split_list(given)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            continue
+        for index, text in enumerate(texts):
+            name = absolute(text, folder)
+            try:
+                load_plugin(name)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{flag or f'{source.place((*PLUGINS, index))}: plugins'}: {error}"
+                ) from error
+            names.append(name)
+    return list(dict.fromkeys(names))
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -37,6 +37,7 @@ def split_list(value: Any) -> Any:
 
 
 Addresses = Annotated[list[str], BeforeValidator(split_list)]
+Names = Annotated[list[str], BeforeValidator(split_list)]
 
 
 class StageOptions(Options):
@@ -113,6 +114,8 @@ class Config(Options):
     """Weights & Biases project; null: local metrics only."""
     experiment_prefix: str = "distqat"
     """Name of the run: in the directory, in logs/ and in checkpoints/."""
+    plugins: Names = Field(default_factory=list)
+    """Files (paths from the folder of this YAML file) and modules that register models, tasks, data sets."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, data order and dropout."""
     device: str = "cpu"

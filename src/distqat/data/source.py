@@ -63,12 +63,16 @@ def register_dataset(name: str) -> Callable[[Opener], Opener]:
 
     def register(opener: Opener) -> Opener:
         present = DATASETS.get(name)
-        if present is not None and present.__qualname__ != opener.__qualname__:
+        if present is not None and _definition(present) != _definition(opener):
             raise DataError(f"data set {name!r} exists already; register yours under another name")
         DATASETS[name] = opener
         return opener
 
     return register
+
+
+def _definition(opener: Opener) -> tuple[object, object]:
+    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", id(opener))
 
 
 def open_source(options: DataOptions, *, seed: int) -> Source:

@@ -106,6 +106,8 @@ def check_agreement(ours: Mapping[str, Mapping[str, Any]], theirs: Any, peer: st
         advice = "use the configuration of this run"
         if any(key.startswith("quant") for key in keys):
             advice += "; quantization holds for the whole run, --disable-quant on one server cannot join it"
+        if any(key.startswith("code.") for key in keys):
+            advice += "; the plugin must be the same file as on the client's host"
         raise ProtocolMismatch(
             f"the server's settings differ from the run's in {', '.join(sorted(keys))}: {advice}"
         )
