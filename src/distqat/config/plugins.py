@@ -61,14 +61,14 @@ def absolute(name: str, base: Path) -> str:
 def load_plugin(name: str) -> None:
     """Load what `absolute` gave a name for; what is loaded already stays as it is.
 
-    Raises ConfigError with file and line of what the plugin does wrong; then nothing of it is left registered.
+    Raises ConfigError with file and line of what the plugin does wrong; then nothing of it stays registered.
     """
     spec = _of_path(Path(name)) if is_path(name) else _of_module(name)
     _load(spec, name)
 
 
 def load_installed() -> None:
-    """Load the entry points of installed packages, once per process. Raises ConfigError, naming the package."""
+    """Load the entry points of installed packages, once. Raises ConfigError, naming the package."""
     global _entry_points_loaded
     if _entry_points_loaded:
         return
