@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -59,8 +59,8 @@ class Stage:
         """A ledger beside the server's own: what the replica was told, and what it did."""
         begin, commit, seeds = self.replica.begin, self.replica.commit, [""]
 
-        def began(seed: str) -> None:
-            begin(seed)
+        def began(seed: str, *, frozen: bool = False) -> None:
+            begin(seed, frozen=frozen)
             seeds[0] = seed
 
         def committed(factor: float, *, skip: bool = False) -> int:
@@ -133,14 +133,22 @@ class MemorySwarm:
         attempt: int = 1,
         hops: Sequence[Hop] | None = None,
         consumed: Callable[[], Awaitable[None]] | None = None,
+        frozen: Collection[int] = (),
     ) -> StepResult:
+        """One step; stages at the positions `frozen` take part and stay as they are."""
         self.step_number += 1
+        route = hops or self.hops
 
         async def nothing() -> None:
             return
 
         return await self.stepper.run(
-            batch, hops or self.hops, self.step_number, attempt, consumed=consumed or nothing
+            batch,
+            route,
+            self.step_number,
+            attempt,
+            consumed=consumed or nothing,
+            frozen=[hop.uid for position, hop in enumerate(route) if position in frozen],
         )
 
     async def calibrate(self, batch: list[Batch]) -> None:

@@ -13,7 +13,7 @@ from distqat.data.ledger import SampleLedger
 from distqat.data.source import Item, Source
 from distqat.data.threads import DaemonThreads
 from distqat.errors import DataError
-from distqat.tasks.base import Batch, Task
+from distqat.tasks.base import Batch, Drawing, Task
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ class Prefetch:
         except BaseException:
             self._ledger.give_back(items)
             raise
-        samples = [item.sample for item in items]
-        return Draft(items, self._pool.submit(self._task.collate, samples))
+        return Draft(items, self._pool.submit(_collate, self._task, items))
 
     async def _read(self, count: int) -> list[Item]:
         items = await asyncio.get_running_loop().run_in_executor(self._reader, self._source.take, count)
@@ -143,3 +142,12 @@ class Prefetch:
                     self._keep_order()
         except DataError:
             return  # whoever asks next meets it again and is told
+
+
+def _collate(task: Task, items: Sequence[Item]) -> Batch:
+    samples = [item.sample for item in items]
+    return (
+        task.collate_at(samples, [i.place for i in items])
+        if isinstance(task, Drawing)
+        else task.collate(samples)
+    )

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.evaluation import judge
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.peer import TOKEN
+from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
 from distqat.distributed.serving.precision import Precision
 from distqat.errors import SwarmError
@@ -52,6 +53,7 @@ class Progress:
     loss: float = float("nan")
     samples: int = 0
     first_loss: float | None = None
+    losses: dict[str, float] = field(default_factory=dict)  # of the phases of the last batch
 
 
 class BaselineTrainer:
@@ -71,18 +73,78 @@ class BaselineTrainer:
             self.model, config.diloco.inner_optim, no_decay | step_parameter_names(self.model)
         )
         per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
+        self._applied = [0] * len(config.stages)  # steps of each stage
         swarm_steps = config.diloco.total_steps * config.world_size
         self.total_steps = swarm_steps if samples is None else max(1, round(samples / per_step))
 
     @torch.no_grad()
-    def calibrate(self, batch: list[Batch]) -> None:
+    def calibrate(self, batch: Sequence[Batch]) -> None:
         """Show quantizers real data; no step."""
         for part in batch:
             self._outputs(part)
         self.model.activate_if_calibrated()
 
+    def phases(self, batches: list[Batch]) -> tuple[PhaseStep, ...]:
+        """The steps that the task takes for `batches`, as a trainer of the swarm would."""
+        count = self._config.model_pipeline.microbatches
+        return phase_steps(self._task, batches, stages=len(self._applied), microbatches=count)
+
+    def train(self, steps: Sequence[PhaseStep]) -> float:
+        """All steps of one batch; the sum of their losses."""
+        tally = BatchTally()
+        for step in steps:
+            tally.add(step, self._step(step.parts, step.frozen), 0.0)
+        done, total = self.progress, sum(tally.losses.values())
+        self.progress = Progress(
+            done.step + 1,
+            total,
+            done.samples + tally.samples,
+            total if done.first_loss is None else done.first_loss,
+            {name: loss for name, loss in tally.losses.items() if name},
+        )
+        return total
+
     def step(self, batch: list[Batch]) -> float:
+        """One step on microbatches of a task without phases; the mean loss."""
+        return self.train([PhaseStep("", batch)])
+
+    def _step(self, batch: Sequence[Batch], frozen: frozenset[int]) -> float:
         """One optimizer step on the mean over all microbatches; the mean loss."""
+        with self._held(frozen):
+            total = self._backward(batch)
+            lr = self._rate(frozen)
+            set_learning_rate(self._optimizer, lr)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        for position in range(len(self._applied)):
+            self._applied[position] += position not in frozen
+        return total
+
+    @contextlib.contextmanager
+    def _held(self, frozen: frozenset[int]) -> Iterator[None]:
+        """Parameters of frozen stages get no gradient meanwhile, and their buffers come back afterwards."""
+        stages = [stage for i, stage in enumerate(self.model.stages.values()) if i in frozen]
+        parameters = [p for stage in stages for p in stage.parameters() if p.requires_grad]
+        buffers = [(buffer, buffer.clone()) for stage in stages for buffer in stage.buffers()]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def _rate(self, frozen: frozenset[int]) -> float:
+        """The learning rate of this step; stages that are trained together have taken as many."""
+        options = self._config.diloco
+        trained = [count for position, count in enumerate(self._applied) if position not in frozen]
+        return learning_rate(max(trained, default=0), self.total_steps, options.inner_optim.lr, options)
+
+    def _backward(self, batch: Sequence[Batch]) -> float:
+        """Gradients of the mean over all microbatches, clipped; the mean loss."""
         samples = sum(part.size for part in batch)
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -91,25 +153,10 @@ class BaselineTrainer:
             loss = self._task.loss(self._outputs(part), labels) * (part.size / samples)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        self._apply()
-        done = self.progress
-        self.progress = Progress(
-            done.step + 1,
-            total,
-            done.samples + samples,
-            total if done.first_loss is None else done.first_loss,
-        )
-        return total
-
-    def _apply(self) -> None:
-        options = self._config.diloco
-        if options.max_grad_norm is not None:
+        if self._config.diloco.max_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-        lr = learning_rate(self.progress.step, self.total_steps, options.inner_optim.lr, options)
-        set_learning_rate(self._optimizer, lr)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.diloco.max_grad_norm)
+        return total
 
     def _outputs(self, part: Batch) -> dict[str, Tensor]:
         with self._precision.context(self._device):
@@ -157,13 +204,13 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: DataClient) 
     leased = [
         await data.next(options.batch_size_per_step) for _ in range(options.gradient_accumulation_steps)
     ]
-    parts = [p for lease in leased for p in lease.batch.microbatches(config.model_pipeline.microbatches)]
+    steps = trainer.phases([lease.batch for lease in leased])
     if trainer.model.calibrating:
-        await asyncio.to_thread(trainer.calibrate, parts)
+        await asyncio.to_thread(trainer.calibrate, steps[0].parts)
         for lease in leased:
             await data.release(lease.batch_id)
         return None
-    loss = await asyncio.to_thread(trainer.step, parts)
+    loss = await asyncio.to_thread(trainer.train, steps)
     for lease in leased:
         await data.consumed(lease.batch_id)
     return loss
@@ -218,6 +265,7 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
         "loss": progress.loss,
         "samples": progress.samples // progress.step,  # of one step; all have as many
         "sps": progress.samples / max(seconds, 1e-9),
+        **{f"loss_{name}": loss for name, loss in progress.losses.items()},
     }
     if progress.step == 1 or progress.step % LOG_EVERY == 0:
         logger.info("Trainer 0 Step #%d loss = %.5f sps = %.1f", progress.step, progress.loss, record["sps"])

@@ -23,6 +23,8 @@ def build_task(config: Config) -> Task:
         img_size=config.data.img_size,
         vocab_size=_vocab_size(config),
         sequence_length=config.data.sequence_length,
+        seed=config.seed,
+        latent=_latent(config),
         options=config.data.options,
     )
     return get_task(config.data.task_type, settings)
@@ -37,6 +39,12 @@ def _vocab_size(config: Config) -> int | None:
             if isinstance(size, int):
                 return size
     return None
+
+
+def _latent(config: Config) -> int | None:
+    """Numbers of noise that a generator among the stages takes; None: its default."""
+    given = (entry.kwargs.get("latent") for entry in config.model_pipeline.pipeline)
+    return next((size for size in given if isinstance(size, int)), None)
 
 
 def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Module:

@@ -18,12 +18,17 @@ class TrainerProgress:
     """What a trainer counts, over all its lives."""
 
     step: int = 0
-    """Trained steps."""
+    """Trained batches: the steps of a batch that takes several count once."""
     taken: int = 0
     """Steps by their ids, those that calibrated included."""
     samples: int = 0
     """Trained."""
     scaler: dict[str, Any] = field(default_factory=dict)
+
+    def take(self) -> int:
+        """The number of the next step."""
+        self.taken += 1
+        return self.taken
 
     def fields(self) -> dict[str, Any]:
         return {"step": self.step, "taken": self.taken, "samples": self.samples, "scaler": self.scaler}

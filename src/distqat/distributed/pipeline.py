@@ -68,16 +68,18 @@ class Stepper:
         consumed: Callable[[], Awaitable[None]],
         draw: str = "",
         mark: str = "",
+        frozen: Sequence[str] = (),
     ) -> StepResult:
         """Train one step on `batch`, cut into its microbatches.
 
         `consumed` is awaited just before the first commit: from then on the samples are spent. `draw` seeds
-        dropout; `mark` makes this a checkpoint step of that name. Raises a SwarmError whose `at` names the
-        replica it is about; the attempt is then aborted on every stage.
+        dropout; `mark` makes this a checkpoint step of that name. `frozen` are the UIDs of stages that take
+        part and stay as they are. Raises a SwarmError whose `at` names the replica it is about; the attempt
+        is then aborted on every stage.
         """
         run = _Attempt(self, batch, hops, self.id(step, attempt), train=True)
         try:
-            await run.open(draw)
+            await run.open(draw, frozen)
             scores = await run.microbatches()
             prepared = await run.prepare()
         except BaseException:
@@ -134,7 +136,7 @@ class _Attempt:
         self._train = train
         self._links: list[LinkLike] = []
 
-    async def open(self, draw: str = "") -> None:
+    async def open(self, draw: str = "", frozen: Sequence[str] = ()) -> None:
         """Take the windows in stage order, so that trainers that share replicas cannot deadlock."""
         fields = {
             **step_fields(self._id),
@@ -142,6 +144,7 @@ class _Attempt:
             "route": [hop.fields() for hop in self._hops],
             "microbatches": len(self._parts),
             "train": self._train,
+            "frozen": list(frozen),
         }
         for hop in self._hops:
             link = await _about(hop, self._stepper.transport.link(hop.address))

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -22,6 +22,7 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.data_server import socket_path
 from distqat.distributed.marker import Marker, TrainerProgress
 from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.pipeline import Stepper, StepResult
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.distributed.scaler import LossScaler
@@ -29,7 +30,6 @@ from distqat.distributed.wire import Hop
 from distqat.errors import CheckpointError, DataServerGone, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
-from distqat.tasks.base import Batch
 from distqat.topology.attempts import StepId
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Route, Router
@@ -64,11 +64,13 @@ class Trainer:
         self._pipeline = pipeline
         self._data = data
         self._sink = sink
+        self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
         self._coordinator = Coordinator(peer.transport, peer.directory)
         self._router = Router()
         self._speed = Speed()
         self._retries = 0
+        self._tally = BatchTally()
         self._count = TrainerProgress.of_environment()
         self._life = int(time.time() * 1000)
         self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
@@ -96,9 +98,8 @@ class Trainer:
             finished = False
             while not finished and not stop.is_set():
                 leased = await self._lease(await self._route(stop))
-                self._count.taken += 1
                 try:
-                    finished = await self._one_batch(leased, self._count.taken, stop)
+                    finished = await self._one_batch(leased, stop)
                 finally:
                     await asyncio.gather(*(self._release(lease) for lease in leased if lease is not None))
             return 0
@@ -118,12 +119,18 @@ class Trainer:
         with contextlib.suppress(DataServerGone):
             await self._data.release(lease.batch_id)
 
-    async def _one_batch(self, leased: list[LeasedBatch | None], step: int, stop: asyncio.Event) -> bool:
-        """Run one step until it is committed, over as many routes as it takes; whether all is finished."""
-        parts: list[Batch] = []
-        for lease in leased:
-            assert lease is not None
-            parts += lease.batch.microbatches(self._config.model_pipeline.microbatches)
+    async def _one_batch(self, leased: list[LeasedBatch | None], stop: asyncio.Event) -> bool:
+        """Run the step of a batch, or one for each phase of its task; whether all is finished.
+
+        The batch is consumed just before the first commit. What a death or a stop leaves undone of its
+        phases after that is lost; no phase is committed twice.
+        """
+        steps = phase_steps(
+            self._task,
+            [lease.batch for lease in leased if lease is not None],
+            stages=len(self._config.stages),
+            microbatches=self._config.model_pipeline.microbatches,
+        )
 
         async def consumed() -> None:
             for position, lease in enumerate(leased):
@@ -132,7 +139,17 @@ class Trainer:
                 await self._data.consumed(lease.batch_id)
                 leased[position] = None
 
-        attempt = 0
+        self._tally = BatchTally()
+        for planned in steps:
+            if await self._one_step(planned, consumed, stop):
+                return True
+        return False
+
+    async def _one_step(
+        self, planned: PhaseStep, consumed: Callable[[], Awaitable[None]], stop: asyncio.Event
+    ) -> bool:
+        """Run one step until it is committed, over as many routes as it takes; whether all is finished."""
+        step, attempt = self._count.take(), 0
         while not stop.is_set():
             route = await self._route(stop)
             if route is None:
@@ -141,15 +158,25 @@ class Trainer:
             began = time.monotonic()
             try:
                 if any(server.state == "calibrating" for server in route.servers):
-                    await self._stepper.calibrate(parts, hops, step, attempt)
+                    await self._stepper.calibrate(planned.parts, hops, step, attempt)
                     await self._watch.refresh()
-                    return False
+                    step, attempt = self._count.take(), 0  # the calibration has used up the last number
+                    continue
                 number = self._count.step + 1
-                mark, draw = self._marker.next(number), f"{self._pipeline}|{number}"
+                # A checkpoint holds whole batches, so only the last of the phases may be marked.
+                mark = self._marker.next(number) if planned.last else ""
+                draw = f"{self._pipeline}|{number}{planned.name and '|'}{planned.name}"
                 alone = len(self._watch.snapshot.servers) == len(hops)
                 told = mark if alone else ""  # with replicas a run goes on from rounds, not from steps
                 result = await self._stepper.run(
-                    parts, hops, step, attempt, consumed=consumed, draw=draw, mark=told
+                    planned.parts,
+                    hops,
+                    step,
+                    attempt,
+                    consumed=consumed,
+                    draw=draw,
+                    mark=told,
+                    frozen=planned.uids(hops),
                 )
             except SwarmError as error:
                 self._aborted(error, hops, self._stepper.id(step, attempt))
@@ -157,12 +184,12 @@ class Trainer:
                 self._retries += 1
                 await self._step_failed(error, route, step, attempt)
                 continue
-            self._count.step += 1
-            self._count.samples += result.samples
+            self._count.step += planned.last
+            self._count.samples += planned.samples
             self._count.scaler = self._stepper.scaler.state()
             self._mark("" if result.skipped else mark, result, told=bool(told))
             taken = self._stepper.id(step, attempt)
-            return await self._report(result, route, time.monotonic() - began, taken)
+            return await self._report(planned, result, route, time.monotonic() - began, taken)
         return True
 
     def _mark(self, mark: str, result: StepResult, *, told: bool) -> None:
@@ -221,34 +248,46 @@ class Trainer:
         told = {"at": error.at, "code": error.code, "reason": str(error)[:200]}
         self._sink.write({"event": "abort", "pipeline": self._pipeline, **told, **_way(id, hops)})
 
-    async def _report(self, result: StepResult, route: Route, seconds: float, id: StepId) -> bool:
-        """Tell the client and the sink; the answer says whether the run is finished."""
-        rate = result.samples / max(seconds, 1e-9)
+    async def _report(
+        self, planned: PhaseStep, result: StepResult, route: Route, seconds: float, id: StepId
+    ) -> bool:
+        """Tell the sink, and of a whole batch the client; the answer says whether the run is finished."""
+        rate, hops = result.samples / max(seconds, 1e-9), [Hop.of(server) for server in route.servers]
         for server in route.servers:
             if str(server.expert) not in result.lost:
                 self._router.succeeded(server.expert, rate, time.monotonic())
         for uid in result.lost:
             logger.warning("step %d is lost at %s, which died in its commit", self._count.step, uid)
             self._router.failed(ExpertId.parse(uid), time.monotonic())
+        tally = self._tally
+        tally.add(planned, result.loss, seconds)
         record: dict[str, Any] = {
             "pipeline": self._pipeline,
-            "step": self._count.step,
+            "step": self._count.step + (not planned.last),
             "loss": result.loss,
-            "sps": self._speed.add(result.samples, seconds),
-            "samples": result.samples,
+            "sps": self._speed.add(tally.samples, tally.seconds) if planned.last else self._speed.value,
+            "samples": planned.samples,
             "seconds": seconds,
             "skipped": result.skipped,
             "lost": list(result.lost),
             "retries": self._retries,
-            **_way(id, [Hop.of(server) for server in route.servers]),
+            **_way(id, hops),
             "bytes_in": self._peer.transport.traffic.bytes_in,
             "bytes_out": self._peer.transport.traffic.bytes_out,
         }
         if "tokens" in result.scores:
             record["tokens_per_s"] = record["sps"] * result.scores["tokens"] / max(result.samples, 1)
-        self._sink.write({"event": "step", **record, **result.scores})
+        phase = {"phase": planned.name, "frozen": planned.uids(hops)} if planned.name else {}
+        self._sink.write({"event": "step", **record, **phase, **result.scores})
+        if not planned.last:
+            return False
         finished = await self._told if self._told is not None else False
-        told = {**record, "position": self._data.last_position, "progress": self._count.fields()}
+        told = {
+            **record,
+            **tally.fields(),
+            "position": self._data.last_position,
+            "progress": self._count.fields(),
+        }
         self._told = asyncio.ensure_future(self._tell(told))  # the next step need not wait for the answer
         return finished
 

@@ -86,6 +86,7 @@ def ledger_row(ledger: Ledger) -> Row:
     parts = [
         f"{stage}: {own.sent} sent = {own.applied} applied + {own.skipped} skipped + {own.aborted} aborted "
         f"+ {own.lost} lost + {own.rolled_back} rolled back"
+        + (f" + {own.frozen} frozen" if own.frozen else "")
         for stage, own in ledger.stages.items()
     ]
     return ledger.balanced, "; ".join(parts)

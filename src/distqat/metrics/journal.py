@@ -9,7 +9,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 Attempt = tuple[str, int, int, int]  # trainer, life, step, attempt
-APPLIED, SKIPPED = "applied", "skipped"
+APPLIED, SKIPPED, FROZEN = "applied", "skipped", "frozen"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Imbalance:
 
 @dataclass(frozen=True)
 class Line:
-    """One applied (or skipped) step in the journal of a server."""
+    """One applied step in the journal of a server, or one that it skipped or took part in frozen."""
 
     stage: str
     uid: str
@@ -48,7 +48,7 @@ def read_journals(
             continue
         tenancy = str(record["peer"]), str(record["tenancy"])
         event = record["event"]
-        if event in (APPLIED, SKIPPED):
+        if event in (APPLIED, SKIPPED, FROZEN):
             uid = str(record["uid"])
             journals[tenancy].append(Line(stage_of(uid), uid, tenancy[0], attempt_of(record), event))
             continue

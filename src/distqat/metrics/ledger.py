@@ -1,9 +1,11 @@
-"""The ledger of inner steps: `sent = applied + skipped + aborted + lost + rolled_back` at every stage. Pure.
+"""The ledger of inner steps. Pure. At every stage
+
+    sent = applied + skipped + frozen + aborted + lost + rolled_back
 
 Two sources that know nothing of each other are compared. A *trainer* writes each attempt with its id, its
 route and its end: `step` (with the replicas that did not answer the commit, `lost`) or `abort`. A *server*
-writes a line for each step that it has applied (`applied`, `skipped`) before it answers the commit, and a
-count with every round and at its orderly end.
+writes a line for each step that it has applied (`applied`, `skipped`; `frozen` in a step that trains other
+stages) before it answers the commit, and a count with every round and at its orderly end.
 
 What is verified, also for a replica that was killed (its lines are in the kernel before anybody hears of
 them, so SIGKILL does not take them; a power cut may):
@@ -29,6 +31,7 @@ from dataclasses import dataclass, field
 
 from distqat.metrics.journal import (
     APPLIED,
+    FROZEN,
     SKIPPED,
     Attempt,
     Imbalance,
@@ -48,6 +51,7 @@ class StageLedger:
     sent: int = 0
     applied: int = 0  # and standing
     skipped: int = 0  # by all stages together, after an overflow
+    frozen: int = 0  # took part in a step that trained others
     aborted: int = 0
     lost: int = 0  # no answer to the commit, by a replica that is gone
     rolled_back: int = 0  # applied by a replica that is gone, after its last round
@@ -55,7 +59,8 @@ class StageLedger:
 
     @property
     def balanced(self) -> bool:
-        return self.sent == self.applied + self.skipped + self.aborted + self.lost + self.rolled_back
+        ended = self.applied + self.skipped + self.frozen + self.aborted + self.lost + self.rolled_back
+        return self.sent == ended
 
 
 @dataclass
@@ -153,6 +158,7 @@ def _end_of_step(
     id, (uid, peer), (gone, left) = attempt_of(record), at, ended
     stage, lost = stage_of(uid), uid in record.get("lost", ())
     expected = SKIPPED if record.get("skipped") else APPLIED
+    expected = FROZEN if uid in record.get("frozen", ()) else expected
     line = next((line for line in entries if line.peer == peer), None)
     for other in entries:
         if other.peer != peer:
@@ -169,6 +175,8 @@ def _end_of_step(
         problems.append(Imbalance(stage, name_of(id), f"answered by {uid}, and not in its journal"))
     elif line.outcome == SKIPPED:
         own.skipped += 1
+    elif line.outcome == FROZEN:
+        own.frozen += 1
     elif line.rolled_back:
         own.rolled_back += 1
     else:
@@ -187,6 +195,7 @@ def _untold(
                 own.sent += 1
                 own.unreported += 1
                 own.skipped += line.outcome == SKIPPED
+                own.frozen += line.outcome == FROZEN
                 own.rolled_back += line.rolled_back
                 own.applied += line.outcome == APPLIED and not line.rolled_back
                 if id[2] < newest[id[:2]]:

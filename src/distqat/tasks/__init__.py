@@ -5,7 +5,7 @@ Importing this package does not import torch; building a task does.
 
 from __future__ import annotations
 
-from distqat.tasks.base import Batch, Judging, Phase, Phased, Sample, Task, TaskSettings
+from distqat.tasks.base import Batch, Drawing, Judging, Phase, Phased, Sample, Task, TaskSettings
 from distqat.tasks.registry import (
     TASK_ALIASES,
     TASK_TYPES,
@@ -20,6 +20,7 @@ __all__ = [
     "TASK_ALIASES",
     "TASK_TYPES",
     "Batch",
+    "Drawing",
     "Judging",
     "Phase",
     "Phased",

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Sample = Mapping[str, Any]
 """One element of a data set, as its source yields it."""
 
+Place = tuple[int, int]
+"""Epoch, and index in its order of training."""
+
 Forward = Callable[[Mapping[str, "Tensor"]], Mapping[str, "Tensor"]]
 """The whole model in eval mode: named inputs to the last stage's named outputs."""
 
@@ -33,6 +36,10 @@ class TaskSettings:
     """Token ids lie in [0, vocab_size); None checks only that they are not negative."""
     sequence_length: int = 128
     """Tokens T of the batches [B, T]."""
+    seed: int = 0
+    """Of the run, for what a task draws."""
+    latent: int | None = None
+    """Numbers L of a sample's noise, where a stage of the model says so."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`data.options`: keys that only this task and its data sets know."""
 
@@ -89,6 +96,18 @@ class Task(Protocol):
 
     def summarize(self, totals: Mapping[str, float]) -> float:
         """The metric from added-up scores."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A task that draws random numbers for its training samples: noise, augmentation.
+
+    What it draws for a sample depends on the seed and the sample's place alone, so that a batch which comes
+    again, also after a restart, has the same bits.
+    """
+
+    def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
+        """As `collate`, which is for samples that are not trained on; `places` tell where each was taken."""
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from distqat.data.prefetch import Prefetch
 from distqat.data.source import Item, parse_place
 from distqat.errors import DataError, HubUnavailable, TaskError
 from distqat.tasks import Batch, Sample, TaskSettings, get_task
+from distqat.tasks.cv import ImageClassification
 
 
 class Numbers:
@@ -144,3 +145,23 @@ async def test_a_position_of_other_data_is_refused() -> None:
         other.restore(ahead.state())
     ahead.close()
     other.close()
+
+
+class Draws(ImageClassification):
+    """Labels are the places that it was told."""
+
+    def collate_at(self, samples: Sequence[Sample], places: Sequence[tuple[int, int]]) -> Batch:
+        batch = self.collate(samples)
+        return Batch(batch.inputs, {"y": torch.tensor(places)}, batch.size)
+
+
+async def test_a_task_that_draws_is_told_the_place_of_each_sample_also_when_it_comes_again() -> None:
+    made = Prefetch(Numbers(5), Draws(num_channels=1, img_size=1))
+    items, first = await made.next(3)
+    assert first.labels["y"].tolist() == [[0, 0], [0, 1], [0, 2]]
+    made.give_back(items)
+    _, again = await made.next(4)
+    assert again.labels["y"].tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+    _, last = await made.next(3)
+    assert last.labels["y"].tolist() == [[0, 4], [1, 0], [1, 1]]
+    made.close()

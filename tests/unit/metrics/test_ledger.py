@@ -75,18 +75,22 @@ class Swarm:
             attempt += 1
         id, route = [trainer, 1, number, attempt], self.route()
         outcome = "skipped" if self.rng.random() < 0.1 else "applied"
+        trains = self.rng.choice([STAGES, STAGES, *((stage,) for stage in STAGES)])
         lost = [at for at in route if outcome == "applied" and self.rng.random() < 0.05]
         for uid, peer in route:
             stage = uid.partition(".")[0]
+            own = outcome if stage in trains else "frozen"
             if (uid, peer) not in lost:
-                self.apply(uid, peer, id, outcome)
-                self.count(stage, outcome)
+                self.apply(uid, peer, id, own)
+                self.count(stage, own)
                 continue
             self.kill(peer)
             self.count(stage, "lost")
             if self.rng.random() < 0.5:  # it died after its update and before its answer
-                self.apply(uid, peer, id, outcome)
-        self.tell("step", id, route, lost=[uid for uid, _ in lost], skipped=outcome == "skipped")
+                self.apply(uid, peer, id, own)
+        frozen = [uid for uid, _ in route if uid.partition(".")[0] not in trains]
+        told = {"frozen": frozen} if frozen else {}
+        self.tell("step", id, route, lost=[u for u, _ in lost], skipped=outcome == "skipped", **told)
 
     def route(self) -> list[tuple[str, str]]:
         return [self.server(stage, self.rng.randrange(2)) for stage in STAGES]
@@ -135,7 +139,7 @@ def test_what_keeps_the_rules_balances(swarm: Swarm) -> None:
     assert ledger.problems == []
     assert ledger.balanced
     assert ledger.applied_twice == 0
-    names = ("sent", "applied", "skipped", "aborted", "lost", "rolled_back")
+    names = ("sent", "applied", "skipped", "frozen", "aborted", "lost", "rolled_back")
     for stage, own in ledger.stages.items():
         wanted = {name: swarm.expected[stage].get(name, 0) for name in names}
         assert {name: getattr(own, name) for name in names} == wanted

@@ -38,7 +38,7 @@ class Turns:
 
 @dataclass
 class OpenAttempt:
-    """One attempt at this stage; `train` False means that it calibrates."""
+    """One attempt at this stage; `train` False: it calibrates; `frozen`: nothing is trained here."""
 
     id: StepId
     route: tuple[Hop, ...]
@@ -47,6 +47,7 @@ class OpenAttempt:
     train: bool
     hold: asyncio.Semaphore  # graphs held at once (1F1B)
     next_link: LinkLike | None
+    frozen: bool = False
     forward_turns: Turns = field(default_factory=Turns)
     backward_turns: Turns = field(default_factory=Turns)
     labels: dict[int, asyncio.Future[Mapping[str, Tensor]]] = field(default_factory=dict)

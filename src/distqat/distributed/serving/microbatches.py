@@ -77,8 +77,8 @@ class Microbatches:
                 lambda: self._replica.forward(number, message.tensors, message.needs_grad),
             )
             attempt.forward_turns.through(number)
-            outputs = await job
-            reply = await self._call_next(attempt, Message(message.fields, outputs, _floating(outputs)))
+            outputs, needs_grad = await job
+            reply = await self._call_next(attempt, Message(message.fields, outputs, needs_grad))
             await attempt.backward_turns.mine(number)
             failpoint("stage.backward.before_apply")
             back = self._compute.submit(
@@ -124,10 +124,10 @@ class Microbatches:
             lambda: self._replica.forward(number, message.tensors, message.needs_grad),
         )
         attempt.forward_turns.through(number)
-        outputs = await job
+        outputs, needs_grad = await job
         if attempt.last:
             return Message(tensors=outputs)
-        return await self._call_next(attempt, Message(message.fields, outputs, _floating(outputs)), "forward")
+        return await self._call_next(attempt, Message(message.fields, outputs, needs_grad), "forward")
 
     async def _backward(self, attempt: OpenAttempt, message: Message) -> Message:
         """Gradients of the last stage's outputs to gradients of this stage's inputs."""
@@ -146,10 +146,6 @@ def _number(attempt: OpenAttempt, message: Message) -> int:
     if number < 0 or 0 < attempt.microbatches <= number:
         raise BadFrame(f"microbatch {number} of {attempt.microbatches}")
     return number
-
-
-def _floating(outputs: Mapping[str, Tensor]) -> frozenset[str]:
-    return frozenset(name for name, tensor in outputs.items() if tensor.is_floating_point())
 
 
 def about(error: SwarmError, uid: str) -> SwarmError:

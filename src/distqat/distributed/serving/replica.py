@@ -2,7 +2,8 @@
 
 Everything here is synchronous and runs on the compute thread. What a forward pass changes besides gradients
 (BatchNorm statistics, calibration) is undone when its attempt is aborted, and dropout is seeded by the
-microbatch, so a repeated attempt gives the same result.
+microbatch, so a repeated attempt gives the same result. In an attempt that trains other stages this one is
+frozen: its parameters get no gradient, and its commit leaves everything as it was, to the bit.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Attempt:
     seed: str
     buffers: Named
     calibrates: bool  # whether its quantizers were calibrating when it began
+    frozen: bool = False
+    held: list[nn.Parameter] = field(default_factory=list)  # parameters without gradients for this attempt
     graphs: dict[int, Graph] = field(default_factory=dict)
     done: int = 0
 
@@ -94,26 +97,34 @@ class StageReplica:
         """Whether its quantizers still have to see real data."""
         return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self.module))
 
-    def begin(self, seed: str) -> None:
+    def begin(self, seed: str, *, frozen: bool = False) -> None:
         """A new attempt starts; `seed` names run, stage, trainer and step, but not the attempt."""
         if self._attempt is not None:
             raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
         self.optimizer.zero_grad(set_to_none=True)
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        self._attempt = Attempt(seed, buffers, self.calibrating)
+        held = [p for p in self.module.parameters() if p.requires_grad] if frozen else []
+        for parameter in held:
+            parameter.requires_grad_(False)
+        self._attempt = Attempt(seed, buffers, self.calibrating, frozen, held)
 
-    def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
-        """Run a microbatch forward and hold its graph; the outputs, detached."""
+    def forward(
+        self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]
+    ) -> tuple[Named, frozenset[str]]:
+        """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
         outputs = self._run(microbatch, tensors, needs_grad)
-        return {name: tensor.detach() for name, tensor in outputs.items()}
+        wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
+        return {name: tensor.detach() for name, tensor in outputs.items()}, wanted
 
     def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
         """Gradients of the outputs to gradients of the inputs that need one."""
         graph = self._open().graphs.pop(microbatch)
         roots = [(graph.outputs[name], gradients[name].to(self.device)) for name in gradients]
+        roots = [(tensor, gradient) for tensor, gradient in roots if tensor.requires_grad]
         if any(tensor.shape != gradient.shape for tensor, gradient in roots):
             raise BadFrame(f"stage {self.stage}: a gradient has another shape than its output")
-        torch.autograd.backward([t for t, _ in roots], [g.to(t.dtype) for t, g in roots])
+        if roots:  # none where everything up to here is frozen
+            torch.autograd.backward([t for t, _ in roots], [g.to(t.dtype) for t, g in roots])
         return self._finish(graph)
 
     def loss(
@@ -129,7 +140,8 @@ class StageReplica:
         outputs = self._run(microbatch, tensors, needs_grad)
         labels = {name: tensor.to(self.device) for name, tensor in labels.items()}
         loss = self.task.loss(outputs, labels)
-        (loss * (weighing.share * weighing.scale)).backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:
+            (loss * (weighing.share * weighing.scale)).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             scores = {"loss": float(loss) * weighing.share, **self.task.score(outputs, labels)}
         return self._finish(self._open().graphs.pop(microbatch)), scores
@@ -161,10 +173,11 @@ class StageReplica:
     def commit(self, factor: float, *, skip: bool = False) -> int:
         """Step the optimizer on the summed gradients times `factor` (clipping, unscaling); the step number.
 
-        `skip` closes the attempt without a step: the whole pipeline skips, after an overflow somewhere.
+        `skip` closes the attempt without a step: the whole pipeline skips, after an overflow somewhere. So
+        does a frozen attempt.
         """
         attempt = self._open()
-        if skip:
+        if skip or attempt.frozen:
             self._restore(attempt)
         else:
             if factor != 1.0:
@@ -243,4 +256,6 @@ class StageReplica:
 
     def _close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._open().held:
+            parameter.requires_grad_(True)
         self._attempt = None

@@ -48,7 +48,7 @@ class Steps:
         self.journal: Callable[[StepId, str], None] = lambda id, outcome: None  # before anybody is told
         self.admit: Callable[[], None] = lambda: None  # raises Refused unless a step may begin now
         self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
-        self.counts = {"applied": 0, "skipped": 0, "aborted": 0}
+        self.counts = {"applied": 0, "skipped": 0, "frozen": 0, "aborted": 0}
         self._replica = replica
         self._compute = compute
         self._transport = transport
@@ -88,6 +88,7 @@ class Steps:
             raise StaleAttempt(f"{id} lost the window of {self._uid} before it could begin")
         following = route[position + 1] if position + 1 < len(route) else None
         behind = len(route) - position - 1
+        frozen = self._uid in fields.get("frozen", ())
         self._open = OpenAttempt(
             id=id,
             route=route,
@@ -96,11 +97,14 @@ class Steps:
             train=take(fields, "train", bool),
             hold=asyncio.Semaphore(behind + 2),
             next_link=None,
+            frozen=frozen,
         )
         self._opened_at = time.monotonic()
         draw = fields.get("draw") or f"{id.trainer}|{id.step}"  # names the step over restarts of its trainer
         seed = f"{self._run}|{self._replica.stage}|{draw}"
-        await self._compute.submit(Priority.CONTROL, "control", lambda: self._replica.begin(seed))
+        await self._compute.submit(
+            Priority.CONTROL, "control", lambda: self._replica.begin(seed, frozen=frozen)
+        )
         if following is not None:
             try:
                 self._open.next_link = await self._transport.link(following.address)
@@ -193,17 +197,20 @@ class Steps:
         answer = Message({"step": step, **self.standing()})
         if self._open is attempt:
             self._open = None
-        if attempt.train and not skip:
+        if attempt.train and attempt.frozen:
+            self.counts["frozen"] += 1
+            self.journal(id, "frozen")
+        elif attempt.train and not skip:
             self.samples += samples
             self.counts["applied"] += 1
             self.journal(id, "applied")
             self.step_seconds = [*self.step_seconds[-31:], time.monotonic() - self._opened_at]
             self.on_commit(samples)
-            if asked.get("mark"):
-                self.on_mark(take(asked, "mark", str))
         elif attempt.train:
             self.counts["skipped"] += 1
             self.journal(id, "skipped")
+        if attempt.train and not skip and asked.get("mark"):  # whole on all stages, frozen ones included
+            self.on_mark(take(asked, "mark", str))
         failpoint("stage.commit.after_apply")
         self._act(self._windows.commit(id, time.monotonic()))
         return answer
