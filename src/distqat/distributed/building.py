@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
+from distqat.config.schema import StageOptions
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
 from distqat.quant import check_patterns, module_names, quantize_module
@@ -67,8 +68,14 @@ def stage_kwargs(config: Config, stage: str) -> dict[str, object]:
     """What the stage's constructor may take."""
     entry = config.model_pipeline.pipeline[config.stages.index(stage)]
     data = config.data
+    of_model = [e.stage for e in config.model_pipeline.pipeline if _model(e) == _model(entry)]
+    place = {"stage_index": of_model.index(stage), "stage_count": len(of_model)}
     shapes = {"num_channels": data.num_channels, "img_size": data.img_size}
-    return {"sequence_length": data.sequence_length, **entry.kwargs, **shapes}
+    return {"sequence_length": data.sequence_length, **place, **entry.kwargs, **shapes}
+
+
+def _model(entry: StageOptions) -> str:
+    return entry.model_name.rpartition(".")[0]
 
 
 def stage_seed(config: Config, stage: str) -> int:
@@ -83,6 +90,7 @@ def check_model(config: Config) -> None:
     Stages are built and run on the meta device, so this takes neither memory nor time for the numbers.
     Raises ModelError, QuantError, UnknownName.
     """
+    _check_cuts(config)
     names: dict[str, dict[str, bool]] = {}
     passed: dict[str, Tensor] | None = None
     with torch.device("meta"), torch.no_grad():
@@ -92,6 +100,19 @@ def check_model(config: Config) -> None:
             passed = _passes(config, stage, module, passed)
     if config.quant.enabled:
         check_patterns(config.quant, names)
+
+
+def _check_cuts(config: Config) -> None:
+    """Each stage finds its own part in the cut, so all stages of a model must be told the same one."""
+    first: dict[str, StageOptions] = {}
+    for entry in config.model_pipeline.pipeline:
+        other = first.setdefault(_model(entry), entry)
+        ours, theirs = entry.kwargs.get("cut"), other.kwargs.get("cut")
+        if ours != theirs:
+            raise ModelError(
+                f"stage {entry.stage!r} is told cut: {ours}, stage {other.stage!r} cut: {theirs}; "
+                "write the same into every entry of the model"
+            )
 
 
 def _passes(

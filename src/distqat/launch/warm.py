@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # The first optimizer imports torch._dynamo, 1.4 s: the roles of the network have none.
 NETWORK = tuple(name for name in PRELOAD if name != "torch._dynamo")
 _MODEL_CODE = {  # 1.4 s, by family of models
-    "resnet18": "transformers.models.resnet.modeling_resnet",
     "distilgpt2": "transformers.models.gpt2.modeling_gpt2",
     "gptneo": "transformers.models.gpt_neo.modeling_gpt_neo",
     "hf": "transformers.models.auto.modeling_auto",

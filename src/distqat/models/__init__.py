@@ -11,15 +11,17 @@ To add a model, put a class into the registry, either way or both:
     MODEL_TYPES["mymodel.head"] = MyHead
 
 A stage whose `state_dict` names are a subset of those of the whole model can be assembled by
-`full_state_dict`. A number behind a name tells stages of one kind apart: `hf.body2` is built as `hf.body`,
-with `position: 2` where its constructor takes one. Importing this package does not import transformers.
+`full_state_dict`. A number behind a name tells stages of one kind apart: `resnet18.body2` is built as
+`resnet18.body`, with `stage_index=2` (or `position=2`) where its constructor takes one. A pipeline says
+itself which of how many stages of its model each entry is (`stage_index`, `stage_count`). Importing this
+package does not import transformers.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from distqat.models import causal_lm, gpt, mlp, resnet
+from distqat.models import causal_lm, chain, gpt, mlp, resnet
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
@@ -30,9 +32,14 @@ from distqat.models.registry import (
     sample_input,
 )
 
-for _stage in ("full", "front", "back", "head", "tail"):
+for _stage in chain.STAGES:
     register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
-    register_stage(f"resnet18.{_stage}", partial(resnet.build, _stage), partial(resnet.sample_input, _stage))
+    for _model in resnet.DEPTHS:
+        register_stage(
+            f"{_model}.{_stage}",
+            partial(resnet.build, _model, _stage),
+            partial(resnet.sample_input, _model, _stage),
+        )
 
 for _part in causal_lm.STAGES:
     register_stage(f"hf.{_part}", partial(causal_lm.build, _part), partial(causal_lm.sample_input, _part))

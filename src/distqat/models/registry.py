@@ -20,8 +20,11 @@ MODEL_TYPES: dict[str, StageFactory] = {}
 
 _SAMPLE_INPUTS: dict[str, SampleInput] = {}
 
-CONTEXT_KEYS = frozenset({"num_classes", "num_channels", "img_size", "sequence_length"})
-"""Keys that describe the data: passed where the constructor accepts them, left out where it does not."""
+CONTEXT_KEYS = frozenset(
+    {"num_classes", "num_channels", "img_size", "sequence_length", "stage_index", "stage_count"}
+)
+"""Keys that describe the data, and which of how many stages of the model in this pipeline it is (from 0):
+passed where the constructor accepts them, left out where it does not."""
 
 
 def register_expert_class(name: str, sample_input: SampleInput) -> Callable[[ModuleT], ModuleT]:
@@ -61,9 +64,7 @@ def build_stage(model_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """
     name, number = _entry(model_name)
     factory = MODEL_TYPES[name]
-    if number is not None and "position" in inspect.signature(factory).parameters:
-        kwargs = {"position": number, **kwargs}
-    accepted = _accepted(model_name, factory, kwargs)
+    accepted = _accepted(model_name, factory, {**_numbered(factory, number), **kwargs})
     try:
         stage = factory(**accepted)
     except ModelError as error:
@@ -89,12 +90,14 @@ def sample_input(model_name: str, batch_size: int, kwargs: Mapping[str, Any]) ->
     A name that the callable needs and `kwargs` lacks is taken from the constructor's default. Raises
     UnknownName, and ModelError when a name is found in neither.
     """
-    name, _ = _entry(model_name)
+    name, number = _entry(model_name)
     factory = MODEL_TYPES[name]
     make = _SAMPLE_INPUTS.get(name)
     if make is None:
         return None
-    available = {**_defaults(factory), **kwargs, "batch_size": batch_size}
+    available = {
+        **_defaults(factory), **_numbered(factory, number), **kwargs, "batch_size": batch_size
+    }  # fmt: skip
     parameters = inspect.signature(make).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return named_tensors(make(**available))
@@ -141,6 +144,13 @@ def _entry(model_name: str) -> tuple[str, int | None]:
     if name == model_name or name not in MODEL_TYPES:
         raise UnknownName("model stage", model_name, MODEL_TYPES)
     return name, int(model_name[len(name) :])
+
+
+def _numbered(factory: StageFactory, number: int | None) -> dict[str, int]:
+    """The number behind a stage's name, under the names that its constructor knows."""
+    if number is None:
+        return {}
+    return dict.fromkeys({"position", "stage_index"} & inspect.signature(factory).parameters.keys(), number)
 
 
 def _accepted(model_name: str, factory: StageFactory, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,116 +1,123 @@
-"""`resnet18`: ResNet-18 (arXiv:1512.03385) from the blocks of transformers' ResNet, cut after layer2.
+"""`resnet18`, `resnet50`, `resnet101` (arXiv:1512.03385, table 1), cut between any two of their blocks.
 
-    x -> stem -> layer1 -> layer2 -> layer3 -> layer4 -> mean over positions -> fc -> logits
-    |-------- front, head -------|------------------ back, tail ------------------|
+    x -> conv1 bn1 -> layer1.0 layer1.1 ... layer2.0 ... layer4.1 -> mean over positions -> fc -> logits
+    |----- front, head -----|------- body1, body2, ... ---------|--------- back, tail ----------|
 
-For images of at most 64 pixels the stem is one 3x3 convolution without pooling (as for CIFAR in section 4.2),
-and the front does 52 % of the multiply-accumulates; for larger ones it is 7x7 with stride 2 and max-pooling.
+Cuts are where multiply-accumulates are balanced, also inside a layer; `cut: [layer3.6]` puts them elsewhere.
+For images of at most 64 pixels the stem is one 3x3 convolution without pooling (as for CIFAR in section 4.2);
+for larger ones it is 7x7 with stride 2 and max-pooling. Parameters have the usual names (`layer1.0.conv1`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distqat.errors import ModelError
+from distqat.models.chain import Chain, Cut, StageName
+from distqat.models.resnet_blocks import EXPANSION, BlockShape, convolution, halved
 
-if TYPE_CHECKING:
-    from transformers import ResNetConfig
-
-StageName = Literal["full", "front", "back", "head", "tail"]
-
-SECTIONS = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
-CUT = 3
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 CHANNELS = (64, 128, 256, 512)
-DEPTH = 2
 SMALL_IMAGE = 64
 
 
 class ResNet(nn.Module):
-    """Some of the sections of a ResNet, in order; a stage's parameter names are those of the full model."""
+    """Some of the blocks of a ResNet, in order, with the names that they have in the whole one."""
 
-    def __init__(self, sections: dict[str, nn.Module]) -> None:
+    def __init__(self, blocks: list[BlockShape], stem: nn.Module | None, fc: nn.Linear | None) -> None:
         super().__init__()
-        for name, section in sections.items():
-            self.add_module(name, section)
-        self.apply(_initialise)
+        if stem is not None:
+            self.conv1 = stem
+            self.bn1 = nn.BatchNorm2d(blocks[0].fan_in)
+        for shape in blocks:
+            layer, _, number = shape.name.partition(".")
+            if layer not in self._modules:
+                self.add_module(layer, nn.Module())
+            self.get_submodule(layer).add_module(number, shape.build())
+        if fc is not None:
+            self.fc = fc
+        self._names = [shape.name for shape in blocks]
+        self._large = isinstance(stem, nn.Conv2d) and stem.stride != (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] -> the same with other sizes, or logits [batch, classes]."""
-        for name, section in self.named_children():
-            x = section(x.mean(dim=(2, 3)) if name == "fc" else x)
-        return x
+        if "conv1" in self._modules:
+            x = F.relu(self.bn1(self.conv1(x)))
+            x = F.max_pool2d(x, 3, stride=2, padding=1) if self._large else x
+        for name in self._names:
+            x = self.get_submodule(name)(x)
+        return self.fc(x.mean(dim=(2, 3))) if "fc" in self._modules else x
 
 
 def build(
+    model: str,
     stage: StageName,
     num_classes: int = 10,
     num_channels: int = 3,
     img_size: int = 32,
     width: float = 1.0,
+    cut: Cut | None = None,
+    stage_index: int | None = None,
+    stage_count: int | None = None,
 ) -> ResNet:
-    """One stage of ResNet-18; `width` multiplies the 64, 128, 256, 512 channels. Imports transformers."""
-    names = {"full": SECTIONS, "front": SECTIONS[:CUT], "head": SECTIONS[:CUT]}.get(stage, SECTIONS[CUT:])
-    channels = _channels(width)
-    return ResNet({name: _section(name, channels, num_classes, num_channels, img_size) for name in names})
+    """One stage; `width` multiplies all channels. Raises ModelError for a cut or a width that cannot be."""
+    shapes = block_shapes(model, img_size, width)
+    part = _chain(shapes, num_channels, img_size).part(stage, cut, stage_index, stage_count)
+    stem = None
+    if part.first:
+        size, stride = _stem(img_size)
+        stem = convolution(num_channels, shapes[0].fan_in, size, stride)
+    fc = nn.Linear(shapes[-1].fan_out, num_classes) if part.last else None
+    return ResNet(shapes[part.start : part.stop], stem, fc)
 
 
 def sample_input(
-    stage: StageName, batch_size: int, num_channels: int = 3, img_size: int = 32, width: float = 1.0
+    model: str,
+    stage: StageName,
+    batch_size: int,
+    num_channels: int = 3,
+    img_size: int = 32,
+    width: float = 1.0,
+    cut: Cut | None = None,
+    stage_index: int | None = None,
+    stage_count: int | None = None,
 ) -> Tensor:
-    """Zeros of the stage's input shape; the back takes what the front returns."""
-    if stage not in ("back", "tail"):
+    """Zeros of the stage's input shape: images, or what the block before gives."""
+    shapes = block_shapes(model, img_size, width)
+    part = _chain(shapes, num_channels, img_size).part(stage, cut, stage_index, stage_count)
+    if part.first:
         return torch.zeros(batch_size, num_channels, img_size, img_size)
-    halvings = (
-        1 if img_size <= SMALL_IMAGE else 3
-    )  # layer2; before it, in the large stem, convolution and pool
-    side = -(-img_size // 2**halvings)
-    return torch.zeros(batch_size, _channels(width)[1], side, side)
+    before = shapes[part.start - 1]
+    return torch.zeros(batch_size, before.fan_out, before.side, before.side)
 
 
-def _channels(width: float) -> list[int]:
-    channels = [round(width * count) for count in CHANNELS]
-    if channels[0] < 1:
+def block_shapes(model: str, img_size: int, width: float = 1.0) -> list[BlockShape]:
+    """The blocks in order, named `layer1.0` and so on."""
+    inner = [round(width * count) for count in CHANNELS]
+    if inner[0] < 1:
         raise ModelError(f"width={width} leaves no channel; use at least {1 / CHANNELS[0]}")
-    return channels
+    growth = 1 if model == "resnet18" else EXPANSION
+    shapes: list[BlockShape] = []
+    fan_in, side = inner[0], halved(img_size, _stem(img_size)[1])
+    side = side if img_size <= SMALL_IMAGE else halved(side, 2)  # max-pooling
+    for layer, (depth, channels) in enumerate(zip(DEPTHS[model], inner, strict=True), start=1):
+        for number in range(depth):
+            stride = 2 if number == 0 and layer > 1 else 1
+            name = f"layer{layer}.{number}"
+            shapes.append(BlockShape(name, fan_in, channels, growth * channels, stride, side))
+            fan_in, side = shapes[-1].fan_out, shapes[-1].side
+    return shapes
 
 
-def _section(name: str, channels: list[int], num_classes: int, num_channels: int, img_size: int) -> nn.Module:
-    # Not `from transformers import ...`: the package's lazy names and the Auto classes load far more.
-    from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetEmbeddings, ResNetStage
-
-    if name == "fc":
-        return nn.Linear(channels[-1], num_classes)
-    config = _config(channels, num_channels)
-    if name == "stem":
-        small = img_size <= SMALL_IMAGE
-        stem: nn.Module = (
-            ResNetConvLayer(num_channels, channels[0], kernel_size=3) if small else ResNetEmbeddings(config)
-        )
-        return stem
-    index = SECTIONS.index(name) - 1
-    fan_in = channels[max(index - 1, 0)]
-    section: nn.Module = ResNetStage(
-        config, fan_in, channels[index], stride=1 if index == 0 else 2, depth=DEPTH
-    )
-    return section
+def _chain(shapes: list[BlockShape], num_channels: int, img_size: int) -> Chain:
+    """Without the classifier, a thousandth of the whole: entries that differ in num_classes cut alike."""
+    size, stride = _stem(img_size)
+    stem = size**2 * num_channels * shapes[0].fan_in * halved(img_size, stride) ** 2
+    return Chain([shape.name for shape in shapes], [shape.macs for shape in shapes], before=stem)
 
 
-def _config(channels: list[int], num_channels: int) -> ResNetConfig:
-    from transformers.models.resnet.configuration_resnet import ResNetConfig
-
-    return ResNetConfig(
-        num_channels=num_channels,
-        embedding_size=channels[0],
-        hidden_sizes=channels,
-        depths=[DEPTH] * len(channels),
-        layer_type="basic",
-    )
-
-
-def _initialise(module: nn.Module) -> None:
-    """He initialisation by fan-out for convolutions (arXiv:1502.01852); the rest keeps torch's defaults."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+def _stem(img_size: int) -> tuple[int, int]:
+    """Size and stride of the first convolution."""
+    return (3, 1) if img_size <= SMALL_IMAGE else (7, 2)

@@ -103,5 +103,5 @@ def test_the_client_is_known_by_its_address() -> None:
 
 def test_only_what_the_pipeline_needs_is_imported_beforehand() -> None:
     assert model_modules(settings().config) == ()
-    resnet = read_settings(local.parse(["--config-path=configs/resnet18.yaml"])).config
-    assert model_modules(resnet) == ("transformers.models.resnet.modeling_resnet",)
+    gpt = read_settings(local.parse(["--config-path=configs/distilgpt2.yaml"])).config
+    assert model_modules(gpt) == ("transformers.models.gpt2.modeling_gpt2",)
