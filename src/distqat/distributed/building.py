@@ -11,7 +11,7 @@ from distqat.config import Config
 from distqat.config.schema import StageOptions
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
-from distqat.quant import check_patterns, module_names, quantize_module
+from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
 from distqat.tasks import Task, TaskSettings, get_task
 
 
@@ -58,10 +58,57 @@ def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Mod
     entry = config.model_pipeline.pipeline[position]
     torch.manual_seed(stage_seed(config, stage))
     module = build_stage(entry.model_name, stage_kwargs(config, stage))
-    if quantize:
-        last = position == len(config.stages) - 1
-        quantize_module(module, config.quant, stage=stage, first=position == 0, last=last)
+    if quantize and config.quant.enabled:
+        flow = _flow(config, stage, module)
+        boundary = _boundary(config, stage, module, flow) if flow else None
+        first, last = position == 0, position == len(config.stages) - 1
+        quantize_module(
+            module, config.quant, stage=stage, first=first, last=last, flow=flow, boundary=boundary
+        )
     return module
+
+
+def _flow(config: Config, stage: str, module: nn.Module) -> Flow | None:
+    """Which layer produces what, seen in one pass; None for a model that does not say what it takes."""
+    entry = config.model_pipeline.pipeline[config.stages.index(stage)]
+    sample = sample_input(entry.model_name, 2, stage_kwargs(config, stage))
+    if sample is None:
+        return None
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    try:
+        return record(module, [tensor.to(device) for tensor in sample.values()])
+    except NotImplementedError:  # an operation without a meta form
+        return None
+
+
+def _boundary(config: Config, stage: str, module: nn.Module, flow: Flow) -> Boundary:
+    """What of the tensors to the neighbours is quantized; both sides come to the same answer.
+
+    The answer counts that stages give on the meta device, where each can build the other.
+    """
+    position = config.stages.index(stage)
+    wants, has = _edges(config, stage, module, flow)
+    wants, has = wants and position > 0, has and position + 1 < len(config.stages)
+    if wants or has:
+        own = _unbuilt_edges(config, stage)
+        wants, has = wants and own[0], has and own[1]
+    return Boundary(
+        takes=wants and _unbuilt_edges(config, config.stages[position - 1])[1],
+        sends=has and _unbuilt_edges(config, config.stages[position + 1])[0],
+    )
+
+
+def _unbuilt_edges(config: Config, stage: str) -> tuple[bool, bool]:
+    with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module = build_module(config, stage, quantize=False)
+        flow = _flow(config, stage, module)
+    return _edges(config, stage, module, flow) if flow else (False, False)
+
+
+def _edges(config: Config, stage: str, module: nn.Module, flow: Flow) -> tuple[bool, bool]:
+    position = config.stages.index(stage)
+    last = position == len(config.stages) - 1
+    return edges(module, config.quant, flow, stage=stage, first=position == 0, last=last)
 
 
 def stage_kwargs(config: Config, stage: str) -> dict[str, object]:

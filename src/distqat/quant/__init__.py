@@ -4,6 +4,10 @@ A stage's way: `quantize_module`, forward passes over real batches in training m
 `activate`, then train `log_step` with everything else (no weight decay on `step_parameter_names`), and in the
 end `set_state(stage, "frozen")`. Who joins loads a state dict instead and never calibrates.
 
+Where quantizers are: every quantized layer has `weight_quant` and `input_quant`; the latter is a quantizer
+of its own, a `SharedInput` (another layer's) or a `CarriedInput` (the tensor is on a grid already). Any module
+may have a child `output_quant`, which quantizes what the module returns; `joints` lists them.
+
 The names are looked up when they are used: the configuration needs the options alone, and no torch.
 """
 
@@ -15,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from distqat.quant.options import QuantOptions
 
 if TYPE_CHECKING:
+    from distqat.quant.flow import Flow, record
+    from distqat.quant.joint import CarriedInput, SharedInput, joints
+    from distqat.quant.placement import Boundary
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
     from distqat.quant.rules import check_patterns, module_names
     from distqat.quant.shares import Coverage, coverage
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
         QuantReport,
         activate,
         calibrated,
+        edges,
         quantize_module,
         quantizer_buffer_names,
         quantizers,
@@ -31,6 +39,9 @@ if TYPE_CHECKING:
     )
 
 _WHERE = {
+    "flow": ("Flow", "record"),
+    "joint": ("CarriedInput", "SharedInput", "joints"),
+    "placement": ("Boundary",),
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
     "rules": ("check_patterns", "module_names"),
     "shares": ("Coverage", "coverage"),
@@ -39,6 +50,7 @@ _WHERE = {
         "QuantReport",
         "activate",
         "calibrated",
+        "edges",
         "quantize_module",
         "quantizer_buffer_names",
         "quantizers",
@@ -50,21 +62,28 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [
     "ActivationQuantizer",
+    "Boundary",
+    "CarriedInput",
     "Coverage",
+    "Flow",
     "LayerReport",
     "QuantOptions",
     "QuantReport",
     "QuantState",
     "Quantizer",
+    "SharedInput",
     "WeightQuantizer",
     "activate",
     "calibrated",
     "check_patterns",
     "coverage",
+    "edges",
+    "joints",
     "module_names",
     "quantize_module",
     "quantizer_buffer_names",
     "quantizers",
+    "record",
     "set_state",
     "step_parameter_names",
 ]

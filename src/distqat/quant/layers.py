@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distqat.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from distqat.quant.joint import InputQuantizer
+from distqat.quant.quantizer import WeightQuantizer
 
 
 class QuantizedLayer:
@@ -22,7 +23,7 @@ class QuantizedLayer:
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_quant: WeightQuantizer
-    input_quant: ActivationQuantizer
+    input_quant: InputQuantizer
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
@@ -70,7 +71,7 @@ def channel_axis(module: nn.Module) -> Literal[0, 1]:
     return 1 if conv1d is not None and isinstance(module, conv1d) else 0
 
 
-def to_quantized(module: nn.Module, weight_quant: WeightQuantizer, input_quant: ActivationQuantizer) -> None:
+def to_quantized(module: nn.Module, weight_quant: WeightQuantizer, input_quant: InputQuantizer) -> None:
     """Turn a layer of a known kind into its twin, in place."""
     module.__class__ = _twins()[type(module)]
     module.add_module("weight_quant", weight_quant)

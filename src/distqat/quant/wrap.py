@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import QuantError
+from distqat.quant.flow import Flow
+from distqat.quant.joint import OUTPUT_QUANT, CarriedInput, InputQuantizer, SharedInput, add_joint
 from distqat.quant.layers import QuantizedLayer, channel_axis, layer_kind, to_quantized
 from distqat.quant.options import QuantOptions
+from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
 from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
 from distqat.quant.rules import LayerBits, layer_bits
 
@@ -34,12 +37,16 @@ class QuantReport:
     enabled: bool
     layers: tuple[LayerReport, ...]
     left_out: tuple[tuple[str, str], ...]
+    joints: tuple[str, ...] = ()
+    """Modules whose output is quantized where it is produced."""
 
     def lines(self) -> list[str]:
         """For the log: one line in all, one per pair of bits, one per layer left out."""
         if not self.enabled:
             return [f"{self.stage}: quantization is off"]
         lines = [f"{self.stage}: {len(self.layers)} layers quantized, {len(self.left_out)} left in float"]
+        if self.joints:
+            lines.append(f"  joints: {len(self.joints)} ({self.joints[0]} ... {self.joints[-1]})")
         groups: dict[str, list[str]] = {}
         for layer in self.layers:
             groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
@@ -51,43 +58,83 @@ class QuantReport:
 
 
 def quantize_module(
-    module: nn.Module, options: QuantOptions, *, stage: str, first: bool, last: bool
+    module: nn.Module,
+    options: QuantOptions,
+    *,
+    stage: str,
+    first: bool,
+    last: bool,
+    flow: Flow | None = None,
+    boundary: Boundary | None = None,
 ) -> QuantReport:
     """Turn the layers of a stage into their quantized twins, calibrating; nothing where options say disabled.
 
     `first` and `last` tell whether the stage is the first and the last of the pipeline: the first layer
     (in the order of definition) of the first stage and the last layer of the last one get first_last_bits.
-    Forward passes in training mode are observed until `activate`, except those whose tensors are all empty or
-    zero. Raises QuantError if the module is quantized already. Patterns are not checked: see check_patterns.
+    `flow` (flow.record, of the float stage) lets quantizers stand where tensors are produced; without, each
+    layer has one in front of it. Forward passes in training mode are observed until `activate`, except those
+    whose tensors are all empty or zero. Raises QuantError if the module is quantized already. Patterns are
+    not checked: see check_patterns.
     """
     if not options.enabled:
         return QuantReport(stage, False, (), ())
     if any(isinstance(child, Quantizer) for child in module.modules()):
         raise QuantError(f"stage {stage!r} is quantized already; build it anew to quantize it otherwise")
+    chosen, left_out = choose_layers(module, options, stage=stage, first=first, last=last)
+    bits_of = {name: bits.activation for name, bits in chosen.items()}
+    placement = Placement() if flow is None else place(flow, bits_of, boundary or Boundary())
+    kinds = {name: layer_kind(module.get_submodule(name)) or "" for name in chosen}
+    for name, changed_later in placement.joints.items():
+        _join(module.get_submodule(name), _full(stage, name), changed_later=changed_later)
+    for name, bits in chosen.items():
+        _quantize_layer(module, name, stage, bits, placement)
+    if chosen:
+        module.register_forward_pre_hook(_note_dummies, with_kwargs=True)
+    layers = (
+        LayerReport(name or stage, kinds[name], bits.weight, bits.activation) for name, bits in chosen.items()
+    )
+    return QuantReport(
+        stage, True, tuple(layers), tuple(left_out), tuple(name or stage for name in placement.joints)
+    )
+
+
+def edges(
+    module: nn.Module, options: QuantOptions, flow: Flow, *, stage: str, first: bool, last: bool
+) -> tuple[bool, bool]:
+    """(whether a layer takes the stage's input directly, whether the stage's output comes from layers).
+
+    Where both hold of two neighbours, the tensor between them is quantized by the one that produces it.
+    """
+    if not options.enabled:
+        return False, False
+    chosen, _ = choose_layers(module, options, stage=stage, first=first, last=last)
+    placement = place(flow, {name: bits.activation for name, bits in chosen.items()}, Boundary())
+    return placement.wants_codes, placement.has_codes
+
+
+def choose_layers(
+    module: nn.Module, options: QuantOptions, *, stage: str, first: bool, last: bool
+) -> tuple[dict[str, LayerBits], list[tuple[str, str]]]:
+    """The layers of a float stage that the options quantize, with their bits; what is left out, and why."""
     named = list(module.named_modules())
     candidates = [name for name, child in named if layer_kind(child) is not None]
-    edges = {name for name, wanted in zip(candidates[:1], [first], strict=False) if wanted}
-    edges |= {name for name, wanted in zip(candidates[-1:], [last], strict=False) if wanted}
-    layers: list[LayerReport] = []
+    outer = {name for name, wanted in zip(candidates[:1], [first], strict=False) if wanted}
+    outer |= {name for name, wanted in zip(candidates[-1:], [last], strict=False) if wanted}
+    chosen: dict[str, LayerBits] = {}
     left_out: list[tuple[str, str]] = []
     for name, child in named:
-        shown = name or stage
-        kind = layer_kind(child)
-        if kind is None:
+        if layer_kind(child) is None:
             if any(p.dim() >= 2 for p in child.parameters(recurse=False)) or hasattr(
                 child, "parametrizations"
             ):
-                left_out.append((shown, f"{type(child).__name__} stays in float"))
+                left_out.append((name or stage, f"{type(child).__name__} stays in float"))
             continue
-        bits = layer_bits(options, stage, name, is_edge=name in edges)
+        bits = layer_bits(options, stage, name, is_edge=name in outer)
         if isinstance(bits, str):
-            left_out.append((shown, f"skip {bits!r}"))
-            continue
-        _quantize_layer(child, f"{stage}.{name}" if name else stage, bits)
-        layers.append(LayerReport(shown, kind, bits.weight, bits.activation))
-    if layers:
-        module.register_forward_pre_hook(_note_dummies, with_kwargs=True)
-    return QuantReport(stage, True, tuple(layers), tuple(left_out))
+            left_out.append((name or stage, f"skip {bits!r}"))
+        else:
+            chosen[name] = bits
+    return chosen, left_out
 
 
 def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
@@ -103,17 +150,18 @@ def activate(module: nn.Module) -> None:
     Raises QuantError, and changes nothing, if a quantizer is not calibrating or saw no real data.
     """
     layers = [child for child in module.modules() if isinstance(child, QuantizedLayer)]
+    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
     for _, quantizer in quantizers(module):
         if quantizer.state != "calibrating":
             raise QuantError(
                 f"{quantizer.name} is {quantizer.state}; only a calibrating stage can be activated"
             )
-    steps = [
-        (layer.weight_quant.initial_step(layer.weight), layer.input_quant.initial_step()) for layer in layers
-    ]
-    for layer, (weight_step, (input_step, signed)) in zip(layers, steps, strict=True):
+    of_weights = [layer.weight_quant.initial_step(layer.weight) for layer in layers]
+    of_tensors = [quantizer.initial_step() for quantizer in tensors]
+    for layer, weight_step in zip(layers, of_weights, strict=True):
         layer.weight_quant.begin(weight_step)
-        layer.input_quant.begin_calibrated(input_step, signed)
+    for quantizer, (step, signed) in zip(tensors, of_tensors, strict=True):
+        quantizer.begin_calibrated(step, signed)
 
 
 def set_state(module: nn.Module, state: QuantState) -> None:
@@ -158,15 +206,34 @@ def quantizer_buffer_names(module: nn.Module) -> set[str]:
     }
 
 
-def _quantize_layer(layer: nn.Module, name: str, bits: LayerBits) -> None:
+def _quantize_layer(module: nn.Module, name: str, stage: str, bits: LayerBits, placement: Placement) -> None:
+    layer = module.get_submodule(name)
     weight = layer.get_parameter("weight")
-    to_quantized(
-        layer,
-        WeightQuantizer(f"{name}.weight_quant", weight, bits=bits.weight, axis=channel_axis(layer)),
-        ActivationQuantizer(
-            f"{name}.input_quant", bits=bits.activation, signed=bits.signed, device=weight.device
-        ),
-    )
+    whole = _full(stage, name)
+    where = placement.inputs.get(name, OWN)
+    taken: InputQuantizer
+    if where.how == "carried":
+        taken = CarriedInput(JOINT_BITS, where.of)
+    elif where.how == "shared":
+        owner = module.get_submodule(str(where.of)).get_submodule("input_quant")
+        assert isinstance(owner, ActivationQuantizer)
+        taken = SharedInput(owner, str(where.of))
+    else:
+        taken = ActivationQuantizer(
+            f"{whole}.input_quant", bits=bits.activation, signed=bits.signed, device=weight.device
+        )
+    quantizer = WeightQuantizer(f"{whole}.weight_quant", weight, bits=bits.weight, axis=channel_axis(layer))
+    to_quantized(layer, quantizer, taken)
+
+
+def _join(module: nn.Module, name: str, *, changed_later: bool) -> None:
+    device = next((tensor.device for tensor in module.parameters()), None)
+    quantizer = ActivationQuantizer(f"{name}.{OUTPUT_QUANT}", bits=JOINT_BITS, signed="auto", device=device)
+    add_joint(module, quantizer, changed_later=changed_later)
+
+
+def _full(stage: str, name: str) -> str:
+    return f"{stage}.{name}" if name else stage
 
 
 def _note_dummies(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -80,10 +80,10 @@ def test_the_order_of_batches_does_not_matter(batches: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     ("x", "option", "codes"),
     [
-        (torch.rand(50), "auto", (0, 15)),
-        (torch.rand(50) - 0.1, "auto", (-7, 7)),
-        (torch.rand(50), True, (-7, 7)),
-        (torch.rand(50) - 0.1, False, (0, 15)),
+        (torch.linspace(0.01, 1, 50), "auto", (0, 15)),
+        (torch.linspace(0.01, 1, 50) - 0.1, "auto", (-7, 7)),
+        (torch.linspace(0.01, 1, 50), True, (-7, 7)),
+        (torch.linspace(0.01, 1, 50) - 0.1, False, (0, 15)),
     ],
 )
 def test_sign(x: Tensor, option: bool | str, codes: tuple[int, int]) -> None:

@@ -1,0 +1,198 @@
+"""Where quantizers stand: one per produced tensor, so that integers flow from layer to layer.
+
+    conv -> norm -> [joint] -+-> add -> relu -> [joint] -+-> conv       (carries the joint's codes)
+    shortcut ------ [joint] -+                           +-> next add, pooling, the next stage
+
+A tensor that one layer takes is quantized in front of that layer (`input_quant`). A tensor that is added,
+pooled or sent to the next stage as well is quantized where it is produced: the module that returns it gets
+a *joint* (`output_quant`), whose 8 bits cost no multiply-accumulate. Layers of 8 bits behind a joint carry
+its codes; those of fewer bits quantize them again, once for all that take the same tensor.
+
+Only sums whose operands all come from layers are integers. Behind embeddings and LayerNorms the residual
+stream of a transformer stays in float, as every int8 runtime leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distqat.quant.flow import Flow, Node
+
+JOINT_BITS = 8
+
+_SAME_CODES = {
+    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze",
+    "dropout", "max_pool1d", "max_pool2d", "_max_pool1d", "_max_pool2d", "pad", "detach", "__getitem__",
+}  # fmt: skip
+_CLAMPS = {"relu", "relu_"}  # fused into the requantization of what is before them
+_POINTWISE = _CLAMPS | {
+    "batch_norm", "gelu", "silu", "leaky_relu", "leaky_relu_", "elu", "tanh", "sigmoid", "hardswish",
+}  # fmt: skip
+_SUMS = {
+    "add", "add_", "__add__", "__iadd__", "__radd__", "mean", "avg_pool1d", "avg_pool2d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+}  # fmt: skip
+_CONVOLUTIONS = {"conv1d", "conv2d"}
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What is quantized where the pipeline is cut: the stage's input by the stage before, its own output."""
+
+    takes: bool = False
+    sends: bool = False
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a layer's input is quantized.
+
+    `own`: by a quantizer in front of it. `shared`: by that of the layer `of`, which takes the same tensor.
+    `carried`: it already is, by the joint of module `of` (empty: of the root), or by the stage before (None).
+    """
+
+    how: str
+    of: str | None = None
+
+
+OWN = Input("own")
+
+
+@dataclass
+class Placement:
+    """The quantizers of a stage: joints by module name (True: its tensor is changed in place later)."""
+
+    joints: dict[str, bool] = field(default_factory=dict)
+    inputs: dict[str, Input] = field(default_factory=dict)
+    wants_codes: bool = False  # a layer takes the stage's only input directly
+    has_codes: bool = False  # the stage's only output comes from layers
+
+
+def place(flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> Placement:
+    """The placement for layers quantized to `bits` (of their inputs); `flow` is that of the float stage."""
+    return _Placing(flow, bits, boundary).run()
+
+
+class _Placing:
+    def __init__(self, flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> None:
+        self._flow, self._bits, self._boundary = flow, bits, boundary
+        self._made = {id(node) for name in bits for node in flow.given.get(name, ())}
+        self._wanted = {id(_source(node)) for name in bits for node in flow.taken.get(name, ())}
+        self._joined: dict[int, str] = {}
+        self._placement = Placement()
+
+    def run(self) -> Placement:
+        flow, placement = self._flow, self._placement
+        first = flow.inputs[0] if len(flow.inputs) == 1 else None
+        last = flow.outputs[0] if len(flow.outputs) == 1 else None
+        placement.wants_codes = first is not None and id(first) in self._wanted
+        placement.has_codes = last is not None and self._from_layers(last)
+        for name in self._bits:
+            for node in flow.taken.get(name, ()):
+                self._want(node)
+        if self._boundary.sends and last is not None:
+            self._join(last)
+        self._join_convolutions(last)
+        for name in self._bits:
+            placement.inputs[name] = self._input(name)
+        return placement
+
+    def _want(self, node: Node) -> None:
+        """This tensor is to be integers: if it is a sum, its operands are first."""
+        made = _source(node)
+        while made.op in _CLAMPS and made.inputs:
+            made = _source(made.inputs[0])
+        if made.op in _SUMS and self._from_layers(made):
+            for operand in _operands(made):
+                self._join(operand)
+
+    def _join(self, node: Node) -> bool:
+        """Quantize this tensor where it is produced, if a module returns it that runs once."""
+        produced = _source(node)
+        if id(produced) in self._joined:
+            return True
+        self._want(produced)
+        for name in produced.modules:
+            if self._flow.calls[name] == 1:
+                self._joined[id(produced)] = name
+                self._placement.joints[name] = produced.changed
+                return True
+        return False
+
+    def _join_convolutions(self, last: Node | None) -> None:
+        """A convolution runs on integers only if what comes out is quantized too (runtimes requantize it)."""
+        users: dict[int, list[Node]] = {}
+        for node in _all_nodes(self._flow):
+            for each in node.inputs:
+                users.setdefault(id(each), []).append(node)
+        for name in self._bits:
+            for node in self._flow.given.get(name, ()):
+                if node.op not in _CONVOLUTIONS:
+                    continue
+                chain = _fused(node, users)
+                quantized = any(id(each) in self._wanted or id(each) in self._joined for each in chain)
+                while chain and not quantized and chain[-1] is not last:
+                    quantized = self._join(chain.pop())
+
+    def _from_layers(self, node: Node) -> bool:
+        """Whether a tensor can be integers: it comes from quantized layers, or one takes it."""
+        made = _source(node)
+        if id(made) in self._made or id(made) in self._wanted:
+            return True
+        if made.op in _POINTWISE:
+            return self._from_layers(made.inputs[0])
+        if made.op in _SUMS:
+            operands = _operands(made)
+            return bool(operands) and all(self._from_layers(operand) for operand in operands)
+        return False
+
+    def _input(self, name: str) -> Input:
+        taken = self._flow.taken.get(name, [])
+        if len(taken) != 1:
+            return OWN
+        produced = _source(taken[0])
+        if self._bits[name] >= JOINT_BITS:
+            if id(produced) in self._joined:
+                return Input("carried", self._joined[id(produced)])
+            if self._boundary.takes and produced in self._flow.inputs:
+                return Input("carried")
+        for other, given in self._placement.inputs.items():
+            same = self._flow.taken[other]
+            alike = given.how == "own" and len(same) == 1 and self._bits[other] == self._bits[name]
+            if alike and _source(same[0]) is produced:
+                return Input("shared", other)
+        return OWN
+
+
+def _source(node: Node) -> Node:
+    """The tensor whose codes these are."""
+    while node.op in _SAME_CODES and node.inputs:
+        node = node.inputs[0]
+    return node
+
+
+def _operands(node: Node) -> list[Node]:
+    """What a sum adds; a constant among them is no tensor of the flow."""
+    return [each for each in node.inputs if each.op != "constant"]
+
+
+def _fused(node: Node, users: Mapping[int, list[Node]]) -> list[Node]:
+    """Convolution, norm and ReLU in a row, which runtimes make one kernel of."""
+    chain = [node]
+    for ops in ({"batch_norm"}, _CLAMPS):
+        following = users.get(id(chain[-1]), [])
+        if len(following) == 1 and following[0].op in ops:
+            chain.append(following[0])
+    return chain
+
+
+def _all_nodes(flow: Flow) -> list[Node]:
+    found: dict[int, Node] = {}
+    left = [*flow.outputs, *(node for given in flow.given.values() for node in given)]
+    while left:
+        node = left.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            left.extend(node.inputs)
+    return list(found.values())
