@@ -5,8 +5,8 @@ A stage's way: `quantize_module`, forward passes over real batches in training m
 end `set_state(stage, "frozen")`. Who joins loads a state dict instead and never calibrates.
 
 Where quantizers are: every quantized layer has `weight_quant` and `input_quant`; the latter is a quantizer
-of its own, a `SharedInput` (another layer's) or a `CarriedInput` (the tensor is on a grid already). Any module
-may have a child `output_quant`, which quantizes what the module returns; `joints` lists them.
+of its own, a `SharedInput` (another layer's) or a `CarriedInput` (the tensor lies on a grid already). Any
+module may have a child `output_quant`, which quantizes what the module returns; `joints` lists them.
 
 The names are looked up when they are used: the configuration needs the options alone, and no torch.
 """
