@@ -220,7 +220,7 @@ print(json.dumps(said))
 def test_wrong_names_are_explained(hub: Any, tmp_path: Path) -> None:
     cases = {
         "name": {"dataset_name": "acme/none"},
-        "path": {"dataset_name": "../secret"},
+        "path": {"dataset_name": "acme/../secret"},
         "config": {"dataset_name": "acme/small", "dataset_config": "nope"},
         "split": {"dataset_name": "acme/small", "dataset_split": "nope"},
     }

@@ -82,16 +82,22 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
 
     Raises:
         HubUnavailable: the hub cannot be reached.
-        DataError: it has no such data set, configuration or split.
+        DataError: there is no such data set, configuration or split.
     """
     from distqat.data import embedded_sets  # noqa: F401  registers them
 
     opener = DATASETS.get(options.dataset_name)
     if opener is not None:
         return opener(options, seed)
-    from distqat.data.hub import HubStream
+    from distqat.data.local_files import is_local
 
-    return HubStream(options, seed=seed)
+    if is_local(options.dataset_name):
+        from distqat.data.local import open_local
+
+        return open_local(options, seed=seed)
+    from distqat.data.hub import open_hub
+
+    return open_hub(options, seed=seed)
 
 
 def parse_place(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,175 @@
+"""Real small files of every kind: order, positions, what is held out, what is told when they do not fit."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from distqat.data.options import DataOptions
+from distqat.data.source import Item, Source, open_source
+from distqat.errors import DataError
+from distqat.tasks import TaskSettings, get_task
+
+pq = pytest.importorskip("pyarrow.parquet")
+pa = pytest.importorskip("pyarrow")
+ROWS = 40
+
+
+def source(path: Path, *, seed: int = 1, **options: Any) -> Source:
+    given = {"dataset_name": str(path), "shuffle_buffer": 7, "img_size": 8, "num_channels": 1, **options}
+    return open_source(DataOptions.model_validate(given), seed=seed)
+
+
+def drain(source: Source, count: int) -> list[Item]:
+    items: list[Item] = []
+    while len(items) < count:
+        items += source.take(count - len(items))
+    return items
+
+
+def labels(samples: Iterable[Any]) -> list[int]:
+    return [int((each.sample if isinstance(each, Item) else each)["label"]) for each in samples]
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def parquet(path: Path, first: int, count: int) -> None:
+    """Images of one grey each, which the label names."""
+    import datasets
+
+    schema = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")}).arrow_schema
+    numbers = list(range(first, first + count))
+    images = [{"bytes": png(i), "path": None} for i in numbers]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"img": images, "label": numbers}, schema=schema), path)
+
+
+def parquet_folder(root: Path) -> Path:
+    for part in (1, 0):
+        parquet(root / f"part-{part}.parquet", 20 * part, 20)
+    return root
+
+
+def jsonl(root: Path) -> Path:
+    lines = [json.dumps({"image": [[i, i], [i, i]], "label": i}) for i in range(ROWS)]
+    (root / "rows.jsonl").write_text("\n".join(lines))
+    return root / "rows.jsonl"
+
+
+def images(root: Path) -> Path:
+    """Two classes; the grey of an image tells it apart."""
+    for i in reversed(range(ROWS)):
+        path = root / ("cats" if i % 2 else "ants") / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(i))
+    return root
+
+
+def grey(sample: Any) -> int:
+    """The number of a sample of any of the above."""
+    task = get_task("cv", TaskSettings(num_channels=1, img_size=8))
+    return round((float(task.collate([sample]).inputs["x"][0, 0, 4, 4]) + 1) * 127.5)
+
+
+@pytest.mark.parametrize("make", [parquet_folder, jsonl])
+def test_a_stream_is_repeatable_and_complete(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    one, again, other = source(path), source(path), source(path, seed=2)
+    held = labels(one.heldout())
+    assert held == list(range(8))  # a fifth
+    first = drain(one, 64)
+    assert [item.place for item in first] == [(e, i) for e in range(2) for i in range(32)]
+    epochs = [labels(first[:32]), labels(first[32:]), labels(drain(other, 32))]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(8, ROWS))] * 3
+    assert len(set(map(tuple, epochs))) == 3
+    again.restore({"epoch": 1, "index": 11})
+    assert labels(drain(again, 5)) == epochs[1][11:16]
+    assert one.order == again.order != other.order
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"image": [[1]], "label": 1}) + "\n")
+    if make is jsonl:
+        assert source(path).order != one.order  # a position in the old file means nothing in the new one
+
+
+def test_a_split_is_held_out_whole(tmp_path: Path) -> None:
+    parquet_folder(tmp_path / "train")
+    parquet(tmp_path / "test" / "all.parquet", 40, 5)
+    held_out = source(tmp_path)
+    assert labels(held_out.heldout()) == list(range(40, 45))
+    assert sorted(labels(drain(held_out, 40))) == list(range(40))
+    of_test = source(tmp_path, dataset_split="test")  # what is trained on by default is never held out
+    assert labels(of_test.heldout()) == [40]
+    assert sorted(labels(drain(of_test, 4))) == [41, 42, 43, 44]
+    with pytest.raises(DataError, match="has no split 'dev'; known: test, train"):
+        source(tmp_path, dataset_split="dev")
+
+
+def test_images_by_class(tmp_path: Path) -> None:
+    one, again, other = (source(images(tmp_path), seed=seed) for seed in (1, 1, 2))
+    held = [grey(sample) for sample in one.heldout()]
+    assert held == [grey(sample) for sample in other.heldout()]
+    first = drain(one, 64)
+    numbers = [grey(item.sample) for item in first]
+    assert labels(first) == [number % 2 for number in numbers]  # ants are 0, cats are 1
+    assert sorted(numbers[:32] + held) == sorted(numbers[32:] + held) == list(range(ROWS))
+    assert numbers[:32] != numbers[32:]
+    again.restore({"epoch": 1, "index": 30})
+    assert [grey(item.sample) for item in again.take(2)] == numbers[62:]
+    assert {len(set(labels(first[at : at + 8]))) for at in range(0, 32, 8)} == {2}  # not class after class
+
+
+def test_image_splits_share_their_classes(tmp_path: Path) -> None:
+    for place in ("train/ants/1.png", "train/bees/2.png", "train/cats/3.png", "validation/cats/4.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(png(int(place[-5])))
+    found = source(tmp_path)
+    assert labels(found.heldout()) == [2]
+    assert sorted(labels(drain(found, 3))) == [0, 1, 2]
+    (tmp_path / "train" / "5.png").write_bytes(png(5))
+    with pytest.raises(DataError, match=r"train/5\.png lies in no folder that names its class"):
+        source(tmp_path)
+
+
+def test_text_is_packed_from_documents_between_empty_lines(tmp_path: Path) -> None:
+    texts = [f"line {i}\nof it" for i in range(20)]
+    (tmp_path / "all.txt").write_text("\n\n".join(texts))
+    packed = source(tmp_path / "all.txt", task_type="llm", sequence_length=16, shuffle_buffer=1)
+    tokens = [int(t) for sample in packed.heldout() for t in list(sample["tokens"])[:16]]
+    said = "".join("\n\n" if t == 256 else chr(t) for t in tokens)
+    assert said.startswith("line 0\nof it\n\nline 1\nof it")
+    assert "line 4" not in said
+    assert "tokenizer=bytes" in packed.order
+    first = drain(packed, 2)
+    assert bytes(first[0].sample["tokens"][:6].tolist()) == b"line 4"
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a single document")
+    with pytest.raises(
+        DataError, match=r"one\.txt' has 1 samples, too few to hold some of them out: add some"
+    ):
+        source(tmp_path / "one.txt")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"broken\.parquet' cannot be read: .*[Pp]arquet"):
+        source(tmp_path / "broken.parquet")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"broken\.jsonl' cannot be read: "):
+        source(tmp_path / "broken.jsonl")
+    with pytest.raises(DataError, match="files have no configurations"):
+        source(tmp_path / "one.txt", dataset_config="plain")
+    vanishing = source(images(tmp_path / "images")) if (tmp_path / "images").mkdir() is None else None
+    assert vanishing is not None
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"the image .*\.png cannot be read: No such file"):
+        vanishing.take(1)
