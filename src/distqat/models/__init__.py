@@ -41,12 +41,10 @@ for _stage in chain.STAGES:
             partial(resnet.sample_input, _model, _stage),
         )
 
-for _part in causal_lm.STAGES:
-    register_stage(f"hf.{_part}", partial(causal_lm.build, _part), partial(causal_lm.sample_input, _part))
-    register_stage(
-        f"distilgpt2.{_part}", partial(gpt.build_distilgpt2, _part), partial(gpt.sample_distilgpt2, _part)
-    )
-    register_stage(f"gptneo.{_part}", partial(gpt.build_gptneo, _part), partial(gpt.sample_gptneo, _part))
+for _model, _kind in (("hf", causal_lm.Hf), ("distilgpt2", gpt.DistilGpt2), ("gptneo", gpt.GptNeo)):
+    for _part in causal_lm.STAGES:
+        _build, _sample = causal_lm.StageBuilder(_part, _kind), causal_lm.StageSample(_part, _kind)
+        register_stage(f"{_model}.{_part}", _build, _sample)
 
 __all__ = [
     "MODEL_TYPES",

@@ -9,14 +9,13 @@ place of the hidden states at the first block; those behind the last block are w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from distqat.errors import ModelError
+from distqat.models.outline import Outline
 
 
 class Blocks(nn.ModuleList):
@@ -42,6 +41,11 @@ class Absent(nn.Module):
         """What is made of it is thrown away before it reaches a block, or behind the last one."""
         return torch.zeros((), device=first.device) if self._adds_nothing else first
 
+    @property
+    def weight(self) -> Tensor:
+        """Some families ask the head for its dtype."""
+        return torch.empty(0)
+
 
 class BlockStage(nn.Module):
     """A causal language model cut down to one stage; parameters have the names of the whole model.
@@ -50,8 +54,8 @@ class BlockStage(nn.Module):
     [batch, sequence, vocabulary] (last stage).
     """
 
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList, *, first: bool, last: bool) -> None:
-        """`model` holds only what `cut` left; `blocks` is its block list."""
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], *, first: bool, last: bool) -> None:
+        """`model` holds only what `cut` left; `blocks` are those of its block list."""
         super().__init__()
         for name, child in model.named_children():
             self.add_module(name, child)
@@ -78,7 +82,8 @@ class BlockStage(nn.Module):
             if self._first:
                 output = model(input_ids=x, use_cache=False)
             else:
-                output = model(inputs_embeds=x, use_cache=False)
+                # Not x: what becomes of it before the blocks is thrown away, and some families write to it.
+                output = model(inputs_embeds=torch.zeros_like(x), use_cache=False)
             behind = output.logits if self._last else self._behind
             assert isinstance(behind, Tensor)
             return behind
@@ -98,42 +103,22 @@ class BlockStage(nn.Module):
         return args, {**kwargs, "hidden_states": self._given}
 
     def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
-        self._behind = output[0] if isinstance(output, tuple) else output
+        self._behind = output[0] if isinstance(output, (tuple, list)) else output
 
 
-def cut(model: nn.Module, start: int, stop: int) -> BlockStage:
-    """Leave of a model on the meta device what blocks `start` to `stop` (exclusive) and their stage need.
+def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
+    """Leave of a model without memory what blocks `start` to `stop` (exclusive) and their stage need.
 
     The configuration stays that of the whole model, which initialisation looks at; `slice_config` comes after
     it. The first stage keeps what runs before the blocks, the last one what runs behind them.
-    Raises ModelError for a family whose parts cannot be told apart.
     """
-    config: Any = model.config
-    count = int(config.num_hidden_layers)
-    path = block_path(model, count)
-    blocks: Any = model.get_submodule(path)
-    before, behind = _order(model, path)
-    first, last = start == 0, stop == count
-    for name in [*([] if first else before), *([] if last else behind)]:
+    blocks: Any = model.get_submodule(parts.path)
+    first, last = start == 0, stop == len(blocks)
+    for name in [*([] if first else parts.before), *([] if last else parts.behind)]:
         model.set_submodule(name, Absent(model.get_submodule(name)))
     own = Blocks(list(blocks)[start:stop], start)
-    model.set_submodule(path, own)
+    model.set_submodule(parts.path, own)
     return BlockStage(model, own, first=first, last=last)
-
-
-def block_path(model: nn.Module, count: int) -> str:
-    """Where the list of `count` blocks is. Raises ModelError when there is none, or more than one."""
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _outermost(model, name)
-    ]
-    if len(found) != 1:
-        raise ModelError(
-            f"{type(model).__name__} has {len(found)} lists of {count} blocks "
-            f"({', '.join(found) or 'none'}); it cannot be cut into stages, train it as hf.full"
-        )
-    return str(found[0])
 
 
 def slice_config(config: Any, start: int, stop: int) -> None:
@@ -143,63 +128,3 @@ def slice_config(config: Any, start: int, stop: int) -> None:
         if "layer" in name and isinstance(value, list) and len(value) == count:
             setattr(config, name, value[start:stop])
     config.num_hidden_layers = stop - start
-
-
-def _outermost(model: nn.Module, name: str) -> bool:
-    parents = name.split(".")[:-1]
-    return not any(
-        isinstance(model.get_submodule(".".join(parents[:depth])), nn.ModuleList)
-        for depth in range(1, len(parents) + 1)
-    )
-
-
-class _SayYes(TorchFunctionMode):
-    """On the meta device no value is known: `if mask.all()` goes on as if it held."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__bool__ and args[0].is_meta:
-            return True
-        return func(*args, **(kwargs or {}))
-
-
-def _order(model: nn.Module, path: str) -> tuple[list[str], list[str]]:
-    """Names of the modules with parameters (and dropouts) that run before, and behind, the blocks."""
-    ran: dict[str, set[str]] = {}
-    now = ["before"]
-    handles = []
-
-    def passed(phase: str) -> Any:
-        return lambda *_: now.__setitem__(0, phase)
-
-    blocks: Any = model.get_submodule(path)
-    handles.append(blocks[0].register_forward_pre_hook(passed("among")))
-    handles.append(blocks[-1].register_forward_hook(passed("behind")))
-    for name, module in _outside(model, path):
-        handles.append(module.register_forward_hook(lambda *_, n=name: ran.setdefault(n, set()).add(now[0])))
-    was_training = model.training
-    try:
-        with torch.device("meta"), torch.no_grad(), _SayYes():
-            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    odd = [n for n, m in _outside(model, path) if _trains(m) and len(ran.get(n, set()) - {"among"}) != 1]
-    if odd or any(p is not None for p in model.parameters(recurse=False)):
-        raise ModelError(
-            f"{type(model).__name__} cannot be cut into stages: {', '.join(odd) or 'a parameter of its own'} "
-            "belongs neither before nor behind the blocks; train it as hf.full"
-        )
-    return [n for n in ran if ran[n] == {"before"}], [n for n in ran if ran[n] == {"behind"}]
-
-
-def _outside(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that hold parameters themselves, and dropouts, except those within blocks."""
-    for name, module in model.named_modules():
-        inside = name == path or name.startswith(f"{path}.")
-        if not inside and (_trains(module) or isinstance(module, nn.Dropout)):
-            yield name, module
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))

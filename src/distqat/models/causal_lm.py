@@ -5,7 +5,8 @@
 
 Which model: `pretrained`, a folder or a name on the hub, or `config`, the keys of a transformers
 configuration with its `model_type`. Which blocks: `layers: [from, to]` (`to` not included), or `stages: N`,
-which deals the blocks out evenly; then a head is the first of the N, a tail the last, `body2` number 2.
+which cuts where the stages compute about as much (`costs`); then a head is the first of the N, a tail the
+last, `body2` number 2.
 
 Tied embeddings (a head matrix that is the embedding's) stay tied where both lie in one stage, i.e. in a
 `full` one. Over several stages they are two matrices, each trained by its own stage, and equal only at the
@@ -16,67 +17,129 @@ The model is built on the meta device, cut, and only what is left gets memory, s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError, UnknownName
 from distqat.models.block_stage import BlockStage, cut, slice_config
+from distqat.models.costs import Costs, balanced, costs_of
+from distqat.models.hollow import materialize, weights_on_meta
+from distqat.models.outline import Outline, outline
 from distqat.models.pretrained import load_weights, pretrained_config
 
 StageName = Literal["full", "head", "body", "tail"]
 STAGES: tuple[StageName, ...] = ("full", "head", "body", "tail")
 
 
-def build(
-    stage: StageName,
-    config: Mapping[str, Any] | None = None,
-    pretrained: str | None = None,
-    layers: Sequence[int] | None = None,
-    stages: int | None = None,
-    position: int | None = None,
-    tie: bool = True,
-) -> BlockStage:
+@dataclass(frozen=True)
+class Part:
+    """Which part of which model a pipeline entry is: the keys that every causal language model takes."""
+
+    pretrained: str | None = None
+    layers: Sequence[int] | None = None
+    stages: int | None = None
+    position: int | None = None
+    tie: bool = True
+    default_stages: ClassVar[int | None] = None
+    """Where an entry names neither `layers` nor `stages`."""
+
+    def keys(self) -> Mapping[str, Any] | None:
+        """Keys of a transformers configuration; None where `pretrained` settles them. Raises ModelError."""
+        raise NotImplementedError
+
+    def model_config(self) -> Any:
+        """A configuration of transformers, a new object each time. Raises ModelError, UnknownName."""
+        return model_config(self.keys(), self.pretrained)
+
+
+@dataclass(frozen=True)
+class Hf(Part):
+    """A part of any model: `config` or `pretrained`."""
+
+    config: Mapping[str, Any] | None = None
+
+    def keys(self) -> Mapping[str, Any] | None:
+        return self.config
+
+
+class StageBuilder:
+    """Builds one stage of a kind of model; takes the fields of the kind's `Part` as keywords."""
+
+    def __init__(self, stage: StageName, kind: type[Part]) -> None:
+        self.__signature__ = inspect.signature(kind)
+        self._stage = stage
+        self._kind = kind
+
+    def __call__(self, **keys: Any) -> BlockStage:
+        return build(self._stage, self._kind(**keys))
+
+
+class StageSample:
+    """Makes the input of one stage: token ids for the first one, hidden states for the others."""
+
+    def __init__(self, stage: StageName, kind: type[Part]) -> None:
+        own = [inspect.Parameter("batch_size", inspect.Parameter.KEYWORD_ONLY)]
+        own += [inspect.Parameter("sequence_length", inspect.Parameter.KEYWORD_ONLY, default=128)]
+        fields = inspect.signature(kind).parameters.values()
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fields]
+        self.__signature__ = inspect.Signature([*own, *keywords])
+        self._stage = stage
+        self._kind = kind
+
+    def __call__(self, *, batch_size: int, sequence_length: int = 128, **keys: Any) -> Tensor:
+        config = self._kind(**keys).model_config()
+        _check_length(config, sequence_length)
+        if self._stage in ("full", "head"):
+            return torch.zeros(batch_size, sequence_length, dtype=torch.int64)
+        return torch.zeros(batch_size, sequence_length, int(config.hidden_size))
+
+
+def build(stage: StageName, part: Part) -> BlockStage:
     """One stage, on the default device, initialised by the family's own rules or from `pretrained`.
 
     Imports transformers. Raises ModelError for a model that cannot be cut so, UnknownName for a model type
     that transformers does not have, HubUnavailable where a hub name is out of reach.
     """
-    whole = model_config(config, pretrained)
-    start, stop = block_range(stage, int(whole.num_hidden_layers), layers, stages, position)
-    device = torch.empty(0).device
-    with torch.device("meta"):
+    whole, device = part.model_config(), torch.empty(0).device
+    start, stop, parts = 0, int(whole.num_hidden_layers), None
+    if stage != "full":
+        parts, start, stop = _range(stage, part)
+    elif part.layers is not None and list(part.layers) != [0, stop]:
+        raise ModelError(f"layers: {list(part.layers)} of a full model must be [0, {stop}]")
+    tied = part.tie and stage == "full"
+    with weights_on_meta():
         model = model_class(whole)._from_config(whole, dtype=torch.float32)
-    if not (tie and stage == "full"):
+    if not tied:
         _untie(model)
     ties = dict(model.all_tied_weights_keys)
-    built = cut(model, start, stop)
+    built = BlockStage(model, (), first=True, last=True) if parts is None else cut(model, parts, start, stop)
     if device.type != "meta":
-        model.to_empty(device=device)
+        materialize(model, device)
+        for module in model.modules():  # its constructor has marked what had no memory then as initialised
+            module._is_hf_initialized = False
         model.initialize_weights()
     slice_config(model.config, start, stop)
     if device.type == "meta":
         return built
-    if tie and stage == "full":
+    if tied:
         model.tie_weights()
-    if pretrained is not None:
-        load_weights(built, pretrained, prefix=str(model.base_model_prefix), ties=ties)
+    if part.pretrained is not None:
+        load_weights(built, part.pretrained, prefix=str(model.base_model_prefix), ties=ties)
     return built.train()
 
 
-def sample_input(
-    stage: StageName,
-    batch_size: int,
-    config: Mapping[str, Any] | None = None,
-    pretrained: str | None = None,
-    sequence_length: int = 128,
-) -> Tensor:
-    """Token ids for the first stage, hidden states for the others."""
-    if stage in ("full", "head"):
-        return torch.zeros(batch_size, sequence_length, dtype=torch.int64)
-    return torch.zeros(batch_size, sequence_length, int(model_config(config, pretrained).hidden_size))
+def _range(stage: StageName, part: Part) -> tuple[Outline, int, int]:
+    """How the model is made, and the blocks [start, stop) of a stage that is not the whole."""
+    whole = part.model_config()
+    with torch.device("meta"):
+        model = model_class(whole)._from_config(whole, dtype=torch.float32)
+    parts = outline(model)
+    return parts, *block_range(stage, costs_of(model, parts), part)
 
 
 def model_config(config: Mapping[str, Any] | None, pretrained: str | None) -> Any:
@@ -109,20 +172,15 @@ def model_class(config: Any) -> Any:
         raise ModelError(f"transformers has no causal language model for {type(config).__name__}") from None
 
 
-def block_range(
-    stage: StageName, count: int, layers: Sequence[int] | None, stages: int | None, position: int | None
-) -> tuple[int, int]:
-    """The blocks [start, stop) of a stage of a model with `count` blocks."""
-    if stage == "full":
-        if layers is not None and list(layers) != [0, count]:
-            raise ModelError(f"layers: {list(layers)} of a full model must be [0, {count}]")
-        return 0, count
+def block_range(stage: StageName, costs: Costs, part: Part) -> tuple[int, int]:
+    """The blocks [start, stop) of a stage of a model whose blocks cost so much."""
+    count, layers = len(costs.blocks), part.layers
     if layers is not None:
         if len(layers) != 2 or not 0 <= layers[0] < layers[1] <= count:
             raise ModelError(f"layers: {list(layers)} must be [from, to] with 0 <= from < to <= {count}")
         start, stop = int(layers[0]), int(layers[1])
     else:
-        start, stop = _share(stage, count, stages, position)
+        start, stop = _share(stage, costs, part)
     if (start == 0) != (stage == "head") or (stop == count) != (stage == "tail"):
         raise ModelError(
             f"blocks [{start}, {stop}) of {count} are no {stage}: a head starts at 0 and stops before "
@@ -131,16 +189,28 @@ def block_range(
     return start, stop
 
 
-def _share(stage: StageName, count: int, stages: int | None, position: int | None) -> tuple[int, int]:
+def _share(stage: StageName, costs: Costs, part: Part) -> tuple[int, int]:
+    count, stages = len(costs.blocks), part.stages or part.default_stages
     if stages is None:
         raise ModelError("say which blocks: layers: [from, to], or stages: the number of stages")
     if not 1 < stages <= count:
         raise ModelError(f"stages: {stages} must be 2 to {count}, the number of blocks")
+    position = part.position
     if position is None:
         position = {"head": 0, "tail": stages - 1}.get(stage, 1)
     if not 0 <= position < stages:
         raise ModelError(f"position {position} is outside of {stages} stages; they count from 0")
-    return position * count // stages, (position + 1) * count // stages
+    return balanced(costs, stages)[position]
+
+
+def _check_length(config: Any, length: int) -> None:
+    """ModelError where the model has a table of positions that is shorter than the sequences."""
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and length > most > 0:
+        raise ModelError(
+            f"data.sequence_length is {length}, but the model knows {most} positions: shorten the sequences, "
+            "or raise n_positions (gpt2) or max_position_embeddings of all its entries"
+        )
 
 
 def _untie(model: Any) -> None:

@@ -8,126 +8,48 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from benchmarks.families import compare, reference, stages_of, through
+from benchmarks.family_configs import BLOCKS, FAMILIES, GROUPED, SLIDING, VOCABULARY, WINDOW
+from torch import Tensor
 
 from distqat.errors import HubUnavailable, ModelError, UnknownName
-from distqat.models import build_stage, full_state_dict, sample_input
-from distqat.models.causal_lm import block_range, model_class, model_config
+from distqat.models import build_stage, sample_input
+from distqat.models.causal_lm import Hf, block_range
+from distqat.models.costs import Costs
 
-BLOCKS, VOCABULARY, WINDOW = 5, 61, 4
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-SHORT = {**GROUPED, "head_dim": 8}
-SLIDING = {"sliding_window": WINDOW}
-MIXED = {**SLIDING, "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"] * 2}
-MIXED["layer_types"] = MIXED["layer_types"][:BLOCKS]
-GPT = {"n_embd": 32, "n_layer": BLOCKS, "n_head": 4}
-MARKS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {**GPT, **MARKS, "n_positions": 64},
-    "gpt_neo": {
-        **MARKS,
-        "hidden_size": 32,
-        "num_layers": BLOCKS,
-        "num_heads": 4,
-        "attention_types": [[["global", "local"], 2], [["global"], 1]],
-        "window_size": WINDOW,
-        "max_position_embeddings": 64,
-    },
-    "llama": GROUPED,
-    "qwen2": {**GROUPED, **SLIDING, "use_sliding_window": True, "max_window_layers": 2},
-    "qwen3": SHORT,
-    "mistral": {**GROUPED, **SLIDING},
-    "gemma": SHORT,
-    "gemma2": {**SHORT, **SLIDING},
-    "gemma3_text": {**SHORT, **MIXED},
-    "phi": SIZES,
-    "opt": {
-        **{
-            key: SIZES[key]
-            for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        },
-        "ffn_dim": 48,
-        "max_position_embeddings": 64,
-        "word_embed_proj_dim": 16,
-        "pad_token_id": 1,
-    },
-    "gpt_neox": SIZES,
-    "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": BLOCKS, "n_head": 4},
-    "falcon": {**SIZES, "alibi": True, "multi_query": True},
-    "olmo2": SIZES,
-    "olmo3": {**SIZES, **MIXED},
-    "cohere2": {**SHORT, **SLIDING},
-}
-CUTS = [(0, 1), (1, 4), (4, BLOCKS)]
 GPT2 = {"model_type": "gpt2", **FAMILIES["gpt2"]}
+EVERYDAY = (
+    "gpt2",
+    "gpt_neo",
+    "opt",
+    "llama",
+    "qwen2",
+    "gemma3_text",
+    "apertus",
+    "mixtral",
+    "mamba",
+    "falcon",
+)
 
 
-def reference(config: dict[str, Any]) -> nn.Module:
-    """The unsplit model of transformers."""
-    whole = model_config(config, None)
-    torch.manual_seed(0)
-    model: nn.Module = model_class(whole)._from_config(whole, dtype=torch.float32)
-    return model.eval()
-
-
-def stages_of(config: dict[str, Any], cuts: list[tuple[int, int]] = CUTS) -> list[nn.Module]:
-    names = ["head", *["body"] * (len(cuts) - 2), "tail"]
-    return [
-        build_stage(f"hf.{name}", {"config": config, "layers": list(cut)}).eval()
-        for name, cut in zip(names, cuts, strict=True)
-    ]
-
-
-def through(stages: list[nn.Module], x: Tensor) -> Tensor:
-    for stage in stages:
-        x = stage(x)
-    return x
-
-
-def take_over(stages: list[nn.Module], model: nn.Module) -> None:
-    state = model.state_dict()
-    for stage in stages:
-        stage.load_state_dict({name: state[name] for name in stage.state_dict()})
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [f if f in EVERYDAY else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_composed_stages_are_the_unsplit_model(family: str) -> None:
-    config = {"model_type": family, **FAMILIES[family], "tie_word_embeddings": False}
-    whole, stages = reference(config), stages_of(config)
-    assert set(full_state_dict([stage.state_dict() for stage in stages])) == set(whole.state_dict())
-    count = [sum(p.numel() for p in stage.parameters()) for stage in stages]
-    assert sum(count) == sum(p.numel() for p in whole.parameters())
-    own = dict(whole.named_buffers())
-    for stage in stages:  # frequencies and the like are made by the stage itself
-        assert all(torch.equal(buffer, own[name]) for name, buffer in stage.named_buffers())
-    take_over(stages, whole)
-    x, y = torch.randint(3, VOCABULARY, (2, 12)), torch.randint(3, VOCABULARY, (2, 12))
-    expected, logits = whole(input_ids=x, use_cache=False).logits, through(stages, x)
-    assert (logits - expected).abs().max().item() == 0.0
-    for outcome in (expected, logits):
-        F.cross_entropy(outcome.flatten(0, 1), y.flatten()).backward()
-    gradients = {name: p.grad for stage in stages for name, p in stage.named_parameters()}
-    for name, parameter in whole.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.equal(parameter.grad, gradients[name]), name  # type: ignore[arg-type]
+    compared = compare(family)
+    assert compared.exact, compared
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "mamba"])
+def test_a_token_sees_only_those_before_it(family: str) -> None:
+    stages = stages_of({"model_type": family, **FAMILIES[family]})
+    x = torch.randint(3, VOCABULARY, (2, 12))
     changed = x.clone()
     changed[:, 8] = (changed[:, 8] + 1) % VOCABULARY
-    later = through(stages, changed)
-    assert torch.equal(later[:, :8], logits[:, :8])
-    assert not torch.equal(later[:, 8:], logits[:, 8:])
+    before, after = through(stages, x), through(stages, changed)
+    torch.testing.assert_close(after[:, :8], before[:, :8])  # experts multiply other tokens together
+    assert not torch.allclose(after[:, 8:], before[:, 8:])
 
 
 @pytest.mark.parametrize("family", ["mistral", "gpt_neo"])
@@ -184,7 +106,7 @@ def test_numbers_tell_bodies_apart() -> None:
         return {key.split(".")[2] for key in stage.state_dict() if key.startswith("transformer.h.")}
 
     found = [blocks(name) for name in ("head", "body1", "body2", "tail")]
-    assert found == [{"0"}, {"1"}, {"2"}, {"3", "4"}]
+    assert found == [{"0"}, {"1"}, {"2", "3"}, {"4"}]  # the tail has the projection to the vocabulary as well
 
 
 @pytest.mark.parametrize(
@@ -196,22 +118,39 @@ def test_numbers_tell_bodies_apart() -> None:
         ("body", {"layers": [3, 3]}, "from < to"),
         ("body", {"stages": 9}, "2 to 5"),
         ("body", {"stages": 3, "position": 3}, "outside of 3 stages"),
-        ("full", {"layers": [0, 2]}, r"must be \[0, 5\]"),
     ],
 )
 def test_cuts_that_cannot_be(stage: Any, keys: dict[str, Any], said: str) -> None:
-    given = {"layers": None, "stages": None, "position": None, **keys}
     with pytest.raises(ModelError, match=said):
-        block_range(stage, BLOCKS, **given)
+        block_range(stage, Costs(0, (1,) * BLOCKS, 0), Hf(**keys))
 
 
 def test_models_that_cannot_be() -> None:
+    with pytest.raises(ModelError, match=r"must be \[0, 5\]"):
+        build_stage("hf.full", {"config": GPT2, "layers": [0, 2]})
     with pytest.raises(ModelError, match="either config"):
         build_stage("hf.full", {})
     with pytest.raises((ModelError, UnknownName), match="did you mean 'gpt2'"):
         build_stage("hf.full", {"config": {"model_type": "gtp2"}})
     with pytest.raises((ModelError, HubUnavailable), match="hub cannot be reached"):
         build_stage("hf.full", {"pretrained": "acme/nothing-here"})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "zamba", **GROUPED, "tie_word_embeddings": False}, "besides the hidden states"),
+        ({"model_type": "albert", "num_hidden_layers": 4}, "no causal language model"),
+    ],
+)
+def test_families_that_cannot_be_cut_say_so(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        build_stage("hf.head", {"config": config, "layers": [0, 1]})
+
+
+def test_sequences_longer_than_the_table_of_positions() -> None:
+    with pytest.raises(ModelError, match="knows 64 positions"):
+        sample_input("hf.tail", 2, {"config": GPT2, "sequence_length": 65, "layers": [4, 5]})
 
 
 def test_shapes_are_told_without_memory() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from distqat.errors import ModelError
+from distqat.errors import ModelError, UnknownName
 from distqat.models import build_stage, full_state_dict, sample_input
 
 TINY: dict[str, dict[str, Any]] = {
@@ -30,13 +30,50 @@ def test_stages_equal_the_untied_full_model(model: str) -> None:
     assert torch.equal(hidden, full(x))
 
 
-@pytest.mark.parametrize(("model", "published"), [("distilgpt2", 81_912_576), ("gptneo", 125_198_592)])
-def test_sizes_are_the_published_ones(model: str, published: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "keys", "published"),
+    [
+        ("distilgpt2", {}, 81_912_576),
+        ("gptneo", {}, 125_198_592),
+        ("gptneo", {"shape": "125m"}, 125_198_592),
+        ("gptneo", {"shape": "1.3B"}, 1_315_575_808),
+    ],
+)
+def test_sizes_are_the_published_ones(model: str, keys: dict[str, Any], published: int) -> None:
     with torch.device("meta"):
-        whole = sum(p.numel() for p in build_stage(f"{model}.full", {}).parameters())
+        whole = sum(p.numel() for p in build_stage(f"{model}.full", keys).parameters())
     assert whole == published
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_any_number_of_bodies_with_local_and_global_attention(stages: int) -> None:
+    names = ["head", *(f"body{n}" for n in range(1, stages - 1)), "tail"]
+    keys = {**TINY["gptneo"], "stages": stages, "dropout": 0.0}
+    parts = [build_stage(f"gptneo.{name}", keys).eval() for name in names]
+    full = build_stage("gptneo.full", {**TINY["gptneo"], "tie": False}).eval()
+    full.load_state_dict(full_state_dict([part.state_dict() for part in parts]))
+    x = hidden = torch.randint(0, 41, (2, 9))
+    for part in parts:
+        hidden = part(hidden)
+    assert torch.equal(hidden, full(x))
+    blocks = [block for part in parts for block in part.transformer.h]  # type: ignore[union-attr]
+    assert [block.attn.attention_type for block in blocks] == ["global", "local"] * 2 + ["global"]
+
+
+def test_cuts_follow_the_vocabulary() -> None:
+    """The projection to 50257 tokens costs as much as five and a half of DistilGPT-2's blocks."""
+    with torch.device("meta"):
+        parts: Any = [build_stage(f"distilgpt2.{name}", {}) for name in ("head", "body", "tail")]
+    assert [len(part.transformer.h) for part in parts] == [2, 3, 1]
 
 
 def test_a_pretrained_model_settles_its_shape() -> None:
     with pytest.raises(ModelError, match="leave out n_embd"):
         build_stage("distilgpt2.full", {"pretrained": "somewhere", "n_embd": 3})
+
+
+def test_wrong_keys_name_the_nearest() -> None:
+    with pytest.raises(ModelError, match="did you mean 'n_layer'"):
+        build_stage("distilgpt2.full", {"n_layers": 3})
+    with pytest.raises((ModelError, UnknownName), match=r"did you mean '1\.3b'"):
+        build_stage("gptneo.full", {"shape": "1.3"})
