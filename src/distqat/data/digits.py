@@ -18,7 +18,7 @@ def digits(img_size: int, num_channels: int) -> list[Sample]:
 
     From the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
     """
-    images, labels = _digits_table()
+    images, labels = digits_table()
     x_B1HW = torch.from_numpy(np.asarray(images, dtype=np.float32)).view(-1, 1, 8, 8) / 16
     if img_size != 8:
         x_B1HW = F.interpolate(x_B1HW, (img_size, img_size), mode="bilinear", antialias=img_size < 8)
@@ -26,7 +26,7 @@ def digits(img_size: int, num_channels: int) -> list[Sample]:
     return [{"image": x, "label": int(y)} for x, y in zip(x_BCHW, labels, strict=True)]
 
 
-def _digits_table() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def digits_table() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Pixels and labels from scikit-learn's file; importing scikit-learn for them would take a second."""
     package = find_spec("sklearn")
     folders = list(package.submodule_search_locations or []) if package else []

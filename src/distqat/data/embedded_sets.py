@@ -21,3 +21,32 @@ def _python_docs(options: DataOptions, seed: int) -> Source:
     check_split(options)
     name, train, heldout = packed_documents(options)
     return EmbeddedSource(name, train, heldout, seed=seed)
+
+
+@register_dataset("digits_graph")
+def _digits_graph(options: DataOptions, seed: int) -> Source:
+    from distqat.data.digits import digits_table
+    from distqat.data.graph_sets import digits_graph, open_graph
+
+    return open_graph(options, seed, lambda given: digits_graph(given, *digits_table()))
+
+
+@register_dataset("karate")
+def _karate(options: DataOptions, seed: int) -> Source:
+    from distqat.data.graph_sets import karate, open_graph
+
+    return open_graph(options, seed, karate)
+
+
+@register_dataset("cora")
+def _cora(options: DataOptions, seed: int) -> Source:
+    from distqat.data.graph_sets import cora, open_graph
+
+    return open_graph(options, seed, cora)
+
+
+@register_dataset("ogbn-arxiv")
+def _ogbn_arxiv(options: DataOptions, seed: int) -> Source:
+    from distqat.data.graph_sets import ogbn_arxiv, open_graph
+
+    return open_graph(options, seed, ogbn_arxiv)

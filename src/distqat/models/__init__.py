@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from distqat.models import causal_lm, chain, gpt, mlp, resnet
+from distqat.models import causal_lm, chain, gcn, gpt, mlp, resnet
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
@@ -34,6 +34,7 @@ from distqat.models.registry import (
 
 for _stage in chain.STAGES:
     register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
+    register_stage(f"gcn.{_stage}", partial(gcn.build, _stage), partial(gcn.sample_input, _stage))
     for _model in resnet.DEPTHS:
         register_stage(
             f"{_model}.{_stage}",

@@ -47,3 +47,14 @@ def _llm(settings: TaskSettings) -> Task:
     from distqat.tasks.llm import LanguageModelling
 
     return LanguageModelling(vocab_size=settings.vocab_size, sequence_length=settings.sequence_length)
+
+
+@register_task("node_pred")
+def _node_pred(settings: TaskSettings) -> Task:
+    from distqat.tasks.node_pred import GraphOptions, NodeClassification
+    from distqat.tasks.options import parse_options
+
+    parse_options(
+        GraphOptions, settings.options, "node_pred"
+    )  # its data sets read them; a typo ends every role
+    return NodeClassification(num_classes=settings.num_classes)
