@@ -50,3 +50,10 @@ def _ogbn_arxiv(options: DataOptions, seed: int) -> Source:
     from distqat.data.graph_sets import ogbn_arxiv, open_graph
 
     return open_graph(options, seed, ogbn_arxiv)
+
+
+@register_dataset("speech_prompts")
+def _speech_prompts(options: DataOptions, seed: int) -> Source:
+    from distqat.data.prompts import speech_prompts
+
+    return speech_prompts(options, seed=seed)

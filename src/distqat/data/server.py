@@ -29,7 +29,7 @@ from distqat.data.prefetch import Prefetch
 from distqat.data.slots import SlotMemory, batch_nbytes
 from distqat.data.source import Source
 from distqat.errors import BadFrame, DataError, DistqatError, ProtocolMismatch
-from distqat.tasks.base import Task
+from distqat.tasks.base import Bounded, Task
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class DataServer:
     ) -> None:
         """`silence_s`: a trainer that says nothing for this long is taken for dead."""
         self._prefetch = Prefetch(source, task, workers=workers)
+        self._task = task
         self._silence_s = silence_s
         self._nbytes: dict[int, int] = {}
         self._batch_ids = itertools.count()
@@ -142,7 +143,9 @@ class DataServer:
         return TrainerLink(self._prefetch, memory, (reader, writer), batch_ids, silence_s=self._silence_s)
 
     async def _slot_bytes(self, size: int) -> int:
-        """Room for a batch of `size` samples, measured on the first one."""
+        """Room for a batch of `size` samples, measured on the first one where the task sets no bound."""
+        if isinstance(self._task, Bounded):
+            return max(self._task.batch_bytes(size), 4096)
         if size not in self._nbytes:
             items, batch = await self._prefetch.next(size)
             self._prefetch.give_back(items)

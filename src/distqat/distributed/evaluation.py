@@ -14,7 +14,7 @@ from distqat.data.source import Source, open_source
 from distqat.distributed.building import build_module, build_task
 from distqat.errors import ModelError
 from distqat.models import named_tensors
-from distqat.tasks.base import Forward, Judging, Sample, Task
+from distqat.tasks.base import Bounded, Forward, Judging, Sample, Task
 
 BATCH = 256
 TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
@@ -80,8 +80,7 @@ def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[f
         return task.judge(heldout, forward)
     totals: dict[str, float] = {}
     loss = 0.0
-    at_once = max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
-    for samples in _batched(heldout, at_once):
+    for samples in _batched(heldout, _at_once(task)):
         batch = task.collate(samples)
         outputs = forward(batch.inputs)
         loss += float(task.loss(outputs, batch.labels)) * batch.size
@@ -89,6 +88,12 @@ def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[f
             totals[name] = totals.get(name, 0.0) + value
     count = int(totals.get("count", 0))
     return task.summarize(totals), loss / max(count, 1), count
+
+
+def _at_once(task: Task) -> int:
+    if isinstance(task, Bounded):
+        return task.heldout_batch
+    return max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
 
 
 def _batched(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from distqat.models import causal_lm, chain, gcn, gpt, mlp, resnet
+from distqat.models import causal_lm, chain, gcn, gpt, mlp, resnet, wav2vec2
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
@@ -46,6 +46,9 @@ for _model, _kind in (("hf", causal_lm.Hf), ("distilgpt2", gpt.DistilGpt2), ("gp
     for _part in causal_lm.STAGES:
         _build, _sample = causal_lm.StageBuilder(_part, _kind), causal_lm.StageSample(_part, _kind)
         register_stage(f"{_model}.{_part}", _build, _sample)
+
+for _part in causal_lm.STAGES:
+    register_stage(f"wav2vec2.{_part}", partial(wav2vec2.build, _part), partial(wav2vec2.sample_input, _part))
 
 __all__ = [
     "MODEL_TYPES",

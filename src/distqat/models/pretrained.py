@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,28 @@ def pretrained_config(source: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, source: str, *, prefix: str, ties: Mapping[str, str]) -> None:
+def load_weights(
+    module: nn.Module, source: str, *, prefix: str, ties: Mapping[str, str], fresh: Collection[str] = ()
+) -> list[str]:
     """Copy every persistent tensor of `module` from safetensors; other shards and tensors are not read.
 
     `prefix` is what a file of the bare model leaves out (`transformer.` of GPT-2); `ties` names, for a tensor
-    that files leave out, the one that it equals. Raises ModelError for a tensor that is missing or of another
-    shape, HubUnavailable where a hub name is out of reach.
+    that files leave out or name otherwise, the one that it equals. Those in `fresh` may be missing (the head
+    of a model that was trained for something else): they stay as they are, and are returned. Raises
+    ModelError for another one that is missing, or for another shape, HubUnavailable where a hub name is out
+    of reach.
     """
     from safetensors import safe_open
 
     own = module.state_dict()
     places = _places(source)
     wanted: dict[str, list[tuple[str, str]]] = {}
+    missing: list[str] = []
     for name in own:
         stored = _stored_name(name, places, prefix, ties)
+        if stored is None and name in fresh:
+            missing.append(name)
+            continue
         if stored is None:
             raise ModelError(f"the weights of {source!r} hold no {name!r}; does the config belong to them?")
         wanted.setdefault(places[stored], []).append((name, stored))
@@ -59,6 +67,7 @@ def load_weights(module: nn.Module, source: str, *, prefix: str, ties: Mapping[s
                         f"{name!r} of {source!r} is {shapes}; do config and weights belong together?"
                     )
                 own[name].copy_(value)
+    return missing
 
 
 def fetch(source: str, file: str) -> Path | None:

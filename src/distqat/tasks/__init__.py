@@ -5,7 +5,17 @@ Importing this package does not import torch; building a task does.
 
 from __future__ import annotations
 
-from distqat.tasks.base import Batch, Drawing, Judging, Phase, Phased, Sample, Task, TaskSettings
+from distqat.tasks.base import (
+    Batch,
+    Bounded,
+    Drawing,
+    Judging,
+    Phase,
+    Phased,
+    Sample,
+    Task,
+    TaskSettings,
+)
 from distqat.tasks.registry import (
     TASK_ALIASES,
     TASK_TYPES,
@@ -20,6 +30,7 @@ __all__ = [
     "TASK_ALIASES",
     "TASK_TYPES",
     "Batch",
+    "Bounded",
     "Drawing",
     "Judging",
     "Phase",
@@ -58,3 +69,12 @@ def _node_pred(settings: TaskSettings) -> Task:
         GraphOptions, settings.options, "node_pred"
     )  # its data sets read them; a typo ends every role
     return NodeClassification(num_classes=settings.num_classes)
+
+
+@register_task("speech")
+def _speech(settings: TaskSettings) -> Task:
+    from distqat.tasks.options import parse_options
+    from distqat.tasks.speech import SpeechOptions, SpeechRecognition
+
+    options = parse_options(SpeechOptions, settings.options, "speech")
+    return SpeechRecognition(options, vocab_size=settings.vocab_size)

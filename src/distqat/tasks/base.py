@@ -111,6 +111,18 @@ class Drawing(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A task whose batches of one count differ in size, as recordings do."""
+
+    @property
+    def heldout_batch(self) -> int:
+        """Samples that an evaluation looks at together."""
+
+    def batch_bytes(self, count: int) -> int:
+        """No batch of `count` samples takes more; shared memory is laid out for it."""
+
+
+@runtime_checkable
 class Judging(Protocol):
     """A task whose metric is no sum over held-out samples: a return of episodes, a distance."""
 
