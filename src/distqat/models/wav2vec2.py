@@ -5,8 +5,9 @@
 
 Shape and weights: `config`, keys of transformers' Wav2Vec2Config, or `pretrained`, a folder or a name on the
 hub (a model without a CTC head gets a fresh one). Which blocks: `layers: [from, to]`, or `stages: N` (default
-3), which cuts where the stages compute about as much. `front_end: mel` puts log-mel energies and `conv_*` of the config over those in place of the convolutions
-over samples; with `{kind: mel, bins: 40, sampling_rate: 8000}` for other than 80 bins at 16 kHz.
+3), which cuts where the stages compute about as much. `front_end: mel` puts log-mel energies, and `conv_*` of
+the config over those, in place of the convolutions over samples; with `{kind: mel, bins: 40,
+sampling_rate: 8000}` for other than 80 bins at 16 kHz.
 
 Layer drop is off: which blocks run would differ between replicas, and a gradient would be missing. Time and
 feature masking (SpecAugment) are off unless the config asks for them, and happen in training only.
@@ -63,7 +64,7 @@ def build(
     whole = model_config(config, pretrained, mel is not None)
     windows = _windows(whole, mel)
     wanted = Part(layers=layers, stages=stages or DEFAULT_STAGES, position=position)
-    start, stop = _range(stage, whole, windows, wanted)
+    start, stop = _range(stage, costs_of(whole, windows, 1 if mel is None else int(mel["bins"])), wanted)
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForCTC
 
     device = torch.empty(0).device
@@ -154,24 +155,27 @@ def _windows(whole: Any, mel: Mapping[str, Any] | None) -> Windows:
     return convolutions if mel is None else [mel_window(int(mel["sampling_rate"])), *convolutions]
 
 
-def costs_of(whole: Any, windows: Windows) -> Costs:
-    """Multiply-accumulates per frame, without those that grow with the length of the recording."""
+def costs_of(whole: Any, windows: Windows, channels: int) -> Costs:
+    """Multiply-accumulates per frame, without those that grow with the length of the recording.
+
+    `channels` go into the first convolution.
+    """
     width, groups = int(whole.hidden_size), int(whole.num_conv_pos_embedding_groups)
     before = int(whole.conv_dim[-1]) * width + width * width // groups * int(whole.num_conv_pos_embeddings)
-    channels = [1, *map(int, whole.conv_dim)]
-    skipped = len(windows) - len(whole.conv_dim)  # the energies' own window costs next to nothing
-    for place, (kernel, _) in enumerate(windows[skipped:]):
-        per_frame = math.prod(stride for _, stride in windows[skipped + place + 1 :])
-        before += channels[place] * channels[place + 1] * kernel * per_frame
+    widths = [channels, *map(int, whole.conv_dim)]
+    convolutions = windows[-len(whole.conv_dim) :]  # the window of energies costs next to nothing
+    for place, (kernel, _) in enumerate(convolutions):
+        per_frame = math.prod(stride for _, stride in convolutions[place + 1 :])
+        before += widths[place] * widths[place + 1] * kernel * per_frame
     block = 4 * width * width + 2 * width * int(whole.intermediate_size)
     return Costs(before, (block,) * int(whole.num_hidden_layers), width * int(whole.vocab_size))
 
 
-def _range(stage: StageName, whole: Any, windows: Windows, wanted: Part) -> tuple[int, int]:
+def _range(stage: StageName, costs: Costs, wanted: Part) -> tuple[int, int]:
     """The blocks [start, stop) of a stage."""
-    count = int(whole.num_hidden_layers)
+    count = len(costs.blocks)
     if stage != "full":
-        return block_range(stage, costs_of(whole, windows), wanted)
+        return block_range(stage, costs, wanted)
     if wanted.layers is not None and list(wanted.layers) != [0, count]:
         raise ModelError(f"layers: {list(wanted.layers)} of a full model must be [0, {count}]")
     return 0, count

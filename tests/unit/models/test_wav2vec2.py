@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from distqat.errors import ModelError
 from distqat.models import build_stage, full_state_dict, sample_input
+from distqat.models.costs import balanced
 from distqat.models.speech_stage import spans
+from distqat.models.wav2vec2 import costs_of
 
 BLOCKS = 5
 SIZES: dict[str, Any] = {
@@ -134,7 +136,7 @@ def test_initialisation_is_finite_seeded_and_of_transformers_size() -> None:
         assert torch.equal(tensor, two[name]), name
         spread, expected = tensor.std(correction=0), theirs[name].std(correction=0)
         if "pos_conv" not in name:  # transformers' own draw is lost there: weight norm recomputes the weight
-            assert torch.allclose(spread, expected, rtol=0.6, atol=0.02), name
+            assert torch.allclose(spread, expected, rtol=0.6, atol=1e-3), name
     conv = full("group").wav2vec2.encoder.pos_conv_embed.conv  # type: ignore[union-attr]
     assert torch.allclose(conv.weight, conv.parametrizations.weight.original1, atol=1e-6)  # type: ignore[union-attr]
     assert 0.5 < float(conv.weight.detach().std()) / (2 / (8 * 16) ** 0.5) < 2  # type: ignore[union-attr,operator,arg-type]
@@ -225,3 +227,19 @@ def test_weights_of_a_folder_load_per_stage(base: bool, tmp_path: Path, caplog: 
 def test_keys_that_do_not_fit(kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         build_stage("wav2vec2.head", kwargs)
+
+
+def test_the_front_end_counts_where_stages_are_balanced() -> None:
+    """Of the published base model: convolutions over samples cost as much as several blocks."""
+    from transformers import Wav2Vec2Config
+
+    config = Wav2Vec2Config()
+    windows = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+    costs = costs_of(config, windows, 1)
+    per_frame = [10 * 512 * 64, *(3 * 512**2 * n for n in (32, 16, 8, 4)), 2 * 512**2 * 2, 2 * 512**2]
+    assert costs.before == sum(per_frame) + 512 * 768 + 768 * 48 * 128
+    assert costs.blocks == (4 * 768**2 + 2 * 768 * 3072,) * 12
+    assert balanced(costs, 3) == [(0, 1), (1, 7), (7, 12)]
+    with torch.device("meta"):
+        tail = build_stage("wav2vec2.tail", {"stages": 3})
+    assert sum(p.numel() for p in tail.parameters()) < 5 * 7.1e6 + 3e4
