@@ -14,6 +14,7 @@ DistqatError
 │   ├── StaleAttempt        a newer attempt of the step exists         (drop it)
 │   ├── ProtocolMismatch    another protocol version or config         (change the config)
 │   └── DirectoryUnavailable  the look-up failed: unknown, not empty   (keep the last plan)
+├── RunFinished             the client said that the run is over       (leave)
 ├── BadFrame                bytes from a peer that are not a frame
 ├── BadContribution         a delta that must not be averaged
 ├── ModelError, TaskError, QuantError
@@ -118,6 +119,10 @@ class DirectoryUnavailable(SwarmError):
     """The look-up failed: nothing is known. An empty answer is not this."""
 
     code = "directory"
+
+
+class RunFinished(DistqatError):
+    """The run came to its end while this role was away: there is nothing to serve any more."""
 
 
 class BadFrame(SwarmError):

@@ -140,6 +140,15 @@ async def test_the_newest_record_of_a_peer_counts_also_at_another_stage(swarm: S
     ]
 
 
+async def test_the_end_of_a_run_is_found_after_its_lease(swarm: Swarm) -> None:
+    assert await swarm.directories[0].finished() == []
+    await swarm.directories[1].announce_finished(1000.0)
+    await swarm.directories[2].announce_finished(2000.0)
+    await swarm.directories[2]._store("finished", "nonsense", {"at": "never"})
+    found = [(finish.owner, finish.at) for finish in await swarm.directories[0].finished()]
+    assert found == [(swarm.peers[2], 2000.0), (swarm.peers[1], 1000.0)]
+
+
 async def test_roles_are_found_by_their_addresses(swarm: Swarm) -> None:
     await swarm.directories[1].announce_role("client", "host-1")
     (client,) = await swarm.directories[2].roles("client")

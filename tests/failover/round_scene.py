@@ -27,6 +27,7 @@ from distqat.distributed.serving.transfer import fetch_newest, inner_state, load
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame
 from distqat.swarm.channel import Call
+from distqat.swarm.directory import Finish
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
 from distqat.swarm.memory import MemoryNetwork, MemoryTransport
@@ -63,6 +64,9 @@ class OnlyClient:
 
     async def roles(self, role: str) -> list[Address]:
         return [Address(role)]
+
+    async def finished(self) -> list[Finish]:
+        return []
 
 
 class Convening:

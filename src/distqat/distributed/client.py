@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from distqat.distributed.process import (
     set_up_logging,
 )
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused
+from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
@@ -155,6 +156,8 @@ class Client:
 
     async def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         check_agreement(self._agreements, fields.get("agreements"), peer)
+        if self._finished.is_set():
+            return {"finished": True}
         self._gone(peer)
         holding = fields.get("holding")
         if not holding:
@@ -326,6 +329,8 @@ class Client:
         self._log.finish()
         await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self._log.generation)
         self._finished.set()
+        with contextlib.suppress(SwarmError):  # for those who are not connected at this moment
+            await self._peer.directory.announce_finished(time.time())
         logger.info("finished: %s", summary.line())
         if self._slots.holders:
             with contextlib.suppress(asyncio.TimeoutError):

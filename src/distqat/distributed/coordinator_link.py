@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from typing import Any
 
 from distqat.errors import (
@@ -12,6 +14,8 @@ from distqat.errors import (
     PeerGone,
     ProtocolMismatch,
     Refused,
+    RoleError,
+    RunFinished,
     StageUnavailable,
     SwarmError,
 )
@@ -27,6 +31,8 @@ AWAY = (PeerGone, CallTimeout, StageUnavailable, DirectoryUnavailable)
 """Errors that say that the client cannot be reached now."""
 RETRY_S = 0.5
 CALL_TIMEOUT = 15.0
+SAY_EVERY_S = 30.0
+ALONE_S = 120.0  # a role that holds nothing of the run has nothing to keep by waiting on; it is started anew
 LOOKUP_S = 6.0  # longer than the directory's own bound
 
 
@@ -38,6 +44,7 @@ class Coordinator:
         self._directory = directory
         self._link: LinkLike | None = None
         self._last: Address | None = None
+        self._began = time.time()
 
     @property
     def connected(self) -> bool:
@@ -63,8 +70,12 @@ class Coordinator:
                 await self.wait()
 
     async def wait(self) -> None:
-        """Return once the client answers. Raises ProtocolMismatch or Refused: waiting changes neither."""
-        said = False
+        """Return once the client answers; says every half minute that it waits.
+
+        Raises what waiting cannot change: ProtocolMismatch, Refused; RunFinished, when the client said so
+        while this role was away; RoleError, when this role, which no client ever knew, is alone for long.
+        """
+        said, alone_since = -SAY_EVERY_S, None
         while True:
             try:
                 await self._connect()
@@ -72,10 +83,28 @@ class Coordinator:
             except (ProtocolMismatch, Refused):
                 raise
             except SwarmError as error:
-                if not said:
+                now = time.monotonic()
+                if now - said >= SAY_EVERY_S:
                     logger.info("waiting for the client of this run: %s", error)
-                    said = True
+                    said = now
+                alone = isinstance(error, DirectoryUnavailable) and self._last is None
+                alone_since = (now if alone_since is None else alone_since) if alone else None
+                if alone_since is not None and now - alone_since > ALONE_S:
+                    raise RoleError(
+                        f"nobody of this run could be reached for {ALONE_S:g} s ({error}): it is over, or "
+                        "this host is cut off; start again when the monitor and the client run"
+                    ) from error
+                await self._check_finished()
                 await asyncio.sleep(RETRY_S)
+
+    async def _check_finished(self) -> None:
+        """Raises RunFinished when the run ended after this role began: an older end was of an older run."""
+        with contextlib.suppress(DirectoryUnavailable, asyncio.TimeoutError):
+            for finish in await within(self._directory.finished(), LOOKUP_S):
+                if self._last is not None and finish.owner != self._last.peer:
+                    continue  # only the client that we know can say so
+                if finish.at >= self._began:
+                    raise RunFinished("the run was finished while this role was not connected to the client")
 
     async def _connect(self) -> LinkLike:
         if self._link is not None and self._link.alive:

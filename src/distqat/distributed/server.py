@@ -27,7 +27,7 @@ from distqat.distributed.process import (
 )
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.tenancy import Tenancy, ask_for_slot
-from distqat.errors import ConfigError, ProtocolMismatch, Refused, StageUnavailable, SwarmError
+from distqat.errors import ConfigError, ProtocolMismatch, Refused, RunFinished, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
@@ -77,7 +77,10 @@ class Server:
 
     async def _serve_one_slot(self) -> str:
         """From the slot to its end: "finished", "moved", or "lost" (the slot is somebody else's)."""
-        slot = await ask_for_slot(self._config, self._peer, self._coordinator, None)
+        try:
+            slot = await ask_for_slot(self._config, self._peer, self._coordinator, None)
+        except RunFinished:
+            return "finished"
         set_title(f"server {slot.expert}")
         logger.info("granted slot %s, epoch %d", slot.expert, slot.epoch)
         parts = self._config, self._peer, self._coordinator, self._compute, slot, self._device

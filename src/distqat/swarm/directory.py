@@ -7,18 +7,19 @@ that fails raises DirectoryUnavailable, which is not an empty swarm.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from distqat.errors import DirectoryUnavailable
 from distqat.swarm.link import Address
-from distqat.swarm.records import Found
+from distqat.swarm.records import MAX_TTL_S, Found
 from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,16 @@ class _Place:
     maddrs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Finish:
+    """A word that the run is over: whose, and since when (Unix time)."""
+
+    owner: str
+    at: float
+
+
 _SERVER = TypeAdapter(ServerRecord)
+_AT = TypeAdapter(dict[Literal["at"], FiniteFloat])
 _PLACE = TypeAdapter(_Place)
 
 
@@ -46,6 +56,8 @@ class Directory(Protocol):
     async def announce(self, record: ServerRecord) -> None: ...
     async def roles(self, role: str) -> list[Address]: ...
     async def announce_role(self, role: str, host: str) -> None: ...
+    async def announce_finished(self, at: float) -> None: ...
+    async def finished(self) -> list[Finish]: ...
 
 
 class Records(Protocol):
@@ -93,8 +105,21 @@ class DhtDirectory:
         maddrs = list(await self._engine.addresses())
         await self._store(f"role:{role}", role, {"host": host, "maddrs": maddrs})
 
-    async def _store(self, kind: str, name: str, value: dict[str, Any]) -> None:
-        if not await self._engine.store(self._key(kind), name, json.dumps(value).encode(), self._lease_s):
+    async def announce_finished(self, at: float) -> None:
+        """Tell those who missed it that the run ended at `at`, for as long as a record may live."""
+        await self._store("finished", "client", {"at": at}, MAX_TTL_S)
+
+    async def finished(self) -> list[Finish]:
+        """Who said that the run is over, newest first. Raises DirectoryUnavailable."""
+        found = []
+        for entry in await self._engine.find(self._key("finished")):
+            with contextlib.suppress(ValidationError):
+                found.append(Finish(entry.owner, _AT.validate_json(entry.value)["at"]))
+        return sorted(found, key=lambda finish: -finish.at)
+
+    async def _store(self, kind: str, name: str, value: dict[str, Any], ttl_s: float = 0.0) -> None:
+        encoded = json.dumps(value).encode()
+        if not await self._engine.store(self._key(kind), name, encoded, ttl_s or self._lease_s):
             raise DirectoryUnavailable(f"no peer took the record of {name}")
 
     def _key(self, kind: str) -> str:

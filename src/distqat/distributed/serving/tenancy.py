@@ -33,7 +33,7 @@ from distqat.distributed.serving.shared import Rounds, Shared
 from distqat.distributed.serving.steps import Steps
 from distqat.distributed.serving.transfer import inner_state
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused, SwarmError
+from distqat.errors import BadFrame, Refused, RunFinished, SwarmError
 from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
@@ -73,13 +73,16 @@ async def ask_for_slot(
 
     The client hears what could be brought back from this host's disk, and from memory: the `live` state.
 
-    Raises ProtocolMismatch naming the keys in which the settings differ from the run's; Refused when full.
+    Raises ProtocolMismatch naming the keys in which the settings differ from the run's; Refused when full;
+    RunFinished when there is nothing to serve any more.
     """
     agreements = {stage: agreement(config, stage) for stage in config.stages}
     hop = Hop(holding or "any.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
     held = await asyncio.to_thread(held_on_disk, config)
     fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
     answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
+    if answer.get("finished"):
+        raise RunFinished("the run is finished")
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
     return Slot(expert, epoch, take(answer, "founder", bool), generation)
@@ -161,6 +164,9 @@ class Tenancy:
         except Refused as error:
             logger.warning("%s is lost: %s", self._uid, error)
             return "lost"
+        except RunFinished:
+            await self._keeper.finished()
+            return "finished"
         finally:
             work += [self._resyncing] if self._resyncing is not None else []
             for task in work:
