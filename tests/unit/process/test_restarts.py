@@ -15,7 +15,7 @@ from distqat.distributed.process.restarts import (
 )
 
 POLICY = RestartPolicy(
-    first_delay_s=1.0, factor=2.0, max_delay_s=5.0, crashes=4, window_s=100.0, healthy_s=50.0
+    first_delay_s=1.0, factor=2.0, max_delay_s=5.0, crashes=4, window_s=100.0, healthy_s=50.0, in_a_row=6
 )
 
 
@@ -37,9 +37,19 @@ def test_delays_double_up_to_the_bound_and_then_it_is_a_crash_loop() -> None:
 def test_crashes_out_of_the_window_are_forgotten() -> None:
     history = History()
     for number in range(50):
-        decision, history = crash(history, number * 30.0)
+        decision, history = crash(history, number * 60.0, ran_s=55.0)
         assert isinstance(decision, Restart)
-    assert len(history.crashes) == 4
+    assert len(history.crashes) == 2
+
+
+def test_a_loop_so_slow_that_few_crashes_fit_into_the_window_ends_too() -> None:
+    """A server whose swarm is gone: it takes a while to find nobody, and the delays grow."""
+    history, decisions = History(), []
+    for number in range(7):
+        decision, history = crash(history, number * 40.0, ran_s=35.0)
+        decisions.append(decision)
+    assert all(isinstance(decision, Restart) for decision in decisions[:6])
+    assert decisions[6] == GiveUp("it crashed 7 times in a row and never ran for 50 s")
 
 
 def test_a_healthy_run_resets_the_delay() -> None:

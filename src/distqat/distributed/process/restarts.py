@@ -33,7 +33,9 @@ Decision = Finished | Restart | GiveUp
 class RestartPolicy:
     """The n-th crash in a row waits `first_delay_s * factor**(n-1)`, at most `max_delay_s`.
 
-    A run of `healthy_s` forgets the crashes before it; more than `crashes` within `window_s` is a crash loop.
+    A run of `healthy_s` forgets the crashes before it; more than `crashes` within `window_s` is a crash loop,
+    and so are more than `in_a_row`, however long each took: a server whose swarm is gone needs some seconds to
+    find that out.
     """
 
     first_delay_s: float = 0.2
@@ -42,6 +44,7 @@ class RestartPolicy:
     crashes: int = 5
     window_s: float = 120.0
     healthy_s: float = 60.0
+    in_a_row: int = 12
 
 
 @dataclass(frozen=True)
@@ -65,5 +68,7 @@ def after_exit(
     after = History(recent, row)
     if len(recent) > policy.crashes:
         return GiveUp(f"it crashed {len(recent)} times within {policy.window_s:g} s"), after
+    if row > policy.in_a_row:
+        return GiveUp(f"it crashed {row} times in a row and never ran for {policy.healthy_s:g} s"), after
     exponent = min(row - 1, 64)  # far beyond any max_delay_s, and still a float
     return Restart(min(policy.first_delay_s * policy.factor**exponent, policy.max_delay_s)), after
