@@ -11,12 +11,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from distqat.data.documents import ARTICLE
 from distqat.data.options import DataOptions
 from distqat.data.stream import SampleStream, Split, encoded, heldout_split, quiet_datasets
 from distqat.errors import DataError, HubUnavailable
 from distqat.tasks.base import Sample
 
-BARE_NAMES = {"wikitext": "Salesforce/wikitext"}  # names from before the hub had owners
+BARE_NAMES = {  # names that papers use, and from before the hub had owners
+    "wikitext": "Salesforce/wikitext",
+    "c4": "allenai/c4",
+    "pile": "monology/pile-uncopyrighted",
+    "tiny-shakespeare": "Trelis/tiny-shakespeare",
+    "tiny_shakespeare": "Trelis/tiny-shakespeare",
+}
+CONFIGS = {"Salesforce/wikitext": "wikitext-2-raw-v1", "allenai/c4": "en"}  # where none is named
+LINES = {"Salesforce/wikitext": ARTICLE}  # data sets whose rows are lines: what begins a document
 PROBE_TIMEOUT_S = 15.0
 READ_RETRIES = 3  # the libraries' own 20 would wait for about ten minutes
 REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -28,17 +37,19 @@ def open_hub(options: DataOptions, *, seed: int) -> SampleStream:
     Raises HubUnavailable, DataError.
     """
     name = BARE_NAMES.get(options.dataset_name, options.dataset_name)
-    splits, revision = _open(name, options.dataset_config)
+    config = options.dataset_config or CONFIGS.get(name)
+    splits, revision = _open(name, config)
     train = options.dataset_split
     if train not in splits:
         raise DataError(f"data set {name!r} has no split {train!r}; known: {', '.join(splits)}")
     held = heldout_split(splits, train)
     split = Split(
         name,
-        f"{name}/{options.dataset_config or 'default'}/{train}@{revision}",
+        f"{name}/{config or 'default'}/{train}@{revision}",
         encoded(splits[train]),
         None if held is None else encoded(splits[held]),
         partial(_reachable, name),
+        document_start=LINES.get(name),
     )
     return SampleStream(options, split, seed=seed)
 

@@ -38,7 +38,8 @@ class DataOptions(Options):
     sequence_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
     """Tokens of a training sequence of language models."""
     tokenizer: Annotated[str, Field(min_length=1)] = "bytes"
-    """`bytes` (257 tokens), a folder with a `tokenizer.json`, or a hub name: `distilbert/distilgpt2`."""
+    """`bytes` (257 tokens), `bpe:2000` (2,000, trained here on the embedded text), a folder with a
+    `tokenizer.json`, or a hub name: `distilbert/distilgpt2`."""
     shuffle_buffer: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Samples (sequences, where text is packed) of a hub stream that are mixed at a time; 1: file order."""
 

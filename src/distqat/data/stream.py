@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from distqat.data.documents import text_column
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
 from distqat.data.packing import Packing
@@ -15,6 +16,8 @@ from distqat.data.source import Item, parse_place
 from distqat.data.tokenizer import open_tokenizer
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
+from distqat.tasks.options import parse_options
+from distqat.tasks.text_options import TextOptions
 
 LANGUAGE_TASKS = ("llm", "nlp")
 HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test split often has no labels
@@ -36,6 +39,8 @@ class Split:
     read: Callable[[Iterable[Sample]], Iterator[Sample]]
     """Passes samples on, with what goes wrong meanwhile as a DataError."""
     held_back: int = HELDOUT_SAMPLES
+    document_start: str | None = None
+    """Where rows are lines: what the first one of a document looks like."""
 
 
 class SampleStream:
@@ -49,7 +54,7 @@ class SampleStream:
     def __init__(self, options: DataOptions, split: Split, *, seed: int) -> None:
         self.name = split.name
         self.seed = seed
-        self._packing = _packing(options)
+        self._packing = _packing(options, split)
         self._split = split
         self._split_name = options.dataset_split
         self._buffer = options.shuffle_buffer
@@ -149,7 +154,14 @@ def encoded(dataset: Any) -> Any:
     return dataset
 
 
-def _packing(options: DataOptions) -> Packing | None:
+def _packing(options: DataOptions, split: Split) -> Packing | None:
+    """How text of a language model is packed; DataError for a data set that has no text."""
     if options.task_type not in LANGUAGE_TASKS:
         return None
-    return Packing(open_tokenizer(options.tokenizer), options.sequence_length)
+    text = parse_options(TextOptions, options.options, "llm")
+    if text.document_start is None and split.document_start is not None:
+        text = text.model_copy(update={"document_start": split.document_start})
+    for part in (split.train, split.heldout):
+        if part is not None and part.features:  # unknown where the files do not say
+            text_column(part.features, text.text_column)
+    return Packing(open_tokenizer(options.tokenizer), options.sequence_length, text)

@@ -14,6 +14,8 @@ from distqat.data.packing import Packing
 from distqat.data.tokenizer import open_tokenizer
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
+from distqat.tasks.options import parse_options
+from distqat.tasks.text_options import TextOptions
 
 NAME = "python_docs"
 SPLIT_SEED = 1991  # fixed: the held-out documents must not depend on the run's seed
@@ -43,14 +45,19 @@ def documents() -> list[str]:
     return [text for text in dict.fromkeys(found) if text]  # some topics have one text
 
 
-def packed_documents(options: DataOptions) -> tuple[str, list[Sample], list[Sample]]:
-    """Name of the data and its packing, sequences to train on, and those of documents that are held out."""
-    packing = Packing(open_tokenizer(options.tokenizer), options.sequence_length)
+def split_documents() -> tuple[list[str], list[str]]:
+    """Texts to train on, and those that are held out."""
     texts = documents()
     shuffled = permutation(SPLIT_SEED, 0, 0, len(texts))
     cut = max(1, int(len(texts) * HELDOUT_SHARE))
-    parts = (shuffled[cut:], shuffled[:cut])
-    train, held = (list(packing({"text": texts[i]} for i in part)) for part in parts)
+    return [texts[i] for i in shuffled[cut:]], [texts[i] for i in shuffled[:cut]]
+
+
+def packed_documents(options: DataOptions) -> tuple[str, list[Sample], list[Sample]]:
+    """Name of the data and its packing, sequences to train on, and those of documents that are held out."""
+    parse_options(TextOptions, options.options, "llm")  # nothing to choose: every text is a document
+    packing = Packing(open_tokenizer(options.tokenizer), options.sequence_length)
+    train, held = (list(packing({"text": text} for text in part)) for part in split_documents())
     if not train or not held:
         raise DataError(
             f"the texts of this Python make no sequence of {options.sequence_length} tokens to train on and "

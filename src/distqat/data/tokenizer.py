@@ -1,4 +1,4 @@
-"""Text to token ids: bytes, or a tokenizer of the hub or a folder."""
+"""Text to token ids: bytes, a BPE trained here, or a tokenizer of the hub or a folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from distqat.errors import DataError, HubUnavailable
 
 BYTES = "bytes"
+FILE = "tokenizer.json"
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -39,19 +40,14 @@ class ByteTokenizer:
         return b"".join(bytes([i]) if i < self.end else b"\n\n" for i in ids).decode("utf-8", "replace")
 
 
-class FastTokenizer:
-    """A `tokenizer.json` of the tokenizers library."""
+class EngineTokenizer:
+    """A tokenizer of the tokenizers library."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        from tokenizers import Tokenizer as Engine
-
+    def __init__(self, name: str, engine: Any) -> None:
         self.name = name
-        try:
-            self._engine: Any = Engine.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower for a file that it cannot read
-            raise DataError(f"the tokenizer {name!r} cannot be read from {path}: {error}") from error
-        self.size = int(self._engine.get_vocab_size())
-        end = next((i for i in map(self._engine.token_to_id, END_NAMES) if i is not None), None)
+        self._engine = engine
+        self.size = int(engine.get_vocab_size())
+        end = next((i for i in map(engine.token_to_id, END_NAMES) if i is not None), None)
         if end is None:
             raise DataError(
                 f"the tokenizer {name!r} has no token that ends a document: {', '.join(END_NAMES)}"
@@ -62,26 +58,69 @@ class FastTokenizer:
         ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """Text again; marks are left out."""
+        return str(self._engine.decode(ids))
+
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, a folder with a tokenizer.json, or a model on the hub.
+    """`bytes`, `bpe:N`, a folder with a tokenizer.json, or a model on the hub.
 
     Raises HubUnavailable where a hub name is out of reach, DataError where there is no such tokenizer.
     """
+    from distqat.data.bpe import size_of, trained
+
     if name == BYTES:
         return ByteTokenizer()
+    size = size_of(name)
+    if size is not None:
+        return trained(size)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return FastTokenizer(name, folder / "tokenizer.json")
+        return _from_file(name, folder / FILE)
+    return _from_file(name, _download(name))
+
+
+def known_size(name: str) -> int | None:
+    """How many tokens there are, as far as that can be told without the network. Raises DataError."""
+    from distqat.data.bpe import size_of
+
+    if name == BYTES:
+        return ByteTokenizer.size
+    size = size_of(name)
+    if size is not None:
+        return size
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_file(name, folder / FILE).size
+    if "/" not in name:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, FILE)
+    return _from_file(name, Path(cached)).size if isinstance(cached, str) else None
+
+
+def _from_file(name: str, path: Path) -> EngineTokenizer:
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        engine = Engine.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower for a file that it cannot read
+        raise DataError(f"the tokenizer {name!r} cannot be read from {path}: {error}") from error
+    return EngineTokenizer(name, engine)
+
+
+def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return FastTokenizer(name, Path(hf_hub_download(name, "tokenizer.json")))
+        return Path(hf_hub_download(name, FILE))
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(
             f"the tokenizer {name!r} cannot be fetched because the hub cannot be reached; check the network "
-            f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.tokenizer: {BYTES!r}"
+            f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.tokenizer: {BYTES!r} or 'bpe:2000'"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise DataError(

@@ -30,6 +30,7 @@ from distqat.distributed.peer import TOKEN
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
 from distqat.distributed.serving.precision import Precision
+from distqat.distributed.vocabulary import check_tokenizer
 from distqat.errors import SwarmError
 from distqat.metrics import open_sinks
 from distqat.quant import step_parameter_names
@@ -224,6 +225,7 @@ async def data_socket(config: Config) -> AsyncIterator[Path]:
         return
     path = runtime_dir() / f"data-{os.getpid()}.sock"
     source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    check_tokenizer(config)
     server = DataServer(source, build_task(config), workers=config.data.num_workers)
     await server.start(path)
     try:

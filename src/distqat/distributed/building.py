@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.config.schema import StageOptions
+from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
 from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
@@ -22,24 +23,13 @@ def build_task(config: Config) -> Task:
         num_classes=classes[-1] if classes else None,
         num_channels=config.data.num_channels,
         img_size=config.data.img_size,
-        vocab_size=_vocab_size(config),
+        vocab_size=vocabulary(config),
         sequence_length=config.data.sequence_length,
         seed=config.seed,
         latent=_latent(config),
         options=config.data.options,
     )
     return get_task(config.data.task_type, settings)
-
-
-def _vocab_size(config: Config) -> int | None:
-    """Tokens that the model knows, where an entry of the pipeline says so."""
-    for entry in config.model_pipeline.pipeline:
-        shape = entry.kwargs.get("config")
-        sizes = [entry.kwargs.get("vocab_size"), shape.get("vocab_size") if isinstance(shape, dict) else None]
-        for size in sizes:
-            if isinstance(size, int):
-                return size
-    return None
 
 
 def _latent(config: Config) -> int | None:
@@ -135,9 +125,10 @@ def check_model(config: Config) -> None:
     """Find at start what would fail later: stages that do not fit together, patterns that match nothing.
 
     Stages are built and run on the meta device, so this takes neither memory nor time for the numbers.
-    Raises ModelError, QuantError, UnknownName.
+    Raises ModelError, QuantError, DataError, UnknownName.
     """
     _check_cuts(config)
+    check_tokenizer(config)
     names: dict[str, dict[str, bool]] = {}
     passed: dict[str, Tensor] | None = None
     with torch.device("meta"), torch.no_grad():

@@ -15,7 +15,8 @@ from distqat.data.server import DataServer
 from distqat.data.source import open_source
 from distqat.distributed.building import build_task
 from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
-from distqat.errors import ConfigError, DataError, TaskError
+from distqat.distributed.vocabulary import check_tokenizer
+from distqat.errors import ConfigError, DataError, ModelError, TaskError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     try:
         task = build_task(config)
         source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
-    except (DataError, TaskError) as error:  # it was tried again and again; a restart cannot help
+        check_tokenizer(config)  # of the hub, it is here now
+    except (DataError, ModelError, TaskError) as error:  # it was tried again and again; a restart cannot help
         raise ConfigError(str(error)) from error
     server = DataServer(source, task, workers=config.data.num_workers)
     position = os.environ.get(DATA_POSITION)

@@ -78,6 +78,12 @@ class StageBuilder:
     def __call__(self, **keys: Any) -> BlockStage:
         return build(self._stage, self._kind(**keys))
 
+    def vocabulary(self, keys: Mapping[str, Any]) -> int:
+        """Tokens that the model of an entry with these keys knows. Raises as building it would."""
+        names = self.__signature__.parameters
+        part = self._kind(**{name: value for name, value in keys.items() if name in names})
+        return int(part.model_config().vocab_size)
+
 
 class StageSample:
     """Makes the input of one stage: token ids for the first one, hidden states for the others."""

@@ -56,7 +56,10 @@ def _cv(settings: TaskSettings) -> Task:
 @register_task("llm")
 def _llm(settings: TaskSettings) -> Task:
     from distqat.tasks.llm import LanguageModelling
+    from distqat.tasks.options import parse_options
+    from distqat.tasks.text_options import TextOptions
 
+    parse_options(TextOptions, settings.options, "llm")  # for the data set; a wrong key is told at once
     return LanguageModelling(vocab_size=settings.vocab_size, sequence_length=settings.sequence_length)
 
 
