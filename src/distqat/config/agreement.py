@@ -28,7 +28,10 @@ def agreement(config: Config, stage: str) -> dict[str, Any]:
         raise UnknownName("stage", stage, config.stages)
     diloco = config.diloco.model_dump(mode="json")
     outer = diloco["outer_optim"]
-    quant = config.quant.model_dump(mode="json") if config.quant.enabled else {"enabled": False}
+    compiles = {"compile"}  # how a server computes, not what
+    quant = (
+        config.quant.model_dump(mode="json", exclude=compiles) if config.quant.enabled else {"enabled": False}
+    )
     return {
         "protocol": AGREEMENT_VERSION,
         "run": config.experiment_prefix,

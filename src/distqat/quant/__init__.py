@@ -23,20 +23,18 @@ if TYPE_CHECKING:
     from distqat.quant.joint import CarriedInput, SharedInput, joints
     from distqat.quant.placement import Boundary
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+    from distqat.quant.report import LayerReport, QuantReport
     from distqat.quant.rules import check_patterns, module_names
     from distqat.quant.shares import Coverage, coverage
-    from distqat.quant.wrap import (
-        LayerReport,
-        QuantReport,
+    from distqat.quant.states import (
         activate,
         calibrated,
-        edges,
-        quantize_module,
         quantizer_buffer_names,
         quantizers,
         set_state,
         step_parameter_names,
     )
+    from distqat.quant.wrap import edges, quantize_module
 
 _WHERE = {
     "flow": ("Flow", "record"),
@@ -45,18 +43,16 @@ _WHERE = {
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
     "rules": ("check_patterns", "module_names"),
     "shares": ("Coverage", "coverage"),
-    "wrap": (
-        "LayerReport",
-        "QuantReport",
+    "report": ("LayerReport", "QuantReport"),
+    "states": (
         "activate",
         "calibrated",
-        "edges",
-        "quantize_module",
         "quantizer_buffer_names",
         "quantizers",
         "set_state",
         "step_parameter_names",
     ),
+    "wrap": ("edges", "quantize_module"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

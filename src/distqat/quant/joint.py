@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from distqat.quant.quantizer import ActivationQuantizer
+from distqat.quant.token import TokenQuantizer
 
 OUTPUT_QUANT = "output_quant"
 """The child of a module whose output is quantized where it is produced; any module may have one."""
@@ -31,13 +32,29 @@ def joints(module: nn.Module) -> Iterator[tuple[str, nn.Module, ActivationQuanti
             yield name, child, quantizer
 
 
+class Unquantized(nn.Module):
+    """In place of a quantizer on a side that stays in float (method `none`)."""
+
+    bits = 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same."""
+        return x
+
+
 class CarriedInput(nn.Module):
     """In front of a layer that takes codes: the joint `source` made them (None: the stage before did)."""
 
-    def __init__(self, bits: int, source: str | None) -> None:
+    def __init__(self, bits: int, source: str | None, quantizer: ActivationQuantizer | None = None) -> None:
         super().__init__()
         self.bits = bits
         self.source = source
+        self._quantizer = [quantizer]  # in a list: its parameters belong to `source` alone
+
+    @property
+    def quantizer(self) -> ActivationQuantizer | None:
+        """The joint's; None where the stage before has it."""
+        return self._quantizer[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """The same."""
@@ -74,7 +91,14 @@ class SharedInput(nn.Module):
         return f"bits={self.bits}, that of {self.source!r}"
 
 
-InputQuantizer: TypeAlias = ActivationQuantizer | CarriedInput | SharedInput
+InputQuantizer: TypeAlias = ActivationQuantizer | CarriedInput | SharedInput | TokenQuantizer | Unquantized
+
+
+def quantizer_of(taken: InputQuantizer) -> ActivationQuantizer | None:
+    """The quantizer with the step of what a layer takes; None where it has none, or the stage before has."""
+    if isinstance(taken, CarriedInput | SharedInput):
+        return taken.quantizer
+    return taken if isinstance(taken, ActivationQuantizer) else None
 
 
 def _quantized(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distqat.quant.joint import InputQuantizer
+from distqat.quant.joint import InputQuantizer, Unquantized, quantizer_of
 from distqat.quant.quantizer import WeightQuantizer
 
 
@@ -22,8 +22,25 @@ class QuantizedLayer:
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    weight_quant: WeightQuantizer
+    weight_quant: WeightQuantizer | Unquantized
     input_quant: InputQuantizer
+    snaps_bias: bool
+
+    def used_bias(self) -> Tensor | None:
+        """The bias; once steps are frozen as int32 times (input step * weight step), if `snaps_bias`."""
+        taken, weight = quantizer_of(self.input_quant), self.weight_quant
+        if self.bias is None or not self.snaps_bias or taken is None or isinstance(weight, Unquantized):
+            return self.bias
+        if taken.state != "frozen" or weight.state != "frozen":
+            return self.bias
+        return snapped(self.bias, taken.step, weight.step)
+
+
+def snapped(bias: Tensor, input_step: Tensor, weight_step: Tensor) -> Tensor:
+    """The nearest value that int32 codes of the accumulator's grid can hold; the gradient passes."""
+    step = input_step.double() * weight_step.double()
+    codes = (bias.detach().double() / step).round().clamp(-(2**31) + 1, 2**31 - 1)
+    return (codes * step).to(bias.dtype) + (bias - bias.detach())
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
@@ -31,7 +48,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return F.linear(self.input_quant(input), self.weight_quant(self.weight), self.bias)
+        return F.linear(self.input_quant(input), self.weight_quant(self.weight), self.used_bias())
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
@@ -40,7 +57,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:
         """[batch, in, height, width] -> [batch, out, height, width]."""
         output: Tensor = self._conv_forward(
-            self.input_quant(input), self.weight_quant(self.weight), self.bias
+            self.input_quant(input), self.weight_quant(self.weight), self.used_bias()
         )
         return output
 
@@ -51,7 +68,7 @@ class QuantConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:
         """[batch, in, length] -> [batch, out, length]."""
         output: Tensor = self._conv_forward(
-            self.input_quant(input), self.weight_quant(self.weight), self.bias
+            self.input_quant(input), self.weight_quant(self.weight), self.used_bias()
         )
         return output
 
@@ -71,9 +88,16 @@ def channel_axis(module: nn.Module) -> Literal[0, 1]:
     return 1 if conv1d is not None and isinstance(module, conv1d) else 0
 
 
-def to_quantized(module: nn.Module, weight_quant: WeightQuantizer, input_quant: InputQuantizer) -> None:
+def to_quantized(
+    module: nn.Module,
+    weight_quant: WeightQuantizer | Unquantized,
+    input_quant: InputQuantizer,
+    *,
+    snaps_bias: bool = False,
+) -> None:
     """Turn a layer of a known kind into its twin, in place."""
     module.__class__ = _twins()[type(module)]
+    module.__dict__["snaps_bias"] = snaps_bias
     module.add_module("weight_quant", weight_quant)
     module.add_module("input_quant", input_quant)
 
@@ -102,6 +126,6 @@ def _conv1d_twin(conv1d: Any) -> type[nn.Module]:
 
         def forward(self, x: Tensor) -> Tensor:
             """[..., in] -> [..., out]."""
-            return F.linear(self.input_quant(x), self.weight_quant(self.weight).t(), self.bias)
+            return F.linear(self.input_quant(x), self.weight_quant(self.weight).t(), self.used_bias())
 
     return QuantConv1D

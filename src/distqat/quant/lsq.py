@@ -12,11 +12,15 @@ sum(g * y) - sum(gx * x), with gx the gradient of x that is computed anyway. It 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Rounding: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
 
 LOG_STEP_BOUND = 64.0
 """|log(step)| beyond this counts as this, so neither the step nor its inverse ever leaves float32."""
@@ -31,14 +35,23 @@ def step_size(log_step: Tensor) -> Tensor:
 
 
 def fake_quantize(
-    x: Tensor, log_step: Tensor, qmin: int, qmax: int, *, axis: int | None, gradient_scale: float
+    x: Tensor,
+    log_step: Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    axis: int | None,
+    gradient_scale: float,
+    compiled: bool = False,
 ) -> Tensor:
     """`x` rounded to step * {qmin..qmax}; same shape and dtype, straight-through gradient.
 
     `log_step` is a scalar (axis None) or has one entry per index of `axis`; its gradient is multiplied
     by `gradient_scale`. Quantizing the result again changes nothing (in float32 and float64).
+    `compiled`: through torch.compile, which makes one pass over the memory of the forward arithmetic.
     """
-    y: Tensor = _FakeQuantize.apply(x, log_step, qmin, qmax, axis, gradient_scale)  # type: ignore[no-untyped-call]
+    rounded = _compiled() if compiled else _rounded
+    y: Tensor = _FakeQuantize.apply(x, log_step, qmin, qmax, axis, gradient_scale, rounded)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -54,10 +67,10 @@ class _FakeQuantize(torch.autograd.Function):
         qmax: int,
         axis: int | None,
         gradient_scale: float,
+        rounded: Rounding,
     ) -> Tensor:
         step = _aligned(step_size(log_step), x.dim(), axis)
-        y = _wide(x) * step.reciprocal()
-        y = y.round_().clamp_(qmin, qmax).mul_(step).to(x.dtype)
+        y = rounded(_wide(x), step, qmin, qmax).to(x.dtype)
         ctx.save_for_backward(x, y, log_step)
         ctx.qmin, ctx.qmax, ctx.axis, ctx.gradient_scale = qmin, qmax, axis, gradient_scale
         return y
@@ -79,7 +92,18 @@ class _FakeQuantize(torch.autograd.Function):
                 total = terms.sum_to_size(inverse.shape).view(-1)
             grad_step = (total * ctx.gradient_scale).to(log_step.dtype)
         grad_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_step, None, None, None, None
+        return grad_x, grad_step, None, None, None, None, None
+
+
+def _rounded(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
+    y: Tensor = (x * step.reciprocal()).round_().clamp_(qmin, qmax).mul_(step)
+    return y
+
+
+@cache
+def _compiled() -> Rounding:
+    made: Rounding = torch.compile(_rounded, dynamic=True)
+    return made
 
 
 def _wide(x: Tensor) -> Tensor:

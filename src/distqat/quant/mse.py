@@ -43,17 +43,50 @@ def histogram_step(counts: Tensor, qmin: int, qmax: int) -> float:
     rows = counts if qmin < 0 else counts[:1]
     highest = int(rows[:, 1:].sum(0).nonzero().max()) + 1
     absmax = float(_edges()[highest])
-    values = _points()
-    values = torch.cat([values, -values])
-    weights = counts[:, 1:].double().div(_POINTS_PER_BIN).repeat_interleave(_POINTS_PER_BIN, dim=1).flatten()
-    seen = weights > 0
-    values, weights = values[seen], weights[seen]
+    values, weights = _weighed(counts if qmin < 0 else counts * torch.tensor([[1], [0]]))
     best = absmax / qmax
     for octaves in (torch.arange(0, -129, -1) / 16, torch.arange(-16, 17) / 256):
         steps = best * torch.exp2(octaves.double())[:, None]
         errors = (steps * (values / steps).round().clamp(qmin, qmax) - values).square() @ weights
         best = float(steps[int(errors.argmin())])
     return best
+
+
+def largest_value(counts: Tensor, *, negative: bool) -> float:
+    """An upper bound of |x| over what `counts` holds, at most a 16th above it; `negative`: of both signs."""
+    rows = (counts if negative else counts[:1]).cpu()
+    return float(_edges()[int(rows[:, 1:].sum(0).nonzero().max()) + 1])
+
+
+def shifted_step(counts: Tensor, levels: int, *, search: bool) -> tuple[float, float]:
+    """(step, lowest value) for codes 0..`levels` with zero on a code: the range seen, or a better part of it.
+
+    With `search` both ends shrink by up to 4 octaves (the upper) and 2 (the lower), to the least squared
+    error. Something other than zero must be in `counts`.
+    """
+    counts = counts.cpu()
+    rows = [int(row[1:].nonzero().max()) + 1 if bool(row[1:].any()) else 0 for row in counts]
+    high, low = (float(_edges()[row]) if row else 0.0 for row in rows)
+    values, weights = _weighed(counts)
+    best, chosen = float("inf"), ((high + low) / levels, -low)
+    for up in range(33 if search else 1):
+        for down in range(9 if search and low else 1):
+            step = (high * 2 ** (-up / 8) + low * 2 ** (-down / 4)) / levels
+            zero = round(low * 2 ** (-down / 4) / step)
+            codes = (values / step).round().clamp(-zero, levels - zero)
+            error = float((codes * step - values).square() @ weights)
+            if error < best:
+                best, chosen = error, (step, -zero * step)
+    return chosen
+
+
+def largest_steps(weight_CN: Tensor, qmax: int) -> Tensor:
+    """Per row of [channels, weights] the step whose largest code is the largest weight; all positive."""
+    largest_C = weight_CN.detach().float().abs().amax(1) / qmax
+    zero_C = largest_C == 0
+    if bool(zero_C.all()):
+        return torch.full_like(largest_C, 2 / (qmax * weight_CN.shape[1] ** 0.5))
+    return torch.where(zero_C, largest_C[~zero_C].mean(), largest_C)
 
 
 def channel_steps(weight_CN: Tensor, qmax: int) -> Tensor:
@@ -64,11 +97,10 @@ def channel_steps(weight_CN: Tensor, qmax: int) -> Tensor:
     1 / sqrt(weights) would about need.
     """
     weight_CN = weight_CN.detach().float()
-    largest_C = weight_CN.abs().amax(1) / qmax
-    zero_C = largest_C == 0
+    zero_C = ~weight_CN.any(1)
+    largest_C = largest_steps(weight_CN, qmax)
     if bool(zero_C.all()):
-        return torch.full_like(largest_C, 2 / (qmax * weight_CN.shape[1] ** 0.5))
-    largest_C = torch.where(zero_C, largest_C[~zero_C].mean(), largest_C)
+        return largest_C
     best_C, error_C = largest_C, _channel_errors(weight_CN, largest_C, qmax)
     offsets = [
         [-quarters / 4 for quarters in range(1, 15)],
@@ -85,6 +117,15 @@ def channel_steps(weight_CN: Tensor, qmax: int) -> Tensor:
             best_C = torch.where(better_C, step_C, best_C)
             error_C = torch.where(better_C, tried_C, error_C)
     return torch.where(zero_C, best_C[~zero_C].mean(), best_C)
+
+
+def _weighed(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of the bins that hold something (zero apart), of both signs, and how much each counts."""
+    values = _points()
+    values = torch.cat([values, -values])
+    weights = counts[:, 1:].double().div(_POINTS_PER_BIN).repeat_interleave(_POINTS_PER_BIN, dim=1).flatten()
+    seen = weights > 0
+    return values[seen], weights[seen]
 
 
 def _channel_errors(weight_CN: Tensor, step_C: Tensor, qmax: int) -> Tensor:

@@ -1,27 +1,51 @@
-"""The `quant:` section: how many bits, for which layers, and how long to calibrate."""
+"""The `quant:` section: which method and how many bits, for which layers, and what happens when."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distqat.options import Options
+from distqat.quant.methods import activation_method, weight_method
 
 Bits = Annotated[int, Field(ge=2, le=8)]
+InitName = Literal["mse", "minmax"]
+
+DEFAULT_SKIP = ("*.wte", "*.wpe", "*LayerNorm*", "*lm_head*")
+"""Embeddings, norms and the tied output of language models; in other models they name nothing."""
 
 
 class WeightOptions(Options):
-    """Weights: symmetric, one step per output channel, codes in +-(2**(bits - 1) - 1)."""
+    """Weights: symmetric codes in +-(2**(bits - 1) - 1)."""
 
     bits: Bits = 8
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    """One step per output channel, or one for the whole tensor."""
+    method: Annotated[str, AfterValidator(weight_method)] = "lsq"
+    """How steps come about: `lsq`, `minmax`, or `none` for weights in float."""
+    init: InitName = "mse"
+    """The first steps: of least squared error, or so that the largest value is the largest code."""
 
 
 class ActivationOptions(Options):
-    """Inputs of layers: one step per tensor. `auto` is unsigned where calibration saw nothing below zero."""
+    """Tensors between layers. `auto` is unsigned where calibration saw nothing below zero."""
 
     bits: Bits = 8
     signed: Literal["auto"] | bool = "auto"
+    granularity: Literal["per_tensor", "per_token"] = "per_tensor"
+    """`per_token`: in front of linear layers a step of its own for every token, made anew from its values."""
+    method: Annotated[str, AfterValidator(activation_method)] = "lsq"
+    """How steps come about: `lsq`, `lsq+`, `pact`, `minmax`, or `none` for tensors in float."""
+    init: InitName = "mse"
+    """The first steps: of least squared error, or so that the largest value is the largest code."""
+
+
+class BiasOptions(Options):
+    """Biases of layers, which integer runtimes hold as int32."""
+
+    snap: bool = True
+    """Round them to the grid of the accumulator (input step times weight step) once steps are frozen."""
 
 
 class BitsOverride(Options):
@@ -39,10 +63,15 @@ class OverrideOptions(Options):
 
 
 class WarmupOptions(Options):
-    """What happens before the first quantized step."""
+    """What happens before the first quantized step, and near the end of the run."""
 
+    float_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps in float before quantizers are calibrated; more than 0 in one process only."""
     calibrate_batches: Annotated[int, Field(ge=1)] = 8
     """Forward passes in training mode (microbatches count singly) that each activation quantizer observes."""
+    freeze_bn_last: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
+    """The last share of a run's steps, in which BatchNorm keeps its statistics; in the last half of it the
+    quantizers' steps are frozen as well, and biases snapped."""
 
 
 class QuantOptions(Options):
@@ -51,9 +80,12 @@ class QuantOptions(Options):
     enabled: bool = True
     weight: WeightOptions = WeightOptions()
     activation: ActivationOptions = ActivationOptions()
+    bias: BiasOptions = BiasOptions()
     first_last_bits: Bits = 8
     """Bits of weights and inputs of the first and the last layer of the whole model."""
-    skip: tuple[str, ...] = ()
+    skip: tuple[str, ...] = DEFAULT_SKIP
     """Layers that stay in float; a pattern that names a module names everything inside it."""
     overrides: tuple[OverrideOptions, ...] = ()
     warmup: WarmupOptions = WarmupOptions()
+    compile: bool = False
+    """Compile the arithmetic of quantizers (torch.compile; needs a C++ compiler where there is no GPU)."""

@@ -11,6 +11,7 @@ state dict carries it to the bit and a snapshot of the buffers undoes what an ab
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,10 +19,22 @@ from torch import Tensor, nn
 
 from distqat.errors import QuantError
 from distqat.quant import mse
-from distqat.quant.lsq import fake_quantize, step_size
+from distqat.quant.lsq import step_size
+from distqat.quant.methods import get_method
+from distqat.quant.methods.method import Grid
+from distqat.quant.options import InitName
 
 QuantState = Literal["calibrating", "active", "frozen"]
 STATES: tuple[QuantState, ...] = ("calibrating", "active", "frozen")
+
+
+@dataclass(frozen=True)
+class How:
+    """A method of `quant.methods` by name, where its steps begin, and whether its arithmetic is compiled."""
+
+    method: str = "lsq"
+    init: InitName = "mse"
+    compiled: bool = False
 
 
 class Quantizer(nn.Module):
@@ -30,11 +43,15 @@ class Quantizer(nn.Module):
     log_step: nn.Parameter
     state_code: Tensor
 
-    def __init__(self, name: str, bits: int, shape: tuple[int, ...], device: torch.device | None) -> None:
+    def __init__(
+        self, name: str, bits: int, shape: tuple[int, ...], device: torch.device | None, how: How
+    ) -> None:
         super().__init__()
         self.name = name
         self.bits = bits
-        self.log_step = nn.Parameter(torch.zeros(shape, device=device))
+        self.how = how
+        self.method = get_method(how.method)
+        self.log_step = nn.Parameter(torch.zeros(shape, device=device), requires_grad=self.method.learns_step)
         self.register_buffer("state_code", torch.zeros((), dtype=torch.uint8, device=device))
         self._read: dict[str, tuple[Tensor, int, int]] = {}
 
@@ -81,30 +98,38 @@ class Quantizer(nn.Module):
 
 
 class WeightQuantizer(Quantizer):
-    """Symmetric, one step per index of `axis` (the output channel), codes in +-(2**(bits - 1) - 1)."""
+    """Symmetric, codes in +-(2**(bits - 1) - 1); a step per index of `axis` (the output channel), or one."""
 
-    def __init__(self, name: str, weight: Tensor, *, bits: int, axis: int) -> None:
-        super().__init__(name, bits, (weight.shape[axis],), weight.device)
+    def __init__(
+        self, name: str, weight: Tensor, *, bits: int, axis: int | None, how: How | None = None
+    ) -> None:
+        steps = () if axis is None else (weight.shape[axis],)
+        super().__init__(name, bits, steps, weight.device, how or How())
         self.axis = axis
         self.qmax = 2 ** (bits - 1) - 1
-        self._gradient_scale = (weight.numel() / weight.shape[axis] * self.qmax) ** -0.5
+        per_step = weight.numel() / self.log_step.numel()
+        self._grid = Grid(-self.qmax, self.qmax, axis, (per_step * self.qmax) ** -0.5, self.how.compiled)
 
     def initial_step(self, weight: Tensor) -> Tensor:
-        """The step of least squared error for each output channel."""
-        return mse.channel_steps(weight.detach().movedim(self.axis, 0).flatten(1), self.qmax)
+        """The first step, for each output channel where there is one each."""
+        rows = weight.detach().flatten()[None] if self.axis is None else weight.detach().movedim(self.axis, 0)
+        rows = rows.flatten(1)
+        steps = mse.largest_steps(rows, self.qmax) if self._extremes else mse.channel_steps(rows, self.qmax)
+        return steps.view(self.log_step.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the integers will have it; itself while calibrating."""
-        if self.state == "calibrating":
+        state = self.state
+        if state == "calibrating":
             return weight
-        return fake_quantize(
-            weight,
-            self._learned_log_step(),
-            -self.qmax,
-            self.qmax,
-            axis=self.axis,
-            gradient_scale=self._gradient_scale,
-        )
+        if self.method.follows_weight and state == "active":
+            with torch.no_grad():
+                self.log_step.copy_(self.initial_step(weight).log())
+        return self.method.fake_quantize(weight, self._learned_log_step(), None, self._grid)
+
+    @property
+    def _extremes(self) -> bool:
+        return self.how.init == "minmax" or self.method.follows_weight
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""
@@ -115,16 +140,26 @@ class ActivationQuantizer(Quantizer):
     """One step per tensor; codes 0..2**bits - 1 where unsigned, else +-(2**(bits - 1) - 1).
 
     `signed` "auto" is decided at activation: unsigned when nothing below zero (by 2**-24 or more) was seen.
+    A method with an offset has all 2**bits codes around a learned zero point instead.
     """
 
+    offset: nn.Parameter | None
     signed: Tensor
     counts: Tensor
     batches: Tensor
 
     def __init__(
-        self, name: str, *, bits: int, signed: Literal["auto"] | bool, device: torch.device | None = None
+        self,
+        name: str,
+        *,
+        bits: int,
+        signed: Literal["auto"] | bool,
+        device: torch.device | None = None,
+        how: How | None = None,
     ) -> None:
-        super().__init__(name, bits, (), device)
+        super().__init__(name, bits, (), device, how or How())
+        offset = nn.Parameter(torch.zeros((), device=device)) if self.method.has_offset else None
+        self.register_parameter("offset", offset)
         self.signed_option = signed
         self.observing = True
         """False while the module that owns this is fed a dummy batch; see wrap.quantize_module."""
@@ -134,7 +169,11 @@ class ActivationQuantizer(Quantizer):
 
     @property
     def code_range(self) -> tuple[int, int]:
-        """(lowest, highest) integer code."""
+        """(lowest, highest) integer code; zero is always one of them, and stands for zero."""
+        if self.offset is not None:
+            highest = 2**self.bits - 1
+            zero = int((-self.offset.detach() / self.step).round().clamp(0, highest))
+            return -zero, highest - zero
         if self._flag("signed"):
             return -(2 ** (self.bits - 1) - 1), 2 ** (self.bits - 1) - 1
         return 0, 2**self.bits - 1
@@ -152,26 +191,35 @@ class ActivationQuantizer(Quantizer):
         self.counts += mse.histogram(x)
         self.batches += 1
 
-    def initial_step(self) -> tuple[Tensor, bool]:
-        """(step of least squared error, signed) for what was observed; QuantError if that is nothing."""
+    def initial_step(self) -> tuple[Tensor, bool, Tensor]:
+        """(first step, signed, offset) for what was observed; QuantError if that is nothing."""
         above, below = mse.seen_values(self.counts)
         if not above and not below:
             raise QuantError(
                 f"{self.name} has seen no real data; run real batches through it in training mode before "
                 f"activating it, or put its layer under quant.skip"
             )
+        if self.offset is not None:
+            step, lowest = mse.shifted_step(self.counts, 2**self.bits - 1, search=self.how.init == "mse")
+            return torch.tensor(step), below, torch.tensor(lowest)
         signed = below if self.signed_option == "auto" else self.signed_option
         if not signed and not above:
             raise QuantError(
                 f"{self.name} is unsigned but saw no positive value; set quant.activation.signed: auto"
             )
         qmax = 2 ** (self.bits - 1) - 1 if signed else 2**self.bits - 1
-        step = mse.histogram_step(self.counts, -qmax if signed else 0, qmax)
-        return torch.tensor(step), signed
+        if self.how.init == "minmax" or self.how.method == "minmax":
+            step = mse.largest_value(self.counts, negative=signed) / qmax
+        else:
+            step = mse.histogram_step(self.counts, -qmax if signed else 0, qmax)
+        return torch.tensor(step), signed, torch.tensor(0.0)
 
-    def begin_calibrated(self, step: Tensor, signed: bool) -> None:
+    def begin_calibrated(self, step: Tensor, signed: bool, offset: Tensor) -> None:
         """calibrating -> active; the statistics have served and are cleared."""
         self.begin(step)
+        if self.offset is not None:
+            with torch.no_grad():
+                self.offset.copy_(offset)
         self.signed.fill_(signed)
         self.counts.zero_()
         self.batches.zero_()
@@ -182,17 +230,18 @@ class ActivationQuantizer(Quantizer):
         The N of the gradient scale is the size of one sample (the layer's features, as in the paper), so that
         the gradients of microbatches add up to that of the batch.
         """
-        if self.state == "calibrating":
+        state = self.state
+        if state == "calibrating":
             if self.training and self.observing:
                 self.observe(x)
             return x
         qmin, qmax = self.code_range
         features = max(x.numel() // max(x.shape[0], 1), 1) if x.dim() else 1
-        return fake_quantize(
-            x, self._learned_log_step(), qmin, qmax, axis=None, gradient_scale=(features * qmax) ** -0.5
-        )
+        grid = Grid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, self.how.compiled)
+        offset = self.offset.detach() if self.offset is not None and state == "frozen" else self.offset
+        return self.method.fake_quantize(x, self._learned_log_step(), offset, grid)
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""
-        kind = "signed" if self._flag("signed") else "unsigned"
+        kind = "shifted" if self.offset is not None else "signed" if self._flag("signed") else "unsigned"
         return f"bits={self.bits}, {kind}, {self.state}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distqat.quant.layers import QuantizedLayer, channel_axis, layer_kind
 
+MAX_BITS = 8  # a side with more is in float
 _OTHER_PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -49,7 +50,7 @@ def coverage(module: nn.Module, sample: Sequence[Tensor] | None = None) -> Cover
         for parameter in child.parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in counted:
                 counted.add(id(parameter))
-                _add(result.weights, _bits(child), parameter.numel())
+                _add(result.weights, _bits(child, of_product=False), parameter.numel())
     if sample is not None:
         _count_macs(module, sample, result.macs)
     return result
@@ -80,10 +81,14 @@ def _count_macs(module: nn.Module, sample: Sequence[Tensor], macs: dict[str, int
             child.training = was_training
 
 
-def _bits(layer: nn.Module) -> str:
-    if isinstance(layer, QuantizedLayer):
-        return f"W{layer.weight_quant.bits}A{layer.input_quant.bits}"
-    return "float"
+def _bits(layer: nn.Module, *, of_product: bool = True) -> str:
+    """`of_product`: a product of integers needs both sides quantized, a weight only itself."""
+    if not isinstance(layer, QuantizedLayer):
+        return "float"
+    weight, taken = layer.weight_quant.bits, layer.input_quant.bits
+    if weight > MAX_BITS or (of_product and taken > MAX_BITS):
+        return "float"
+    return f"W{weight}A{taken if taken <= MAX_BITS else 'float'}"
 
 
 def _add(counts: dict[str, int], bits: str, number: int) -> None:

@@ -1,9 +1,8 @@
-"""Quantize a stage in place, and move all of its quantizers from state to state."""
+"""Quantize a stage in place: choose its layers, place its quantizers, turn layers into their twins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,50 +10,22 @@ from torch import Tensor, nn
 
 from distqat.errors import QuantError
 from distqat.quant.flow import Flow
-from distqat.quant.joint import OUTPUT_QUANT, CarriedInput, InputQuantizer, SharedInput, add_joint
-from distqat.quant.layers import QuantizedLayer, channel_axis, layer_kind, to_quantized
+from distqat.quant.joint import (
+    OUTPUT_QUANT,
+    CarriedInput,
+    InputQuantizer,
+    SharedInput,
+    Unquantized,
+    add_joint,
+)
+from distqat.quant.layers import channel_axis, layer_kind, to_quantized
 from distqat.quant.options import QuantOptions
 from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
-from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
+from distqat.quant.report import LayerReport, QuantReport
 from distqat.quant.rules import LayerBits, layer_bits
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One quantized layer."""
-
-    name: str
-    kind: str
-    weight_bits: int
-    activation_bits: int
-
-
-@dataclass(frozen=True)
-class QuantReport:
-    """What `quantize_module` did to one stage, and what it left in float and why."""
-
-    stage: str
-    enabled: bool
-    layers: tuple[LayerReport, ...]
-    left_out: tuple[tuple[str, str], ...]
-    joints: tuple[str, ...] = ()
-    """Modules whose output is quantized where it is produced."""
-
-    def lines(self) -> list[str]:
-        """For the log: one line in all, one per pair of bits, one per layer left out."""
-        if not self.enabled:
-            return [f"{self.stage}: quantization is off"]
-        lines = [f"{self.stage}: {len(self.layers)} layers quantized, {len(self.left_out)} left in float"]
-        if self.joints:
-            lines.append(f"  joints: {len(self.joints)} ({self.joints[0]} ... {self.joints[-1]})")
-        groups: dict[str, list[str]] = {}
-        for layer in self.layers:
-            groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
-        lines += [f"  {bits}: {len(names)} ({names[0]} ... {names[-1]})" for bits, names in groups.items()]
-        return lines + [f"  float: {name} ({reason})" for name, reason in self.left_out]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
+from distqat.quant.states import quantizers
+from distqat.quant.token import TokenQuantizer
 
 
 def quantize_module(
@@ -81,13 +52,16 @@ def quantize_module(
     if any(isinstance(child, Quantizer) for child in module.modules()):
         raise QuantError(f"stage {stage!r} is quantized already; build it anew to quantize it otherwise")
     chosen, left_out = choose_layers(module, options, stage=stage, first=first, last=last)
-    bits_of = {name: bits.activation for name, bits in chosen.items()}
-    placement = Placement() if flow is None else place(flow, bits_of, boundary or Boundary())
+    placement = Placement()
+    if flow is not None:
+        placement = place(flow, _placed_bits(module, chosen, options), boundary or Boundary())
     kinds = {name: layer_kind(module.get_submodule(name)) or "" for name in chosen}
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     for name, changed_later in placement.joints.items():
-        _join(module.get_submodule(name), _full(stage, name), changed_later=changed_later)
+        quantizer = _tensor_quantizer(f"{_full(stage, name)}.{OUTPUT_QUANT}", JOINT_BITS, options, device)
+        add_joint(module.get_submodule(name), quantizer, changed_later=changed_later)
     for name, bits in chosen.items():
-        _quantize_layer(module, name, stage, bits, placement)
+        _quantize_layer(module, name, stage, bits, options, placement)
     if chosen:
         module.register_forward_pre_hook(_note_dummies, with_kwargs=True)
     layers = (
@@ -108,7 +82,7 @@ def edges(
     if not options.enabled:
         return False, False
     chosen, _ = choose_layers(module, options, stage=stage, first=first, last=last)
-    placement = place(flow, {name: bits.activation for name, bits in chosen.items()}, Boundary())
+    placement = place(flow, _placed_bits(module, chosen, options), Boundary())
     return placement.wants_codes, placement.has_codes
 
 
@@ -132,104 +106,64 @@ def choose_layers(
         bits = layer_bits(options, stage, name, is_edge=name in outer)
         if isinstance(bits, str):
             left_out.append((name or stage, f"skip {bits!r}"))
+        elif options.weight.method == options.activation.method == "none":
+            left_out.append((name or stage, "methods 'none'"))
         else:
             chosen[name] = bits
     return chosen, left_out
 
 
-def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """All quantizers with their names in the module, in order."""
-    for name, child in module.named_modules():
-        if isinstance(child, Quantizer):
-            yield name, child
-
-
-def activate(module: nn.Module) -> None:
-    """calibrating -> active for the whole stage: all steps are computed first, then all are set.
-
-    Raises QuantError, and changes nothing, if a quantizer is not calibrating or saw no real data.
-    """
-    layers = [child for child in module.modules() if isinstance(child, QuantizedLayer)]
-    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
-    for _, quantizer in quantizers(module):
-        if quantizer.state != "calibrating":
-            raise QuantError(
-                f"{quantizer.name} is {quantizer.state}; only a calibrating stage can be activated"
-            )
-    of_weights = [layer.weight_quant.initial_step(layer.weight) for layer in layers]
-    of_tensors = [quantizer.initial_step() for quantizer in tensors]
-    for layer, weight_step in zip(layers, of_weights, strict=True):
-        layer.weight_quant.begin(weight_step)
-    for quantizer, (step, signed) in zip(tensors, of_tensors, strict=True):
-        quantizer.begin_calibrated(step, signed)
-
-
-def set_state(module: nn.Module, state: QuantState) -> None:
-    """Move every quantizer of a stage to `state`; being there already is fine, going back is a QuantError."""
-    if state not in STATES:
-        raise QuantError(f"unknown quantizer state {state!r}; known: {', '.join(STATES)}")
-    present = {quantizer.state for _, quantizer in quantizers(module)}
-    if present <= {state}:
-        return
-    if state == "active" and present == {"calibrating"}:
-        activate(module)
-    elif state == "frozen" and "calibrating" not in present:
-        for _, quantizer in quantizers(module):
-            quantizer.freeze()
-    else:
-        raise QuantError(
-            f"quantizers that are {' and '.join(sorted(present))} cannot become {state}; "
-            f"the order is {' -> '.join(STATES)}"
-        )
-
-
-def calibrated(module: nn.Module, options: QuantOptions) -> bool:
-    """Whether every activation quantizer has observed warmup.calibrate_batches, or is past calibrating."""
-    return all(
-        quantizer.state != "calibrating" or int(quantizer.batches) >= options.warmup.calibrate_batches
-        for _, quantizer in quantizers(module)
-        if isinstance(quantizer, ActivationQuantizer)
-    )
-
-
-def step_parameter_names(module: nn.Module) -> set[str]:
-    """Names of the log-step parameters: no weight decay; averaged as they are, outside the outer momentum."""
-    return {f"{name}.log_step" if name else "log_step" for name, _ in quantizers(module)}
-
-
-def quantizer_buffer_names(module: nn.Module) -> set[str]:
-    """Names of the quantizers' buffers: equal on all replicas once active, so compared and never averaged."""
+def _placed_bits(module: nn.Module, chosen: Mapping[str, LayerBits], options: QuantOptions) -> dict[str, int]:
+    """Bits of the inputs that are quantized as whole tensors."""
+    if options.activation.method == "none":
+        return {}
     return {
-        f"{name}.{buffer_name}" if name else buffer_name
-        for name, quantizer in quantizers(module)
-        for buffer_name, _ in quantizer.named_buffers()
+        name: bits.activation
+        for name, bits in chosen.items()
+        if not _per_token(module.get_submodule(name), options)
     }
 
 
-def _quantize_layer(module: nn.Module, name: str, stage: str, bits: LayerBits, placement: Placement) -> None:
+def _quantize_layer(
+    module: nn.Module, name: str, stage: str, bits: LayerBits, options: QuantOptions, placement: Placement
+) -> None:
     layer = module.get_submodule(name)
-    weight = layer.get_parameter("weight")
-    whole = _full(stage, name)
-    where = placement.inputs.get(name, OWN)
+    weight, whole = layer.get_parameter("weight"), _full(stage, name)
+    quantizer: WeightQuantizer | Unquantized = Unquantized()
+    if options.weight.method != "none":
+        axis = channel_axis(layer) if options.weight.granularity == "per_channel" else None
+        how = How(options.weight.method, options.weight.init, options.compile)
+        quantizer = WeightQuantizer(f"{whole}.weight_quant", weight, bits=bits.weight, axis=axis, how=how)
     taken: InputQuantizer
-    if where.how == "carried":
-        taken = CarriedInput(JOINT_BITS, where.of)
+    where = placement.inputs.get(name, OWN)
+    if options.activation.method == "none":
+        taken = Unquantized()
+    elif _per_token(layer, options):
+        taken = TokenQuantizer(bits.activation, quantizer if isinstance(quantizer, WeightQuantizer) else None)
+    elif where.how == "carried":
+        source = None if where.of is None else module.get_submodule(where.of)._modules[OUTPUT_QUANT]
+        assert source is None or isinstance(source, ActivationQuantizer)
+        taken = CarriedInput(JOINT_BITS, where.of, source)
     elif where.how == "shared":
         owner = module.get_submodule(str(where.of)).get_submodule("input_quant")
         assert isinstance(owner, ActivationQuantizer)
         taken = SharedInput(owner, str(where.of))
     else:
-        taken = ActivationQuantizer(
-            f"{whole}.input_quant", bits=bits.activation, signed=bits.signed, device=weight.device
-        )
-    quantizer = WeightQuantizer(f"{whole}.weight_quant", weight, bits=bits.weight, axis=channel_axis(layer))
-    to_quantized(layer, quantizer, taken)
+        taken = _tensor_quantizer(f"{whole}.input_quant", bits.activation, options, weight.device)
+    to_quantized(layer, quantizer, taken, snaps_bias=options.bias.snap)
 
 
-def _join(module: nn.Module, name: str, *, changed_later: bool) -> None:
-    device = next((tensor.device for tensor in module.parameters()), None)
-    quantizer = ActivationQuantizer(f"{name}.{OUTPUT_QUANT}", bits=JOINT_BITS, signed="auto", device=device)
-    add_joint(module, quantizer, changed_later=changed_later)
+def _per_token(layer: nn.Module, options: QuantOptions) -> bool:
+    """Whether a layer quantizes its input token by token: linear ones do, convolutions have no tokens."""
+    return options.activation.granularity == "per_token" and layer_kind(layer) in ("Linear", "Conv1D")
+
+
+def _tensor_quantizer(
+    name: str, bits: int, options: QuantOptions, device: torch.device
+) -> ActivationQuantizer:
+    activation = options.activation
+    how = How(activation.method, activation.init, options.compile)
+    return ActivationQuantizer(name, bits=bits, signed=activation.signed, device=device, how=how)
 
 
 def _full(stage: str, name: str) -> str:

@@ -47,3 +47,19 @@ def test_a_section_as_in_yaml() -> None:
     assert options.overrides[0].weight is not None
     assert options.overrides[0].weight.bits == 2
     assert QuantOptions.model_validate(options.model_dump()) == options
+
+
+def test_the_documented_block_is_the_default() -> None:
+    written = {
+        "enabled": True,
+        "weight": {"bits": 8, "granularity": "per_channel", "method": "lsq", "init": "mse"},
+        "activation": {
+            "bits": 8, "signed": "auto", "granularity": "per_tensor", "method": "lsq", "init": "mse"
+        },
+        "bias": {"snap": True},
+        "first_last_bits": 8,
+        "skip": ["*.wte", "*.wpe", "*LayerNorm*", "*lm_head*"],
+        "warmup": {"float_steps": 0, "calibrate_batches": 8, "freeze_bn_last": 0.1},
+        "compile": False,
+    }  # fmt: skip
+    assert QuantOptions.model_validate(written) == QuantOptions()

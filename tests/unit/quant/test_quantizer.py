@@ -103,14 +103,14 @@ def test_states_follow_each_other_and_never_go_back() -> None:
     with pytest.raises(QuantError, match="activate it before"):
         quantizer.freeze()
     quantizer.observe(x)
-    step, signed = quantizer.initial_step()
-    quantizer.begin_calibrated(step, signed)
+    step, signed, offset = quantizer.initial_step()
+    quantizer.begin_calibrated(step, signed, offset)
     assert quantizer.state == "active"
     torch.testing.assert_close(quantizer.step, step)
     with pytest.raises(QuantError, match="only a calibrating quantizer observes"):
         quantizer.observe(x)
     with pytest.raises(QuantError, match="only a calibrating quantizer can be activated"):
-        quantizer.begin_calibrated(step, signed)
+        quantizer.begin_calibrated(step, signed, offset)
     quantizer(x).sum().backward()
     assert quantizer.log_step.grad is not None
     quantizer.log_step.grad = None
@@ -179,7 +179,7 @@ def test_the_gradient_scale_is_that_of_the_paper() -> None:
     torch.testing.assert_close(quantizer.log_step.grad, expected.detach(), rtol=1e-3, atol=1e-6)
     weight = torch.randn(3, 8)
     weight_quantizer = WeightQuantizer("w", weight, bits=4, axis=0)
-    assert weight_quantizer._gradient_scale == pytest.approx(1 / math.sqrt(8 * 7))
+    assert weight_quantizer._grid.gradient_scale == pytest.approx(1 / math.sqrt(8 * 7))
 
 
 def test_weights_are_symmetric_per_channel() -> None:

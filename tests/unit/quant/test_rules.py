@@ -88,3 +88,11 @@ def test_names_come_from_a_module_without_memory() -> None:
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     assert module_names(module) == {"": False, "0": True, "1": False}
+
+
+def test_the_default_patterns_may_name_nothing() -> None:
+    """They are made for language models; a user's own pattern must name something, also beside them."""
+    check_patterns(QuantOptions(), STAGES)
+    check_patterns(options(skip=["*.wte", "*.wpe", "*LayerNorm*", "*lm_head*", "fc"]), STAGES)
+    with pytest.raises(QuantError, match="matches nothing"):
+        check_patterns(options(skip=["*.wte", "*.wtee"]), STAGES)

@@ -1,0 +1,43 @@
+"""What quantizing a stage did: its layers, its joints, and what stays in float and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer."""
+
+    name: str
+    kind: str
+    weight_bits: int
+    activation_bits: int
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What `quantize_module` did to one stage, and what it left in float and why."""
+
+    stage: str
+    enabled: bool
+    layers: tuple[LayerReport, ...]
+    left_out: tuple[tuple[str, str], ...]
+    joints: tuple[str, ...] = ()
+    """Modules whose output is quantized where it is produced."""
+
+    def lines(self) -> list[str]:
+        """For the log: one line in all, one per pair of bits, one per layer left out."""
+        if not self.enabled:
+            return [f"{self.stage}: quantization is off"]
+        lines = [f"{self.stage}: {len(self.layers)} layers quantized, {len(self.left_out)} left in float"]
+        if self.joints:
+            lines.append(f"  joints: {len(self.joints)} ({self.joints[0]} ... {self.joints[-1]})")
+        groups: dict[str, list[str]] = {}
+        for layer in self.layers:
+            groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
+        lines += [f"  {bits}: {len(names)} ({names[0]} ... {names[-1]})" for bits, names in groups.items()]
+        return lines + [f"  float: {name} ({reason})" for name, reason in self.left_out]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())

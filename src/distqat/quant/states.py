@@ -1,0 +1,89 @@
+"""All quantizers of a stage: moved from state to state together, and named for optimizer and rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from distqat.errors import QuantError
+from distqat.quant.layers import QuantizedLayer
+from distqat.quant.options import QuantOptions
+from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+
+
+def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """All quantizers with their names in the module, in order."""
+    for name, child in module.named_modules():
+        if isinstance(child, Quantizer):
+            yield name, child
+
+
+def activate(module: nn.Module) -> None:
+    """calibrating -> active for the whole stage: all steps are computed first, then all are set.
+
+    Raises QuantError, and changes nothing, if a quantizer is not calibrating or saw no real data.
+    """
+    layers = [child for child in module.modules() if isinstance(child, QuantizedLayer)]
+    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
+    for _, quantizer in quantizers(module):
+        if quantizer.state != "calibrating":
+            raise QuantError(
+                f"{quantizer.name} is {quantizer.state}; only a calibrating stage can be activated"
+            )
+    of_weights = [
+        (layer.weight_quant, layer.weight_quant.initial_step(layer.weight))
+        for layer in layers
+        if isinstance(layer.weight_quant, WeightQuantizer)
+    ]
+    of_tensors = [quantizer.initial_step() for quantizer in tensors]
+    for weight_quant, weight_step in of_weights:
+        weight_quant.begin(weight_step)
+    for tensor_quant, found in zip(tensors, of_tensors, strict=True):
+        tensor_quant.begin_calibrated(*found)
+
+
+def set_state(module: nn.Module, state: QuantState) -> None:
+    """Move every quantizer of a stage to `state`; being there already is fine, going back is a QuantError."""
+    if state not in STATES:
+        raise QuantError(f"unknown quantizer state {state!r}; known: {', '.join(STATES)}")
+    present = {quantizer.state for _, quantizer in quantizers(module)}
+    if present <= {state}:
+        return
+    if state == "active" and present == {"calibrating"}:
+        activate(module)
+    elif state == "frozen" and "calibrating" not in present:
+        for _, quantizer in quantizers(module):
+            quantizer.freeze()
+    else:
+        raise QuantError(
+            f"quantizers that are {' and '.join(sorted(present))} cannot become {state}; "
+            f"the order is {' -> '.join(STATES)}"
+        )
+
+
+def calibrated(module: nn.Module, options: QuantOptions) -> bool:
+    """Whether every activation quantizer has observed warmup.calibrate_batches, or is past calibrating."""
+    return all(
+        quantizer.state != "calibrating" or int(quantizer.batches) >= options.warmup.calibrate_batches
+        for _, quantizer in quantizers(module)
+        if isinstance(quantizer, ActivationQuantizer)
+    )
+
+
+def step_parameter_names(module: nn.Module) -> set[str]:
+    """Parameters of quantizers (log-steps, offsets): no weight decay; averaged outside the outer momentum."""
+    return {
+        f"{name}.{own}" if name else own
+        for name, quantizer in quantizers(module)
+        for own, _ in quantizer.named_parameters(recurse=False)
+    }
+
+
+def quantizer_buffer_names(module: nn.Module) -> set[str]:
+    """Names of the quantizers' buffers: equal on all replicas once active, so compared and never averaged."""
+    return {
+        f"{name}.{buffer_name}" if name else buffer_name
+        for name, quantizer in quantizers(module)
+        for buffer_name, _ in quantizer.named_buffers()
+    }
