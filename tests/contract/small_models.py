@@ -105,6 +105,9 @@ MODELS: dict[str, SmallModel] = {
         full={"tie": False},
         integers=20,
     ),
+    "dcgan": SmallModel(
+        {"num_channels": 1, "img_size": 16, "latent": 4, "width": 4}, (Cut("generator discriminator"),)
+    ),
     "distilgpt2": SmallModel(
         {"n_layer": 3, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 20, "sequence_length": 6},
         (Cut("head body tail"),),

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,11 +110,13 @@ class Ledger:
     applied: Counter[str] = field(default_factory=Counter)
     aborted: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    frozen: Counter[str] = field(default_factory=Counter)
 
     def check(self, swarm: MemorySwarm, dead: set[str]) -> None:
-        """I2: sent = applied + aborted + lost; each step 0 or 1 times at each stage, and it adds up there."""
+        """I2: sent = applied + frozen + aborted + lost; each step 0 or 1 times at each stage."""
         for stage in swarm.config.stages:
-            assert self.sent[stage] == self.applied[stage] + self.aborted[stage] + self.lost[stage]
+            stood = self.applied[stage] + self.frozen[stage]
+            assert self.sent[stage] == stood + self.aborted[stage] + self.lost[stage]
             by_step: Counter[str] = Counter()
             for server in swarm.stages:
                 if server.replica.stage == stage:
@@ -143,7 +145,7 @@ class Driver:
         self.dead.add(peer)
         self.swarm.network.kill(peer)
 
-    async def train(self, batch: list[Batch]) -> StepResult:
+    async def train(self, batch: list[Batch], frozen: Collection[int] = ()) -> StepResult:
         """One step, over as many routes as it takes."""
         step, attempt = self.swarm.step_number, 0
         while True:
@@ -152,7 +154,7 @@ class Driver:
             self.ledger.sent.update(self.swarm.config.stages)
             self.swarm.step_number = step
             try:
-                result = await self.swarm.step(batch, attempt, hops)
+                result = await self.swarm.step(batch, attempt, hops, frozen=frozen)
             except SwarmError as error:
                 self.ledger.aborted.update(self.swarm.config.stages)
                 self.attempts.append(error)
@@ -163,7 +165,9 @@ class Driver:
                 self._router.failed(ExpertId.parse(uid), time.monotonic())
             lost = [ExpertId.parse(uid).stage for uid in result.lost]
             self.ledger.lost.update(lost)
-            self.ledger.applied.update(stage for stage in self.swarm.config.stages if stage not in lost)
+            for position, stage in enumerate(self.swarm.config.stages):
+                stood = self.ledger.frozen if position in frozen else self.ledger.applied
+                stood.update([stage] * (stage not in lost))
             assert math.isfinite(result.loss)
             return result
 

@@ -21,7 +21,7 @@ from distqat.data.server import DataServer
 from distqat.data.source import open_source
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.building import build_task
-from distqat.distributed.coordination.finish import Summary, mean, save_model
+from distqat.distributed.coordination.finish import Summary, mean, save_model, save_shown
 from distqat.distributed.coordination.trainers import CLIENT_PEER
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.evaluation import judge
@@ -277,6 +277,7 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
 def _finish(config: Config, trainer: BaselineTrainer, losses: list[float], seconds: float) -> Summary:
     modules = dict(trainer.model.stages.items())
     judged = judge(config, modules)
+    save_shown(config, modules)
     progress = trainer.progress
     summary = Summary(
         mode="baseline",

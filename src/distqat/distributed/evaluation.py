@@ -14,7 +14,7 @@ from distqat.data.source import Source, open_source
 from distqat.distributed.building import build_module, build_task
 from distqat.errors import ModelError
 from distqat.models import named_tensors
-from distqat.tasks.base import Bounded, Forward, Judging, Sample, Task
+from distqat.tasks.base import Bounded, Forward, Judging, Sample, Showing, Task
 
 BATCH = 256
 TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
@@ -60,6 +60,19 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
 
     Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError.
     """
+    task = build_task(config)
+    source = source or open_source(config.data, seed=config.seed)
+    return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))
+
+
+def show(config: Config, modules: Mapping[str, nn.Module]) -> Mapping[str, bytes]:
+    """Files with outputs of the composed stages, by name, where the task has some to show."""
+    task = build_task(config)
+    return task.show(composed(config, modules)) if isinstance(task, Showing) else {}
+
+
+def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
+    """The stages one behind the other, in eval mode."""
     stages = [modules[stage].eval() for stage in config.stages]
 
     @torch.no_grad()
@@ -69,9 +82,7 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
             named = named_tensors(stage(*named.values()))
         return named
 
-    task = build_task(config)
-    source = source or open_source(config.data, seed=config.seed)
-    return Judged(task.metric, *evaluate(task, source.heldout(), forward))
+    return forward
 
 
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from distqat.models import causal_lm, chain, gcn, gpt, mlp, resnet, wav2vec2
+from distqat.models import causal_lm, chain, dcgan, gcn, gpt, mlp, resnet, wav2vec2
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
@@ -41,6 +41,9 @@ for _stage in chain.STAGES:
             partial(resnet.build, _model, _stage),
             partial(resnet.sample_input, _model, _stage),
         )
+
+for _network in dcgan.STAGES:
+    register_stage(f"dcgan.{_network}", partial(dcgan.build, _network), partial(dcgan.sample_input, _network))
 
 for _model, _kind in (("hf", causal_lm.Hf), ("distilgpt2", gpt.DistilGpt2), ("gptneo", gpt.GptNeo)):
     for _part in causal_lm.STAGES:

@@ -13,6 +13,7 @@ from distqat.tasks.base import (
     Phase,
     Phased,
     Sample,
+    Showing,
     Task,
     TaskSettings,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Phase",
     "Phased",
     "Sample",
+    "Showing",
     "Task",
     "TaskSettings",
     "get_task",
@@ -50,6 +52,19 @@ def _cv(settings: TaskSettings) -> Task:
 
     return ImageClassification(
         num_classes=settings.num_classes, num_channels=settings.num_channels, img_size=settings.img_size
+    )
+
+
+@register_task("image_gen")
+def _image_gen(settings: TaskSettings) -> Task:
+    from distqat.tasks.image_gen import ImageGeneration
+
+    return ImageGeneration(
+        num_channels=settings.num_channels,
+        img_size=settings.img_size,
+        latent=settings.latent,
+        seed=settings.seed,
+        options=settings.options,
     )
 
 

@@ -130,6 +130,14 @@ class Judging(Protocol):
         """Metric, mean loss (NaN where there is none) and the number of samples or episodes looked at."""
 
 
+@runtime_checkable
+class Showing(Protocol):
+    """A task whose outputs are worth looking at."""
+
+    def show(self, forward: Forward) -> Mapping[str, bytes]:
+        """Files for the log folder of a run that has ended, by name."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """One committed step of a batch that takes several: which stages it trains; the others are frozen."""
@@ -138,8 +146,11 @@ class Phase:
     trains: Literal["all", "last", "before_last"] = "all"
 
     def trained(self, position: int, stages: int) -> bool:
-        """Whether the stage at `position` (from 0) of `stages` is trained in this phase."""
-        return self.trains == "all" or (position == stages - 1) == (self.trains == "last")
+        """Whether the stage at `position` (from 0) of `stages` is trained in this phase.
+
+        A model in one stage always is: it finds out from its inputs which part of it learns.
+        """
+        return stages == 1 or self.trains == "all" or (position == stages - 1) == (self.trains == "last")
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from distqat.checkpoint.assembled import join, write_model
 from distqat.config import Config
 from distqat.distributed.coordination.slots import Slots
 from distqat.distributed.coordination.trainers import Trainers
-from distqat.distributed.evaluation import judge
+from distqat.distributed.evaluation import judge, show
 from distqat.distributed.serving.shared import Shared, as_local
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str,
         as_local(states[stage]).load(module)
     judged = await asyncio.to_thread(judge, config, modules)
     path = await asyncio.to_thread(save_model, config, modules)
+    await asyncio.to_thread(save_shown, config, modules)
     sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in run.slots.holders}
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
     summary = Summary(
@@ -105,6 +106,14 @@ def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
     path = config.checkpoint_dir / "model.safetensors"
     write_model(path, join(states), {"run": config.experiment_prefix})
     return path
+
+
+def save_shown(config: Config, modules: Mapping[str, nn.Module]) -> None:
+    """What the task has to look at goes into the log folder."""
+    for name, content in show(config, modules).items():
+        path = Path(config.log_dir) / name
+        path.write_bytes(content)
+        logger.info("to look at: %s", path)
 
 
 def mean(values: list[float]) -> float | None:
