@@ -17,8 +17,8 @@ class DataOptions(Options):
     """What is trained on: an embedded data set, one of a plugin, local files, or the Hugging Face hub's."""
 
     dataset_name: Annotated[str, Field(min_length=1)] = "digits"
-    """`digits`, `python_docs`, `digits_graph`, `karate` (embedded, no network), a hub name such as
-    `uoft-cs/cifar10`, or `./path`: parquet, JSON or text files, or images in a folder per class."""
+    """`digits`, `python_docs`, `speech_prompts`, `digits_graph`, `karate` (embedded, no network), a hub name
+    such as `uoft-cs/cifar10`, or `./path`: parquet, JSON or text files, or images in a folder per class."""
     dataset_config: str | None = None
     """Configuration of a hub data set that has several."""
     dataset_split: Annotated[str, Field(min_length=1)] = "train"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distqat.data.documents import text_column
 from distqat.data.options import DataOptions
@@ -19,7 +19,11 @@ from distqat.tasks.base import Sample
 from distqat.tasks.options import parse_options
 from distqat.tasks.text_options import TextOptions
 
+if TYPE_CHECKING:
+    from distqat.data.utterances import Utterances
+
 LANGUAGE_TASKS = ("llm", "nlp")
+SPEECH_TASK = "speech"
 HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test split often has no labels
 HELDOUT_SAMPLES = 1000  # taken from the start of the stream where there is no such split
 FILES = -1  # the place of the order of files among the blocks of samples, which count from 0
@@ -46,7 +50,8 @@ class Split:
 class SampleStream:
     """A split in blocks of `shuffle_buffer` samples, each permuted by (seed, epoch, block).
 
-    Text of a language model is packed into sequences, which are the samples then. Files are taken in an
+    Text of a language model is packed into sequences, which are the samples then; of recordings, those that
+    are too long are left out. Files are taken in an
     order that depends on (seed, epoch) too. So a position is two integers, and going to one reads (and
     drops) what lies before it in the epoch.
     """
@@ -86,7 +91,7 @@ class SampleStream:
     def heldout(self) -> Iterable[Sample]:
         """The validation or test split; without one, the first samples, which are not trained on.
 
-        Of packed text at most 1,000 sequences.
+        Of packed text at most 1,000 sequences, of recordings as many.
         """
         split = self._split
         dataset = split.train.take(split.held_back) if split.heldout is None else split.heldout
@@ -154,8 +159,14 @@ def encoded(dataset: Any) -> Any:
     return dataset
 
 
-def _packing(options: DataOptions, split: Split) -> Packing | None:
-    """How text of a language model is packed; DataError for a data set that has no text."""
+def _packing(options: DataOptions, split: Split) -> Packing | Utterances | None:
+    """What makes samples of rows: text is packed, recordings are sifted. DataError for what lacks them."""
+    if options.task_type == SPEECH_TASK:
+        from distqat.data.utterances import Utterances
+
+        utterances = Utterances(options)
+        utterances.check(split.read(split.train))
+        return utterances
     if options.task_type not in LANGUAGE_TASKS:
         return None
     text = parse_options(TextOptions, options.options, "llm")

@@ -1,0 +1,96 @@
+"""wav2vec 2.0 in three stages over the swarm's steps is the unsplit loop; lengths travel along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.swarm_scene import MemorySwarm
+
+from distqat.config import Config
+from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.building import build_task, check_model
+from distqat.tasks.base import Batch
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "do_stable_layer_norm": True,
+    **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout", "final_dropout"), 0.0),
+}
+CUTS = {"head": [0, 1], "body": [1, 2], "tail": [2, 3]}
+FRONT = {"kind": "mel", "bins": 20, "sampling_rate": 8000}
+STEPS = 4
+
+
+def config(*, quantize: bool) -> Config:
+    pipeline = [
+        {"model_name": f"wav2vec2.{name}", "config": SIZES, "front_end": FRONT, "layers": cut}
+        for name, cut in CUTS.items()
+    ]
+    options = {"sampling_rate": 8000, "max_seconds": 1.0, "prompts": "synthesised"}
+    return Config.model_validate(
+        {
+            "experiment_prefix": "speech",
+            "seed": 7,
+            "data": {"dataset_name": "speech_prompts", "task_type": "speech", "options": options},
+            "diloco": {"inner_optim": {"type": "adamw", "adam_lr": 1e-3}, "max_grad_norm": 1.0},
+            "model_pipeline": {"pipeline": pipeline, "microbatches": 3},
+            "quant": {"enabled": quantize, "warmup": {"calibrate_batches": 1}},
+        }
+    )
+
+
+def batches(config: Config) -> list[list[Batch]]:
+    """Recordings of 0.2 to 1 s, so that every microbatch has frames of its own number."""
+    task, random = build_task(config), np.random.RandomState(3)
+
+    def sample() -> dict[str, Any]:
+        sound = random.normal(0, 1, random.randint(1600, 8000)).astype(np.float32)
+        return {"audio": {"array": sound, "sampling_rate": 8000}, "text": "ab cd"[: random.randint(1, 6)]}
+
+    return [task.collate([sample() for _ in range(7)]).microbatches(3) for _ in range(STEPS)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])
+async def test_steps_equal_a_plain_loop(quantize: bool) -> None:
+    run = config(quantize=quantize)
+    check_model(run)
+    plain = BaselineTrainer(run, torch.device("cpu"))
+    async with MemorySwarm(run) as swarm:
+        every = batches(run)
+        for batch in every if quantize else []:
+            if plain.model.calibrating:
+                plain.calibrate(copy.deepcopy(batch))
+                await swarm.calibrate(batch)
+        assert not plain.model.calibrating
+        assert not swarm.calibrating()
+        for number, batch in enumerate(every):
+            expected = plain.step(copy.deepcopy(batch))
+            if number == 2:
+                await swarm.abort_a_step(batch)
+            result = await swarm.step(batch)
+            assert result.loss == pytest.approx(expected, rel=1e-5)
+            assert result.scores["count"] == 7
+            assert result.scores["unaligned"] == 0
+        state = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
+        reached = swarm.floats()
+    worst = max(float((state[name].float() - tensor).abs().max()) for name, tensor in reached.items())
+    print(f"largest parameter difference after {STEPS} steps: {worst:.2e}")
+    assert worst <= 1e-5
