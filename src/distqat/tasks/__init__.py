@@ -48,10 +48,16 @@ __all__ = [
 
 @register_task("cv")
 def _cv(settings: TaskSettings) -> Task:
+    from distqat.tasks.augment import ImageOptions
     from distqat.tasks.cv import ImageClassification
+    from distqat.tasks.options import parse_options
 
     return ImageClassification(
-        num_classes=settings.num_classes, num_channels=settings.num_channels, img_size=settings.img_size
+        num_classes=settings.num_classes,
+        num_channels=settings.num_channels,
+        img_size=settings.img_size,
+        seed=settings.seed,
+        options=parse_options(ImageOptions, settings.options, "cv"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy and accuracy."""
+"""Image classification: cross-entropy and accuracy; training images may be augmented."""
 
 from __future__ import annotations
 
@@ -12,37 +12,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.errors import TaskError
-from distqat.tasks.base import Batch, Sample
+from distqat.tasks.augment import ImageOptions, chance_at, mirrored, resized_crop, shifted, statistics
+from distqat.tasks.base import Batch, Place, Sample
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-CENTRE, SCALE = 0.5, 0.5  # pixels in [0, 1] go to [-1, 1], the same for every data set
 
 
 class ImageClassification:
-    """Images `{"x": float32 [B, C, H, W]}` in [-1, 1], labels `{"y": int64 [B]}`, logits `{"x": [B, K]}`.
+    """Images `{"x": float32 [B, C, H, W]}`, labels `{"y": int64 [B]}`, logits `{"x": [B, K]}`.
 
     A sample holds an image (column `image` or `img`) and a label (`label`, `labels` or `fine_label`).
     The image is a PIL image, `{"bytes": encoded}`, an array [H, W] or [H, W, C], or a tensor [C, H, W];
-    integers span the range of their type, floats lie in [0, 1].
+    integers span the range of their type, floats lie in [0, 1]. Pixels go to [-1, 1], or are normalised as
+    the options say; samples to train on are augmented as they say, those of evaluation never.
     """
 
     name = "cv"
     loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "accuracy"
 
-    def __init__(self, *, num_classes: int | None = None, num_channels: int = 3, img_size: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        num_channels: int = 3,
+        img_size: int = 32,
+        seed: int = 0,
+        options: ImageOptions | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.num_channels = num_channels
         self.img_size = img_size
+        self.seed = seed
+        self.options = options or ImageOptions()
+        self._mean, self._deviation = statistics(self.options.normalize, num_channels)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Decode, bring to shape, normalise; TaskError for what is no labelled image."""
+        return self._batch(samples, [None] * len(samples))
+
+    def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
+        """For training: augmented as the options say, by seed and place."""
+        if self.options.augment == "none":
+            return self.collate(samples)
+        return self._batch(samples, [chance_at(self.seed, place) for place in places])
+
+    def _batch(self, samples: Sequence[Sample], chances: Sequence[np.random.RandomState | None]) -> Batch:
         if not samples:
             raise TaskError("a batch needs at least one sample")
-        images = [self._image(_column(sample, IMAGE_COLUMNS, "image")) for sample in samples]
+        images = [
+            self._image(_column(sample, IMAGE_COLUMNS, "image"), chance)
+            for sample, chance in zip(samples, chances, strict=True)
+        ]
         labels = [self._label(_column(sample, LABEL_COLUMNS, "label")) for sample in samples]
-        x_BCHW = torch.stack(images).sub_(CENTRE).div_(SCALE)
+        x_BCHW = torch.stack(images).sub_(self._mean).div_(self._deviation)
         return Batch({"x": x_BCHW}, {"y": torch.tensor(labels, dtype=torch.int64)}, len(samples))
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
@@ -76,8 +100,8 @@ class ImageClassification:
             )
         return label
 
-    def _image(self, value: Any) -> Tensor:
-        """One image to float32 [C, S, S] in [0, 1]."""
+    def _image(self, value: Any, chance: np.random.RandomState | None) -> Tensor:
+        """One image to float32 [C, S, S] in [0, 1], augmented where there is chance."""
         image_CHW = value if isinstance(value, Tensor) else _to_chw(_pixels(value, self.num_channels))
         image_CHW = _unit_range(image_CHW)
         if image_CHW.dim() != 3 or image_CHW.numel() == 0:
@@ -87,7 +111,15 @@ class ImageClassification:
             image_CHW = image_CHW.expand(self.num_channels, -1, -1)
         elif channels != self.num_channels:
             raise TaskError(f"an image has {channels} channels; set data.num_channels to {channels}")
-        return _square(image_CHW, self.img_size)
+        if chance is None:
+            return _square(image_CHW, self.img_size)
+        return self._augmented(image_CHW, chance)
+
+    def _augmented(self, image_CHW: Tensor, chance: np.random.RandomState) -> Tensor:
+        if self.options.augment == "resized_crop":
+            return mirrored(resized_crop(image_CHW, self.img_size, chance), chance)
+        moved_CHW = shifted(_square(image_CHW, self.img_size), self.options.padding, chance)
+        return mirrored(moved_CHW, chance) if self.options.augment == "crop_flip" else moved_CHW
 
 
 def _column(sample: Sample, names: Sequence[str], what: str) -> Any:
