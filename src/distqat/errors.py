@@ -22,6 +22,7 @@ DistqatError
 │   ├── HubUnavailable      the dataset hub cannot be reached
 │   └── DataServerGone
 ├── CheckpointError
+├── ExportError             a model cannot be exported, or an exported file not used
 └── RoleError               a role cannot serve: port in use, device missing
 """
 
@@ -163,6 +164,10 @@ class DataServerGone(DataError):
 
 class CheckpointError(DistqatError):
     """A checkpoint cannot be read or written."""
+
+
+class ExportError(DistqatError):
+    """A model cannot be exported as asked, or an exported file cannot be used."""
 
 
 class RoleError(DistqatError):

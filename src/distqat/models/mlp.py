@@ -22,14 +22,15 @@ class MLP(nn.Module):
     def __init__(self, sizes: dict[str, tuple[int, int]], dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self._names = list(sizes)  # children may be more: quantizers
         for name, (fan_in, fan_out) in sizes.items():
             self.add_module(name, nn.Linear(fan_in, fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> [batch, hidden] or [batch, num_classes]."""
         x_BI = x.flatten(1)
-        for name, layer in self.named_children():
-            x_BI = layer(x_BI)
+        for name in self._names:
+            x_BI = self.get_submodule(name)(x_BI)
             if name != "fc":
                 x_BI = F.dropout(F.relu(x_BI), self.dropout, self.training)
         return x_BI

@@ -31,6 +31,7 @@ class ResNet(nn.Module):
         if stem is not None:
             self.conv1 = stem
             self.bn1 = nn.BatchNorm2d(blocks[0].fan_in)
+            self.relu = nn.ReLU()  # a module, so that its output can be quantized once for all who take it
         for shape in blocks:
             layer, _, number = shape.name.partition(".")
             if layer not in self._modules:
@@ -44,7 +45,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] -> the same with other sizes, or logits [batch, classes]."""
         if "conv1" in self._modules:
-            x = F.relu(self.bn1(self.conv1(x)))
+            x = self.relu(self.bn1(self.conv1(x)))
             x = F.max_pool2d(x, 3, stride=2, padding=1) if self._large else x
         for name in self._names:
             x = self.get_submodule(name)(x)

@@ -113,7 +113,8 @@ class _Note:
         if not isinstance(output, Tensor):
             return
         node = self._recorder.node(output)
-        node.modules.append(name)
+        if not any(output is given for given in args):  # handed through: others have the tensor already
+            node.modules.append(name)
         if self._is_layer and args and isinstance(args[0], Tensor):
             flow.taken.setdefault(name, []).append(self._recorder.node(args[0]))
             flow.given.setdefault(name, []).append(node)

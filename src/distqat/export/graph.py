@@ -1,0 +1,156 @@
+"""An ONNX graph that can be taken apart: who makes a value, who uses it, what is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distqat.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray[Any, Any]
+
+
+class Graph:
+    """A mutable view of a model; `model()` gives it back, sorted and without what nothing uses."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        from onnx import numpy_helper
+
+        self._proto = proto
+        self.nodes: list[onnx.NodeProto] = list(proto.graph.node)
+        self._constants: dict[str, Array] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer
+        }
+        self.marked: dict[str, tuple[float, int, int]] = {}
+        """Scale and code range of what is on a grid, by value."""
+        self._added: set[str] = set()
+        self.outputs = [output.name for output in proto.graph.output]
+        self._producers: dict[str, onnx.NodeProto] | None = None
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """The node that makes a value; None for inputs and constants."""
+        self._index()
+        assert self._producers is not None
+        return self._producers.get(value)
+
+    def consumers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that use a value."""
+        self._index()
+        return self._consumers.get(value, [])
+
+    def constant(self, value: str) -> Array | None:
+        """The numbers of a value that is known without running anything."""
+        found = self._constants.get(value)
+        if found is not None:
+            return found
+        node = self.producer(value)
+        if node is None or node.op_type != "Constant":
+            return None
+        return np.asarray(attribute(node, "value"))
+
+    def add_constant(self, name: str, array: Array) -> str:
+        """A new initializer; `name` must be free unless it holds the same numbers."""
+        present = self._constants.get(name)
+        if present is not None and not (
+            present.dtype == array.dtype and np.array_equal(present, array) and present.shape == array.shape
+        ):
+            raise AssertionError(f"two constants are called {name}")
+        self._constants[name] = array
+        self._added.add(name)
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
+        """A new node with one output, which is returned."""
+        from onnx import helper
+
+        self.nodes.append(
+            helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes)
+        )
+        self._producers = None
+        return output
+
+    def remove(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Take nodes out; whatever used their outputs must be rewired."""
+        gone = {id(node) for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in gone]
+        self._producers = None
+
+    def rewire(self, old: str, new: str) -> None:
+        """Everything that used `old` uses `new`. An output of the graph keeps its name."""
+        if old in self.outputs:
+            raise ExportError(f"{old} is an output of the model and would be lost")
+        for node in self.consumers(old):
+            for position, name in enumerate(node.input):
+                if name == old:
+                    node.input[position] = new
+        self._producers = None
+
+    def added_bytes(self) -> int:
+        """Bytes of the constants that were added and are used."""
+        used = {name for node in self._sorted(self.outputs) for name in node.input}
+        return sum(self._constants[name].nbytes for name in self._added & used)
+
+    def model(self, extra_outputs: Sequence[str] = ()) -> onnx.ModelProto:
+        """The graph as a model of its own, with the element types of `extra_outputs` left to inference."""
+        import onnx
+        from onnx import helper, numpy_helper
+
+        nodes = self._sorted([*self.outputs, *extra_outputs])
+        used = {name for node in nodes for name in node.input}
+        graph = helper.make_graph(
+            nodes,
+            self._proto.graph.name or "model",
+            list(self._proto.graph.input),
+            [*self._proto.graph.output, *(onnx.ValueInfoProto(name=name) for name in extra_outputs)],
+            [numpy_helper.from_array(a, name) for name, a in self._constants.items() if name in used],
+        )
+        domains = {node.domain for node in nodes}
+        opsets = [opset for opset in self._proto.opset_import if opset.domain in {"", *domains}]
+        made = helper.make_model(graph, opset_imports=opsets, producer_name="distqat")
+        made.ir_version = min(self._proto.ir_version, 10)  # what ONNX Runtime has read since 1.18
+        return made
+
+    def _sorted(self, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+        """Only what the outputs need, each node behind those that it depends on."""
+        ordered: list[onnx.NodeProto] = []
+        seen: set[int] = set()
+        stack = [(node, False) for name in reversed(outputs) if (node := self.producer(name)) is not None]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                ordered.append(node)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                before = [self.producer(name) for name in node.input]
+                stack.extend((n, False) for n in reversed(before) if n is not None and id(n) not in seen)
+        return ordered
+
+    def _index(self) -> None:
+        if self._producers is not None:
+            return
+        self._producers, self._consumers = {}, {}
+        for node in self.nodes:
+            for name in node.output:
+                self._producers[name] = node
+            for name in dict.fromkeys(node.input):
+                self._consumers.setdefault(name, []).append(node)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """An attribute of a node as a Python value; strings as str, tensors as arrays."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    for found in node.attribute:
+        if found.name == name:
+            value = helper.get_attribute_value(found)
+            if isinstance(value, TensorProto):
+                return numpy_helper.to_array(value)
+            return value.decode() if isinstance(value, bytes) else value
+    return default

@@ -1,0 +1,160 @@
+"""Products of quantized weights and quantized activations in the forms that ONNX Runtime runs on integers.
+
+| product | followed by a quantizer | form | what ONNX Runtime makes of it |
+|---|---|---|---|
+| Conv | yes | Q/DQ, int32 bias | QLinearConv |
+| Conv | no | ConvInteger, scale and bias in float | ConvInteger |
+| Gemm | either | Q/DQ, int32 bias | QGemm |
+| MatMul | either | Q/DQ, the bias stays an addition in float | MatMulIntegerToFloat |
+| Gemm, MatMul with a step per token | either | MatMulInteger, scales and bias in float | MatMulInteger |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distqat.export.activations import ActivationCodes
+from distqat.export.graph import Array, Graph, attribute
+from distqat.export.marks import TOKEN
+from distqat.export.tokens import lower_token_product
+from distqat.export.weights import WeightCodes, is_mark
+
+if TYPE_CHECKING:
+    import onnx
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+BIAS_LIMIT = 2.0**30
+"""An int32 bias stays below this, and the accumulator below 2**31."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One convolution or matrix product of the model: `form` is empty where it stays in float, and why."""
+
+    layer: str
+    op: str
+    form: str
+    weight_bits: int
+    reason: str = ""
+    weights: int = 0
+    """Numbers in the weight."""
+    biases: int = 0
+
+
+def lower_products(
+    graph: Graph, weights: dict[str, WeightCodes], activations: dict[str, ActivationCodes]
+) -> list[Product]:
+    """Rewrite every product with a quantized weight; a list of all products, in order of the graph."""
+    products = []
+    for node in [n for n in graph.nodes if n.op_type in PRODUCTS]:
+        codes, given = weights.get(node.input[1]), activations.get(node.input[0])
+        before = graph.producer(node.input[0])
+        if codes is None:
+            products.append(_in_float(graph, node))
+        elif before is not None and is_mark(before, TOKEN) and node.op_type != "Conv":
+            bias = node.input[2] if len(node.input) > 2 else ""
+            sizes = codes.integers.size, codes.scale.size if bias else 0
+            lower_token_product(graph, node, before, codes, bias)
+            products.append(Product(codes.name, node.op_type, "MatMulInteger", codes.bits, "", *sizes))
+        elif given is None:
+            _dequantize_weight(graph, node, codes)
+            products.append(Product(codes.name, node.op_type, "", codes.bits, "its input is not quantized"))
+        else:
+            biased = len(node.input) > 2
+            form = _lower(graph, node, codes, given)
+            sizes = codes.integers.size, codes.scale.size if biased else 0
+            products.append(Product(codes.name, node.op_type, form, codes.bits, "", *sizes))
+    for value, codes in weights.items():  # what uses a quantized weight without a product: a tied embedding
+        for node in graph.consumers(value):
+            _dequantize_weight(graph, node, codes, value)
+    return products
+
+
+def _in_float(graph: Graph, node: onnx.NodeProto) -> Product:
+    inputs = [graph.constant(name) for name in node.input[:2]]
+    name = next(
+        (n for n, array in zip(node.input, inputs, strict=False) if array is not None), node.output[0]
+    )
+    attention = all(array is None for array in inputs)
+    reason = "activations times activations" if attention else "left in float by the configuration"
+    return Product(name.removesuffix(".weight"), node.op_type, "", 0, reason)
+
+
+def _lower(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> str:
+    if node.op_type == "Conv" and not _quantized_behind(graph, node):
+        _conv_integer(graph, node, codes, given)
+        return "ConvInteger"
+    if node.op_type in ("Conv", "Gemm"):
+        _integer_bias(graph, node, codes, given)
+    _dequantize_weight(graph, node, codes)
+    return "Q/DQ"
+
+
+def _quantized_behind(graph: Graph, node: onnx.NodeProto) -> bool:
+    users = graph.consumers(node.output[0])
+    return node.output[0] not in graph.outputs and [n.op_type for n in users] == ["QuantizeLinear"]
+
+
+def _dequantize_weight(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, value: str = "") -> None:
+    value = value or node.input[1]
+    if graph.producer(value) is None:
+        scale, zero = _grid(graph, f"{value}.", codes.scale, np.int8)
+        integers = graph.add_constant(f"{value}.integers", codes.integers)
+        graph.add("DequantizeLinear", [integers, scale, zero], value, axis=codes.axis)
+
+
+def _integer_bias(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
+    """An int32 bias of scale s_x * s_w.
+
+    Under W4 that grid is coarse, and rounding the bias to it would move outputs: codes of few bits become
+    multiples (7 -> 126) of a step as many times smaller, which is the same weight and a finer grid. Where a
+    channel's step is too small for its bias (gamma near 0), it is made larger.
+    """
+    if len(node.input) < 3 or not node.input[2]:
+        return
+    bias = graph.constant(node.input[2])
+    if bias is None:
+        return
+    times = 127 // (2 ** (codes.bits - 1) - 1)
+    codes.integers, codes.scale = (codes.integers * times).astype(np.int8), codes.scale / np.float32(times)
+    bias_C = np.broadcast_to(bias.astype(np.float64).reshape(-1), codes.scale.shape)
+    needed_C = np.abs(bias_C) / (given.scale * BIAS_LIMIT)
+    scale_C = np.maximum(codes.scale, needed_C).astype(np.float32)
+    if bool((scale_C > codes.scale).any()):
+        shape = [-1 if dim == codes.axis else 1 for dim in range(codes.integers.ndim)]
+        smaller = np.rint(codes.integers * (codes.scale / scale_C).reshape(shape))
+        codes.integers, codes.scale = smaller.astype(np.int8), scale_C
+    product_C = (np.float32(given.scale) * codes.scale).astype(np.float32)
+    integers = np.rint(bias_C / product_C.astype(np.float64)).astype(np.int32)
+    value = f"{node.output[0]}.bias"
+    scale, zero = _grid(graph, f"{value}.", product_C, np.int32)
+    stored = graph.add_constant(f"{value}.integers", integers)
+    node.input[2] = graph.add("DequantizeLinear", [stored, scale, zero], value, axis=0)
+
+
+def _conv_integer(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
+    """Exact sums in int32, then scale and bias in float: nothing behind it rounds."""
+    out, name = node.output[0], codes.name
+    integers = graph.add_constant(f"{node.input[1]}.integers", codes.integers)
+    zeros = [f"{given.name}.zero", graph.add_constant("weight.zero", np.int8(0).reshape(()))]
+    copied = {a.name: attribute(node, a.name) for a in node.attribute}
+    sums = graph.add("ConvInteger", [given.codes, integers, *zeros], f"{out}.sums", **copied)
+    value = graph.add("Cast", [sums], f"{out}.float", to=1)
+    shape = (-1, *[1] * (codes.integers.ndim - 2))
+    factor = (np.float32(given.scale) * codes.scale).reshape(shape)
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
+    scaled = f"{out}.scaled" if bias is not None else out
+    graph.remove([node])
+    graph.add("Mul", [value, graph.add_constant(f"{out}.factor", factor.astype(np.float32))], scaled)
+    if bias is not None:
+        graph.add("Add", [scaled, graph.add_constant(f"{name}.float_bias", bias.reshape(shape))], out)
+
+
+def _grid(graph: Graph, prefix: str, scale: Array, dtype: type) -> tuple[str, str]:
+    return (
+        graph.add_constant(f"{prefix}scale", scale),
+        graph.add_constant(f"{prefix}zero", np.zeros(scale.shape, dtype=dtype)),
+    )

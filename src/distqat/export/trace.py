@@ -1,0 +1,73 @@
+"""From a module to an ONNX graph, by torch's own exporter (which needs onnxscript)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from distqat.errors import ExportError
+from distqat.extras import require
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21
+BATCH, SEQUENCE = "batch", "sequence"
+
+
+def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of `model` for inputs of these shapes: dim 0 is dynamic, dim 1 of token ids too.
+
+    Raises ExportError for a model that torch cannot trace, MissingExtra without the packages of `export`.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package, extra="export", why="writing ONNX files")
+    shapes = tuple(_dynamic(tensor) for tensor in inputs.values())
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                model.eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=(shapes,),
+                optimize=True,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"the model cannot be traced to ONNX: {first}") from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _dynamic(tensor: Tensor) -> dict[int, object]:
+    """Any number of samples; any number of tokens where the model itself allows it."""
+    dims: dict[int, object] = {0: torch.export.Dim.DYNAMIC}
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        dims[1] = torch.export.Dim.AUTO
+    return dims
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports progress, packages that it misses, and deprecations of its own."""
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)

@@ -1,0 +1,72 @@
+"""Small models with calibrated quantizers, built as a run builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from distqat.config import Config, load_config
+from distqat.data.source import open_source
+from distqat.distributed.building import build_module, build_task
+from distqat.export.whole import Whole
+from distqat.quant import activate
+from distqat.tasks import Batch, Sample, Task
+
+GPT = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 257, "n_positions": 32, "dropout": 0.0}
+CHANGES: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "resnet18": {
+        "data.img_size": 8,
+        "model_pipeline.pipeline": [
+            {"model_name": f"resnet18.{part}", "num_classes": 10, "width": 0.0625}
+            for part in ("front", "back")
+        ],
+    },
+    "distilgpt2": {
+        "quant.enabled": True,
+        "data.sequence_length": 12,
+        "model_pipeline.pipeline": [{"model_name": "distilgpt2.full", **GPT}],
+    },
+}
+
+
+def tiny_config(name: str, **changes: Any) -> Config:
+    """The shipped configuration of this name, made small."""
+    return load_config(f"configs/{name}.yaml", {**CHANGES[name], **changes})
+
+
+def quantized(config: Config, batches: int = 2) -> tuple[Whole, Task, list[Sample]]:
+    """A model with random weights whose quantizers saw real batches; its task and some held-out samples."""
+    torch.manual_seed(5)
+    stages = {stage: build_module(config, stage) for stage in config.stages}
+    model, task = Whole(stages), build_task(config)
+    source = open_source(config.data, seed=config.seed)
+    model.train()
+    with torch.no_grad():
+        _spread(model)
+        for _ in range(batches):
+            model(*task.collate([item.sample for item in source.take(16)]).inputs.values())
+    for stage in stages.values():
+        activate(stage)
+    return model.eval(), task, list(source.heldout())[:64]
+
+
+def first_batch(task: Task, samples: list[Sample], size: int = 8) -> Batch:
+    return task.collate(samples[:size])
+
+
+def state_of(model: Whole) -> Mapping[str, torch.Tensor]:
+    """As `distqat checkpoint assemble` names it."""
+    return {name: tensor for stage in model.children() for name, tensor in stage.state_dict().items()}
+
+
+def _spread(model: nn.Module) -> None:
+    """Norms that are not the identity, one channel turned around."""
+    for child in model.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.weight.uniform_(0.5, 1.5)
+            child.weight[0] = -child.weight[0]
+            child.bias.uniform_(-0.3, 0.3)
