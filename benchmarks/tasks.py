@@ -2,11 +2,12 @@
 
     python benchmarks/tasks.py --json PATH [--tasks cv llm ...] [--seeds 0 1 2] [--flags KEY=VALUE ...]
 
-For each task and seed runs `run_local.py --config-path ... --seed S`, then the same with `--baseline` and with
-as many samples as the swarm has trained on (members of a round that wait for others go on with inner steps, so
-that number differs a little from run to run), and reads `summary.json`. CPU seconds are those of the command's
-processes that were waited for. `--flags` are added to both (`diloco-outer-steps=2`, for a first try). Metrics
-"seen elsewhere" were measured on this kind of machine with other code; their CPU seconds are in brackets.
+For each task and seed runs `run_local.py --config-path ... --seed S`, then the same with `--baseline` and
+with as many samples as the swarm has trained on (members of a round that wait for others go on with inner
+steps, so that number differs a little from run to run), and reads `summary.json`. CPU seconds are those of
+the command's processes that were waited for. `--flags` are added to both (`diloco-outer-steps=2`, for a
+first try). Metrics "seen elsewhere" were measured on this kind of machine with other code; their CPU
+seconds are in brackets.
 """
 
 from __future__ import annotations

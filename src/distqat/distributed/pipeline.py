@@ -227,7 +227,8 @@ class _Attempt:
         try:
             self._links[position] = await within(self._stepper.transport.link(hop.address), ASK_TIMEOUT)
             known = Message(step_fields(self._id))
-            reply = await self._links[position].call("outcome", known, timeout=ASK_TIMEOUT, urgent=True)
+            link = self._links[position]
+            reply = await link.call("outcome", known, timeout=ASK_TIMEOUT, urgent=True, prompt=True)
             if reply.fields.get("verdict") == "undecided":
                 await self._control(position, "decide", fields)
         except StaleAttempt:

@@ -118,6 +118,7 @@ class InboundLinks:
         self._gone = gone
         self._links: dict[tuple[str, bytes], dict[int, Channel]] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._listening_since = -math.inf  # later than this no silence is our own
 
     def check(self, hello: Hello) -> None:
         """Refused unless `hello` may open a channel."""
@@ -144,6 +145,11 @@ class InboundLinks:
         heard = [channel.last_heard for channel in self.channels() if channel.peer == peer]
         return asyncio.get_running_loop().time() - max(heard, default=-math.inf)
 
+    def doubtful(self, peer: str) -> bool:
+        """Whether this peer has links to us that give no sign of life."""
+        silence, listened = self.silence(peer), asyncio.get_running_loop().time() - self._listening_since
+        return silence < math.inf and min(silence, listened) >= self._heartbeat.doubt_s
+
     def close(self) -> None:
         """Say goodbye to everybody."""
         if self._sweeper is not None:
@@ -164,15 +170,15 @@ class InboundLinks:
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        listening_since = loop.time()
+        self._listening_since = loop.time()
         while True:
             due = loop.time() + self._heartbeat.interval_s
             await asyncio.sleep(self._heartbeat.interval_s)
             if loop.time() > due + STALL_S:  # we were away: what came meanwhile is not read yet
-                listening_since = loop.time()
+                self._listening_since = loop.time()
             for key, channels in list(self._links.items()):
                 heard = max(channel.last_heard for channel in channels.values())
-                silence = loop.time() - max(heard, listening_since)
+                silence = loop.time() - max(heard, self._listening_since)
                 if silence > self._heartbeat.silence_s:
                     self._end(key, f"no sign of life for {silence:.1f} s", silent=True)
                 elif any(channel.overdue() for channel in channels.values()):

@@ -42,7 +42,7 @@ class MemoryTransport:
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
         self._answer, self._gone = answer, gone
 
-    async def link(self, to: Address) -> MemoryLink:
+    async def link(self, to: Address, *, prompt: bool = False) -> MemoryLink:
         link = self._links.get(to.peer)
         if link is not None and link.alive:
             return link

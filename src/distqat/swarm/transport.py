@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from distqat.errors import Busy, PeerGone, Refused, SwarmError
+from distqat.errors import Busy, CallTimeout, PeerGone, Refused, SwarmError
 from distqat.swarm import hello
 from distqat.swarm.channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
 from distqat.swarm.deadline import within
@@ -56,7 +56,7 @@ class Transport(Protocol):
     traffic: Traffic
 
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None: ...
-    async def link(self, to: Address) -> LinkLike: ...
+    async def link(self, to: Address, *, prompt: bool = False) -> LinkLike: ...
     async def close(self) -> None: ...
 
 
@@ -135,16 +135,19 @@ class StreamTransport:
         for streams in self._streams:
             await streams.listen(self._accept)
 
-    async def link(self, to: Address) -> Link:
+    async def link(self, to: Address, *, prompt: bool = False) -> Link:
         """The live link to a peer; dials if there is none. Raises PeerGone, Refused, ProtocolMismatch.
 
         Callers that come while it dials share the outcome; one that is cancelled does not end the dialling.
+        `prompt`: do not dial a peer whose own links to us are in doubt (CallTimeout).
         """
         link = self._links.get(to.peer)
         if link is not None and link.alive:
             return link
         if self._closed:
             raise gone(to.peer, "this side has closed its transport")
+        if prompt and self._inbound.doubtful(to.peer):
+            raise CallTimeout(f"{to.peer} gives no sign of life on its own links; it is stopped or cut off")
         dial = self._dialling.get(to.peer)
         if dial is None:
             dial = self._dialling[to.peer] = asyncio.ensure_future(self._dial(to))

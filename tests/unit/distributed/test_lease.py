@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from distqat.distributed.serving.lease import HEARTBEAT, LEASE_S, Lease
+from distqat.distributed.serving.lease import FRESH_S, HEARTBEAT, LEASE_S, Lease
 
 
 class Clock:
@@ -40,9 +40,10 @@ async def test_once_over_it_stays_so_until_it_is_confirmed() -> None:
     assert lease.over
     lease.renew(clock.now)
     assert lease.over
-    lease.confirm(clock.now - 6.0)  # what the client said then is old by now
-    assert lease.over
-    lease.confirm(clock.now)
+    for age in (6.0, LEASE_S - 0.1, FRESH_S + 0.1):  # the client did not know then what was missed since
+        lease.confirm(clock.now - age)
+        assert lease.over
+    lease.confirm(clock.now - FRESH_S)
     assert not lease.over
 
 

@@ -15,6 +15,8 @@ from distqat.swarm.silence import Heartbeat
 HEARTBEAT = Heartbeat()
 LEASE_S = HEARTBEAT.silence_s - HEARTBEAT.interval_s
 """Counted from the asking, so it is over before the client has waited long enough to free the slot."""
+FRESH_S = HEARTBEAT.doubt_s
+"""An answer that was longer on its way does not know what was missed since: it ends no pause."""
 
 
 def clock_through_sleep() -> float:
@@ -50,9 +52,9 @@ class Lease:
             self._answered = max(self._answered, asked)
 
     def confirm(self, asked: float) -> None:
-        """Nothing that was missed is missing any more: serve again, unless that answer is old already."""
-        self._answered, self._over = asked, False
-        if not self.over:
+        """Nothing was missing when the client answered: serve again, unless that answer is old already."""
+        if self.now() - asked <= FRESH_S:
+            self._answered, self._over = asked, False
             self._confirmed.set()
 
     async def watch(self, ended: Callable[[float], None]) -> None:

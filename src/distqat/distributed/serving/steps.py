@@ -349,8 +349,9 @@ class Steps:
         if hop.uid == self._uid:
             return "unknown", {}
         with contextlib.suppress(SwarmError, asyncio.TimeoutError):
-            link = await within(self._transport.link(hop.address), ASK_TIMEOUT)
-            reply = await link.call("outcome", Message(step_fields(id)), timeout=ASK_TIMEOUT, urgent=True)
+            link = await within(self._transport.link(hop.address, prompt=True), ASK_TIMEOUT)
+            known = Message(step_fields(id))
+            reply = await link.call("outcome", known, timeout=ASK_TIMEOUT, urgent=True, prompt=True)
             verdict = reply.fields.get("verdict")
             if verdict in ("committed", "aborted", "undecided"):
                 return verdict, take(reply.fields, "commit", dict)
