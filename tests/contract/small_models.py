@@ -128,6 +128,28 @@ MODELS: dict[str, SmallModel] = {
         full={"tie": False},
         integers=20,
     ),
+    "gcn": SmallModel(
+        {"num_classes": 4, "in_features": 3, "hidden": 8, "depth": 4, "dropout": 0.25},
+        (Cut("front back"), Cut("head tail", {"cut": ["conv2"]}), Cut("head body tail")),
+        integers=5,  # nodes that edges may join
+    ),
+    "wav2vec2": SmallModel(
+        {
+            "config": {
+                "conv_dim": [8, 8],
+                "conv_kernel": [10, 8],
+                "conv_stride": [20, 16],
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 2,
+                "num_conv_pos_embeddings": 8,
+                "num_conv_pos_embedding_groups": 2,
+                "vocab_size": 12,
+            },
+        },
+        (UNEVEN,),
+    ),
 }
 
 
