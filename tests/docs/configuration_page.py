@@ -55,8 +55,8 @@ Replicas of a stage must agree in `experiment_prefix`, `seed`, the pipeline, `da
 `data.num_channels`, `data.img_size`, `data.options`, `diloco.inner_steps`, `diloco.codec`,
 `diloco.max_delta_norm_ratio`, the
 keys that the outer optimizer reads, `quant` (but `quant.compile`), and the text of a plugin whose model,
-task or codec the stage uses (`code.FILE`); a server that differs is refused by the name of the key. All other keys may differ per
-server.
+task or codec the stage uses (`code.FILE`); a server that differs is refused by the name of the key. All
+other keys may differ per server.
 """
 
 

@@ -113,7 +113,8 @@ class Replica(Stage):
         self.config = config
         self.hop = Hop(self.uid, Address(self.uid))
         self.coordinator = Coordinator(self.transport, OnlyClient())  # type: ignore[arg-type]
-        self.rounds = Rounds(config.diloco, get_codec(config.diloco.codec), self.replica.module)
+        codec = get_codec(config.diloco.codec)
+        self.rounds = Rounds(config.diloco, codec, self.replica.module, config.quant.warmup)
         self.ended: list[dict[str, Any]] = []
         self.changed = asyncio.Event()
         self.donor = Donor(self._held, self._moments, upload_bucket(None))

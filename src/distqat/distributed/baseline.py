@@ -81,9 +81,15 @@ class BaselineTrainer:
     @torch.no_grad()
     def calibrate(self, batch: Sequence[Batch]) -> None:
         """Show quantizers real data; no step."""
+        self.model.follow_schedule(self._applied, self.total_steps)
         for part in batch:
             self._outputs(part)
         self.model.activate_if_calibrated()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the next batch is for quantizers alone."""
+        return self.model.calibrating and min(self._applied) >= self._config.quant.warmup.float_steps
 
     def phases(self, batches: list[Batch]) -> tuple[PhaseStep, ...]:
         """The steps that the task takes for `batches`, as a trainer of the swarm would."""
@@ -111,6 +117,7 @@ class BaselineTrainer:
 
     def _step(self, batch: Sequence[Batch], frozen: frozenset[int]) -> float:
         """One optimizer step on the mean over all microbatches; the mean loss."""
+        self.model.follow_schedule(self._applied, self.total_steps)
         with self._held(frozen):
             total = self._backward(batch)
             lr = self._rate(frozen)
@@ -206,7 +213,7 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: DataClient) 
         await data.next(options.batch_size_per_step) for _ in range(options.gradient_accumulation_steps)
     ]
     steps = trainer.phases([lease.batch for lease in leased])
-    if trainer.model.calibrating:
+    if trainer.calibrates:
         await asyncio.to_thread(trainer.calibrate, steps[0].parts)
         for lease in leased:
             await data.release(lease.batch_id)

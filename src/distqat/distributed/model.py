@@ -19,7 +19,7 @@ from distqat.distributed.peer import Peer
 from distqat.distributed.pipeline import clipping
 from distqat.distributed.wire import Hop, step_fields
 from distqat.models import named_tensors
-from distqat.quant import activate, calibrated, quantizers
+from distqat.quant import activate, calibrated, observe_data, quantizers, schedule
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 from distqat.topology.attempts import StepId
@@ -52,8 +52,17 @@ class SwarmBaselineModel(nn.Module):
 
     @property
     def calibrating(self) -> bool:
-        """Whether quantizers still have to see real data before the first step."""
+        """Whether quantizers still have to see real data before the first quantized step."""
         return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self))
+
+    def follow_schedule(self, steps: Sequence[int], total_steps: int) -> None:
+        """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
+
+        Only here may stages train in float before they calibrate; their quantizers look away meanwhile.
+        """
+        for stage, step in zip(self.stages.values(), steps, strict=True):
+            schedule.apply(stage, schedule.moment(step, total_steps, self._quant.warmup))
+            observe_data(stage, on=step >= self._quant.warmup.float_steps)
 
     def activate_if_calibrated(self) -> None:
         """As servers do after each calibration batch: a stage that has seen enough becomes active."""

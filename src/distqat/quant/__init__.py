@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from distqat.quant.options import QuantOptions
 
 if TYPE_CHECKING:
+    from distqat.quant import schedule
     from distqat.quant.flow import Flow, record
     from distqat.quant.joint import CarriedInput, SharedInput, joints
     from distqat.quant.placement import Boundary
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from distqat.quant.states import (
         activate,
         calibrated,
+        freeze_in,
+        observe_data,
         quantizer_buffer_names,
         quantizers,
         set_state,
@@ -47,6 +50,8 @@ _WHERE = {
     "states": (
         "activate",
         "calibrated",
+        "freeze_in",
+        "observe_data",
         "quantizer_buffer_names",
         "quantizers",
         "set_state",
@@ -74,18 +79,23 @@ __all__ = [
     "check_patterns",
     "coverage",
     "edges",
+    "freeze_in",
     "joints",
     "module_names",
+    "observe_data",
     "quantize_module",
     "quantizer_buffer_names",
     "quantizers",
     "record",
+    "schedule",
     "set_state",
     "step_parameter_names",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "schedule":
+        return import_module(f"{__name__}.schedule")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distqat.errors import QuantError
 from distqat.quant.layers import QuantizedLayer
 from distqat.quant.options import QuantOptions
 from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+
+OBSERVES = "_observes_data"
 
 
 def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
@@ -69,6 +72,21 @@ def calibrated(module: nn.Module, options: QuantOptions) -> bool:
         for _, quantizer in quantizers(module)
         if isinstance(quantizer, ActivationQuantizer)
     )
+
+
+def freeze_in(buffers: Mapping[str, Tensor], names: Set[str]) -> dict[str, Tensor]:
+    """A committed stage's buffers with its active quantizers frozen; `names` are quantizer_buffer_names."""
+    active, frozen = STATES.index("active"), STATES.index("frozen")
+    codes = {name for name in names if name.rpartition(".")[2] == "state_code"}
+    return {
+        name: torch.full_like(tensor, frozen) if name in codes and int(tensor) == active else tensor
+        for name, tensor in buffers.items()
+    }
+
+
+def observe_data(module: nn.Module, *, on: bool) -> None:
+    """Whether calibrating quantizers count what they see from now on; not while a stage trains in float."""
+    module.__dict__[OBSERVES] = on
 
 
 def step_parameter_names(module: nn.Module) -> set[str]:

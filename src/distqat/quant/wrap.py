@@ -24,7 +24,7 @@ from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
 from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
 from distqat.quant.report import LayerReport, QuantReport
 from distqat.quant.rules import LayerBits, layer_bits
-from distqat.quant.states import quantizers
+from distqat.quant.states import OBSERVES, quantizers
 from distqat.quant.token import TokenQuantizer
 
 
@@ -180,5 +180,6 @@ def _note_dummies(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if waiting and module.training:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         real = not tensors or any(bool(torch.any(tensor)) for tensor in tensors)
+        real = real and bool(module.__dict__.get(OBSERVES, True))
         for quantizer in waiting:
             quantizer.observing = real

@@ -89,3 +89,17 @@ def test_an_agreement_survives_json() -> None:
 def test_an_unknown_stage_names_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean 'front'"):
         agreement(BASE, "frnt")
+
+
+def test_replicas_of_other_bits_or_methods_refuse_to_average() -> None:
+    base = load_config("configs/resnet18.yaml")
+    for key, value in (
+        ("quant.weight.bits", 4),
+        ("quant.activation.method", "lsq+"),
+        ("quant.warmup.freeze_bn_last", 0.2),
+    ):
+        other = load_config("configs/resnet18.yaml", {key: value})
+        assert differing_keys(agreement(base, "front"), agreement(other, "front")) == [key]
+        assert agreement_digest(base, "front") != agreement_digest(other, "front")
+    compiled = load_config("configs/resnet18.yaml", {"quant.compile": True})
+    assert agreement(base, "front") == agreement(compiled, "front")

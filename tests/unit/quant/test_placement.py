@@ -225,3 +225,26 @@ def test_what_hands_its_input_through_gets_no_joint() -> None:
     model = placed(Block(), torch.randn(2, 4))
     assert "shortcut" not in [name for name, _, _ in joints(model)]
     assert inputs(model)["second"] == "own"
+
+
+def test_a_batch_of_zeros_observes_nothing_at_joints() -> None:
+    model = placed(Residual(), X)
+    model(X)
+    before = {name: value.clone() for name, value in model.named_buffers() if "_quant." in name}
+    model(torch.zeros_like(X))
+    assert all(torch.equal(before[name], dict(model.named_buffers())[name]) for name in before)
+
+
+def test_folding_a_norm_into_the_step_keeps_codes() -> None:
+    """gamma / sqrt(var + eps) goes into the channel's step: codes stay, with the sign of gamma."""
+    model = placed(Residual(), X)
+    model(X)
+    activate(model)
+    conv: Any = model.get_submodule("one.a")
+    codes = conv.weight_quant(conv.weight) / conv.weight_quant.step.view(-1, 1, 1, 1)
+    factor = torch.tensor([0.3, -2.0, 5.0, 0.01])
+    folded = conv.weight_quant(conv.weight) * factor.view(-1, 1, 1, 1)
+    step = conv.weight_quant.step * factor.abs()
+    again = folded / step.view(-1, 1, 1, 1) * factor.sign().view(-1, 1, 1, 1)
+    torch.testing.assert_close(codes.round(), again.round(), rtol=0, atol=0)
+    torch.testing.assert_close(again, again.round(), rtol=0, atol=1e-3)

@@ -20,7 +20,7 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.serving.precision import Precision
 from distqat.errors import BadFrame, SwarmError
 from distqat.models import named_tensors
-from distqat.quant import QuantOptions, activate, calibrated, quantizers, step_parameter_names
+from distqat.quant import QuantOptions, activate, calibrated, quantizers, schedule, step_parameter_names
 from distqat.tasks.base import Task
 
 Named = dict[str, Tensor]
@@ -102,6 +102,7 @@ class StageReplica:
         if self._attempt is not None:
             raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
         self.optimizer.zero_grad(set_to_none=True)
+        self._follow_schedule()
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         held = [p for p in self.module.parameters() if p.requires_grad] if frozen else []
         for parameter in held:
@@ -163,6 +164,7 @@ class StageReplica:
             return self._call(tensors)
         finally:
             self.module.train()
+            self._follow_schedule()
 
     def prepare(self) -> Prepared:
         """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow."""
@@ -214,6 +216,11 @@ class StageReplica:
         self.optimizer.state.clear()
 
     # inside
+
+    def _follow_schedule(self) -> None:
+        """Near the end of the run BatchNorms and quantizers stand still."""
+        warmup = self._quant.warmup
+        schedule.apply(self.module, schedule.moment(self.step, self.options.total_steps, warmup))
 
     def _run(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
         attempt = self._open()

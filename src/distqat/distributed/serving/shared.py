@@ -19,7 +19,9 @@ from distqat.diloco.digest import state_digest
 from distqat.diloco.options import DilocoOptions
 from distqat.diloco.outer import OuterState
 from distqat.errors import BadContribution
-from distqat.quant import quantizer_buffer_names, step_parameter_names
+from distqat.quant import freeze_in, quantizer_buffer_names, step_parameter_names
+from distqat.quant.options import WarmupOptions
+from distqat.quant.schedule import moment
 
 Named = dict[str, Tensor]
 _PARTS = ("anchor", "outer", "step", "buffer")
@@ -111,9 +113,12 @@ def as_local(shared: Shared) -> Local:
 class Rounds:
     """Contribution, result and merge of one stage's rounds."""
 
-    def __init__(self, options: DilocoOptions, codec: Codec, module: nn.Module) -> None:
+    def __init__(
+        self, options: DilocoOptions, codec: Codec, module: nn.Module, warmup: WarmupOptions | None = None
+    ) -> None:
         self._options = options
         self._codec = codec
+        self._warmup = warmup or WarmupOptions()
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
 
     def contribution(self, shared: Shared, base: Local) -> Named:
@@ -150,12 +155,18 @@ class Rounds:
         anchor, state = outer.update(shared.anchor, gradient, shared.outer, self._options.outer_optim)
         steps = average.mean_buffers([entry[1] for entry in kept], weights)
         moved = average.mean_buffers([entry[2] for entry in kept], weights)
+        buffers = {**shared.buffers, **moved}
+        done = (shared.round + 1) * self._options.inner_steps
+        if moment(
+            done, self._options.total_steps, self._warmup
+        ).steps_frozen:  # by the round: all decide alike
+            buffers = freeze_in(buffers, self._fixed)
         return Shared(
             round=shared.round + 1,
             anchor=anchor,
             outer=state,
             steps=steps,
-            buffers={**shared.buffers, **moved},
+            buffers=buffers,
             counters=dict(shared.counters),
             refused=frozenset(refused),
         )

@@ -130,7 +130,7 @@ class Tenancy:
         self.steps.journal = self._journal
         self._parts = MemberParts(
             options=config.diloco,
-            rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module),
+            rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module, config.quant.warmup),
             steps=self.steps,
             compute=compute,
             transport=peer.transport,
