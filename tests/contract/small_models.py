@@ -148,7 +148,7 @@ MODELS: dict[str, SmallModel] = {
                 "vocab_size": 12,
             },
         },
-        (UNEVEN,),
+        (UNEVEN, Cut("head body1 body2 tail", {"stages": 4})),
     ),
 }
 

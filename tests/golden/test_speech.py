@@ -14,6 +14,7 @@ from tests.swarm_scene import MemorySwarm
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task, check_model
+from distqat.distributed.model import EventLoopThread, SwarmModel
 from distqat.tasks.base import Batch
 
 SIZES: dict[str, Any] = {
@@ -94,3 +95,24 @@ async def test_steps_equal_a_plain_loop(quantize: bool) -> None:
     worst = max(float((state[name].float() - tensor).abs().max()) for name, tensor in reached.items())
     print(f"largest parameter difference after {STEPS} steps: {worst:.2e}")
     assert worst <= 1e-5
+
+
+def test_a_custom_loop_sends_lengths_along() -> None:
+    """Over `SwarmModel`: two inputs, one of them integers, and the steps of one process."""
+    run, loop = config(quantize=False), EventLoopThread()
+    plain = BaselineTrainer(run, torch.device("cpu"))
+    swarm = loop.run(MemorySwarm(run).__aenter__(), 30)
+    model = SwarmModel(swarm.trainer, swarm.hops, loop)
+    part = batches(run)[0][0]
+    inputs = list(part.inputs.values())
+    for one in (model, plain.model):
+        outputs = one(*inputs)
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["x"]
+        logits.square().mean().backward()
+    model.step()
+    plain._optimizer.step()
+    expected = plain.model.eval()(*inputs)
+    assert not isinstance(expected, torch.Tensor)
+    assert torch.equal(model.eval()(*inputs), expected["x"])
+    loop.run(swarm.__aexit__(), 30)
+    loop.close()
