@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.config.schema import StageOptions
+from distqat.distributed.tying import twin_stages
 from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
@@ -129,6 +130,7 @@ def check_model(config: Config) -> None:
     """
     _check_cuts(config)
     check_tokenizer(config)
+    twin_stages(config)
     names: dict[str, dict[str, bool]] = {}
     passed: dict[str, Tensor] | None = None
     with torch.device("meta"), torch.no_grad():

@@ -36,6 +36,7 @@ from distqat.distributed.process import (
     set_title,
     set_up_logging,
 )
+from distqat.distributed.tying import twin_stages
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, Refused, SwarmError
 from distqat.metrics import Sink, open_sinks
@@ -63,7 +64,7 @@ class Client:
         path = Path(config.log_dir) / "commit_log.jsonl"
         self._log = CommitLog(path, config.experiment_prefix, resume=explicit)
         self._slots = Slots(self._log, stages, config.max_expert_index)
-        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record)
+        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, twin_stages(config))
         self._mirror = Mirror(config, self._log, self._rounds, peer.transport)
         self._evaluating = Evaluating(config, self._rounds, peer.transport, sink, self._built)
         self._watch = DirectoryWatch(peer.directory, stages)

@@ -17,6 +17,7 @@ from distqat.config import Config
 from distqat.distributed.building import build_module
 from distqat.distributed.peer import Peer
 from distqat.distributed.pipeline import clipping
+from distqat.distributed.tying import tie
 from distqat.distributed.wire import Hop, step_fields
 from distqat.models import named_tensors
 from distqat.quant import activate, calibrated, observe_data, quantizers, schedule
@@ -34,6 +35,7 @@ class SwarmBaselineModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.stages = nn.ModuleDict({stage: build_module(config, stage) for stage in config.stages})
+        tie(self.stages, config)
         self._quant = config.quant
 
     def forward(self, *inputs: Tensor) -> Tensor | Mapping[str, Tensor]:

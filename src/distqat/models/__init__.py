@@ -25,6 +25,7 @@ from distqat.models import causal_lm, chain, dcgan, gcn, gpt, mlp, resnet, wav2v
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
+    copies_of,
     full_state_dict,
     named_tensors,
     register_expert_class,
@@ -56,6 +57,7 @@ for _part in causal_lm.STAGES:
 __all__ = [
     "MODEL_TYPES",
     "build_stage",
+    "copies_of",
     "full_state_dict",
     "named_tensors",
     "register_expert_class",

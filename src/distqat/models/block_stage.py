@@ -63,6 +63,9 @@ class BlockStage(nn.Module):
         self._first, self._last = first, last
         config: Any = model.config
         self._width = int(config.vocab_size if last else config.hidden_size)
+        self.copies: dict[
+            str, str
+        ] = {}  # of weights that another stage holds as well: common name to own name
         self._given: Tensor | None = None
         self._behind: Tensor | None = None
         chosen = list(blocks)

@@ -11,6 +11,7 @@ last, `body2` number 2.
 Tied embeddings (a head matrix that is the embedding's) stay tied where both lie in one stage, i.e. in a
 `full` one. Over several stages they are two matrices, each trained by its own stage, and equal only at the
 start of a pretrained model; `tie: false` unties a `full` stage too: then it is the composed stages exactly.
+`tie: average`, in all entries, keeps the two copies together: outer rounds average them.
 
 The model is built on the meta device, cut, and only what is left gets memory, so no process holds the whole.
 """
@@ -33,6 +34,7 @@ from distqat.models.outline import Outline, outline
 from distqat.models.pretrained import load_weights, pretrained_config
 
 StageName = Literal["full", "head", "body", "tail"]
+AVERAGE = "average"
 STAGES: tuple[StageName, ...] = ("full", "head", "body", "tail")
 
 
@@ -44,7 +46,7 @@ class Part:
     layers: Sequence[int] | None = None
     stages: int | None = None
     position: int | None = None
-    tie: bool = True
+    tie: bool | str = True
     default_stages: ClassVar[int | None] = None
     """Where an entry names neither `layers` nor `stages`."""
 
@@ -117,7 +119,9 @@ def build(stage: StageName, part: Part) -> BlockStage:
         parts, start, stop = _range(stage, part)
     elif part.layers is not None and list(part.layers) != [0, stop]:
         raise ModelError(f"layers: {list(part.layers)} of a full model must be [0, {stop}]")
-    tied = part.tie and stage == "full"
+    if not isinstance(part.tie, bool) and part.tie != AVERAGE:
+        raise ModelError(f"tie: {part.tie!r} must be true, false or {AVERAGE!r}")
+    tied = bool(part.tie) and stage == "full"
     with weights_on_meta():
         model = model_class(whole)._from_config(whole, dtype=torch.float32)
     if not tied:
@@ -130,6 +134,8 @@ def build(stage: StageName, part: Part) -> BlockStage:
             module._is_hf_initialized = False
         model.initialize_weights()
     slice_config(model.config, start, stop)
+    if part.tie == AVERAGE and stage in ("head", "tail"):
+        built.copies = _copies(stage, ties)
     if device.type == "meta":
         return built
     if tied:
@@ -137,6 +143,16 @@ def build(stage: StageName, part: Part) -> BlockStage:
     if part.pretrained is not None:
         load_weights(built, part.pretrained, prefix=str(model.base_model_prefix), ties=ties)
     return built.train()
+
+
+def _copies(stage: StageName, ties: Mapping[str, str]) -> dict[str, str]:
+    """The tied weights of a first or last stage: what both stages call them, to their names in this one."""
+    if not ties:
+        raise ModelError(
+            f"tie: {AVERAGE} needs a model whose head is tied to its embeddings; leave tie out, or set "
+            "tie_word_embeddings in its config"
+        )
+    return {target: source if stage == "head" else target for target, source in ties.items()}
 
 
 def _range(stage: StageName, part: Part) -> tuple[Outline, int, int]:

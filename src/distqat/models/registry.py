@@ -119,6 +119,12 @@ def named_tensors(value: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> di
     return {f"x{index}" if index else "x": tensor for index, tensor in enumerate(value)}
 
 
+def copies_of(stage: nn.Module) -> dict[str, str]:
+    """Weights that another stage holds a copy of, to be kept tied: the common name to that in this stage."""
+    copies: Mapping[str, str] = getattr(stage, "copies", {})
+    return dict(copies)
+
+
 def full_state_dict(stage_states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Assemble the `state_dict` of the whole model from those of its stages, in stage order.
 

@@ -16,6 +16,7 @@ from distqat.diloco.convener import Action, Behind, Commit, Convener, Discard, E
 from distqat.diloco.grace import Grace
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.twins import Twins
 from distqat.distributed.wire import Hop, take
 from distqat.errors import Refused
 from distqat.failpoints import failpoint
@@ -43,7 +44,7 @@ class _Stage:
 
 
 class RoundService:
-    """Rounds of all stages. `report` gets one record per ended round."""
+    """Rounds of all stages. `report` gets one record per ended round; `twins` hold copies of one weight."""
 
     def __init__(
         self,
@@ -51,12 +52,14 @@ class RoundService:
         options: DilocoOptions,
         log: CommitLog,
         report: Callable[[dict[str, Any]], None],
+        twins: tuple[str, str] | None = None,
     ) -> None:
         self.finished = asyncio.Event()
         self._options = options
         self._log = log
         self._report = report
         self._stages = {stage: _Stage() for stage in stages}
+        self._twins = Twins(twins)
         for stage in stages:
             newest = log.newest_round(stage)
             if newest is not None:
@@ -178,6 +181,8 @@ class RoundService:
         """Answered with the outcome of the round."""
         round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
         digest = str(fields["digest"]) if fields.get("digest") else None
+        if digest is not None and fields.get("copy"):
+            self._twins.told(stage, round, digest, str(fields["copy"]))
         return await self._answered(
             stage, uid, "vote", lambda assembly: assembly.voted(uid, digest, round, attempt, now)
         )
@@ -190,6 +195,7 @@ class RoundService:
     def _begin(self, stage: str, round: int, digest: str, *, settled_at: float = -math.inf) -> None:
         grace, exchange_s = Grace(self._options.grace_spread), self._options.averaging_timeout
         convener = Convener(round, digest, grace, exchange_s, settled_at)
+        self._twins.forget(stage)
         self._stages[stage].assembly = Assembly(convener, lambda round: self._log.digest(stage, round))
         self._check_finished()
 
@@ -216,7 +222,7 @@ class RoundService:
         if isinstance(reply, Open):
             return {"round": reply.round, "attempt": reply.attempt, "members": list(reply.members)}
         if isinstance(reply, Exchange):
-            return {"set": self._set(stage, reply)}
+            return {"set": self._set(stage, reply), **self._copy(stage, reply)}
         if isinstance(reply, Committed):
             return {"committed": reply.digest}
         if isinstance(reply, Discarded):
@@ -246,6 +252,7 @@ class RoundService:
         failpoint("round.before_log")
         self._log.commit_round(stage, action.round, action.digest)
         failpoint("round.after_log")
+        self._twins.committed(stage, action.round, action.digest)
         logger.info(
             "Round %d of %s committed by %d members in %.2f s, %.2f MB, digest %s",
             action.round,
@@ -267,6 +274,14 @@ class RoundService:
             for uid, offer in action.offers.items()
             if uid in hops
         ]
+
+    def _copy(self, stage: str, action: Exchange) -> dict[str, Any]:
+        """The other stage's copy of a tied weight that this attempt averages with, and who holds it."""
+        copy = self._twins.offer(stage, action.round, action.attempt)
+        if copy is None:
+            return {}
+        holders = [hop.fields() for hop in self._stages[copy.stage].members.values()]
+        return {"copy": {"round": copy.round, "digest": copy.digest, "members": holders}}
 
     def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any], *calls: str) -> None:
         """Answer the calls that wait: of those methods, of any if none is named."""

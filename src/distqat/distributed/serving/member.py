@@ -20,8 +20,9 @@ from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
 from distqat.distributed.serving.steps import Steps
 from distqat.distributed.serving.transfer import Fetched, StageLost, fetch_newest
+from distqat.distributed.serving.twin import Twin
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadContribution, SwarmError
+from distqat.errors import BadContribution, BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
@@ -72,6 +73,8 @@ class RoundMember:
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         parts.steps.on_commit = self._step_committed
+        if parts.twin is not None:
+            parts.twin.keep(shared)
         self._rearm()
 
     @property
@@ -102,6 +105,14 @@ class RoundMember:
         while self.shared.round < round:
             await self._advanced.wait()
         return self.shared
+
+    async def tied(self, call: Call) -> Message:
+        """Our copy of a weight that another stage holds as well, after a round that is committed."""
+        round, twin = take(call.message.fields, "round", int), self._parts.twin
+        if twin is None:
+            raise BadFrame(f"{self._hop.uid} has no weight that is kept tied to another stage's")
+        await self.holding(round)
+        return twin.give(round)
 
     def _step_committed(self, samples: int) -> None:
         self._since += 1
@@ -187,9 +198,9 @@ class RoundMember:
         answer = await self._ask("contribute", own, nbytes=sum(t.nbytes for t in sent.values()))
         result, included, answered = None, False, answer.get("set", [])
         if "set" in answer:
-            result, included = await self._result(own, answered)
+            result, included = await self._result(own, answered, answer.get("copy"))
             failpoint("round.before_vote")
-            answer = await self._vote(own, result.digest if result else None)
+            answer = await self._vote(own, result)
         if self._options.overlap:
             await steps.pause()
         committed = answer.get("committed")
@@ -220,15 +231,22 @@ class RoundMember:
         )
         return True
 
-    async def _result(self, own: _Published, members: list[Any]) -> tuple[Shared | None, bool]:
-        """Fetch and decode the agreed set in its order; None if it cannot be had or verified."""
+    async def _result(
+        self, own: _Published, members: list[Any], copy: Any = None
+    ) -> tuple[Shared | None, bool]:
+        """Fetch and decode the agreed set in its order; None if it cannot be had or verified.
+
+        `copy` tells where another stage's copy of a tied weight is that this attempt averages with.
+        """
         included = any(take(member, "uid", str) == self._hop.uid for member in members)
         try:
             sets = await asyncio.gather(*(self._fetch(own, member) for member in members))
             counts = [take(member, "samples", int) for member in members]
+            twin = self._parts.twin
+            copies = await twin.fetch(copy) if twin is not None and copy else None
             failpoint("round.reducing")
             return (
-                await self._compute(lambda: self._parts.rounds.result(self.shared, sets, counts)),
+                await self._compute(lambda: self._parts.rounds.result(self.shared, sets, counts, copies)),
                 included,
             )
         except SwarmError as error:
@@ -248,9 +266,11 @@ class RoundMember:
             raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
         return tensors
 
-    async def _vote(self, own: _Published, digest: str | None) -> dict[str, Any]:
+    async def _vote(self, own: _Published, result: Shared | None) -> dict[str, Any]:
         """Vote until the outcome is known: unknown is neither commit nor discard."""
-        fields = {**self._round_fields(own), "digest": digest}
+        fields = {**self._round_fields(own), "digest": result.digest if result else None}
+        if result is not None and self._parts.twin is not None:
+            fields["copy"] = await asyncio.to_thread(self._parts.twin.digest, result)
         while True:
             try:
                 return await self._parts.coordinator.call("vote", fields, timeout=READY_TIMEOUT)
@@ -299,6 +319,8 @@ class RoundMember:
     def _advance(self, shared: Shared) -> None:
         if shared is not self.shared:
             self.shared = shared
+            if self._parts.twin is not None:
+                self._parts.twin.keep(shared)
             self._advanced.set()
             self._advanced = asyncio.Event()
         self._rearm()
@@ -369,6 +391,7 @@ class MemberParts:
     compute: ComputeThread
     transport: Transport
     coordinator: Coordinator
+    twin: Twin | None = None
 
 
 ALONE_HOLD_S = 5.0

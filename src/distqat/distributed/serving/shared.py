@@ -129,8 +129,17 @@ class Rounds:
         sent.update({f"buffer/{n}": tensor for n, tensor in base.buffers.items() if n not in self._fixed})
         return sent
 
-    def result(self, shared: Shared, contributions: Sequence[Named], samples: Sequence[int]) -> Shared:
+    def result(
+        self,
+        shared: Shared,
+        contributions: Sequence[Named],
+        samples: Sequence[int],
+        copies: Mapping[str, Tensor] | None = None,
+    ) -> Shared:
         """The next committed state from all contributions in the agreed order.
+
+        `copies` are those that another stage has of tied weights: the anchor that the round begins with is
+        moved to the mean of both. docs/decisions/0019-tied-weights.md
 
         A contribution that is malformed, not finite or of an outlying norm is left out; every member decides
         so from the same bytes. Raises BadContribution when none remains.
@@ -153,6 +162,7 @@ class Rounds:
         weights = average.capped_weights([entry[3] for entry in kept])
         gradient = average.weighted_mean([entry[0] for entry in kept], weights)
         anchor, state = outer.update(shared.anchor, gradient, shared.outer, self._options.outer_optim)
+        anchor |= _towards(copies or {}, shared.anchor, anchor)
         steps = average.mean_buffers([entry[1] for entry in kept], weights)
         moved = average.mean_buffers([entry[2] for entry in kept], weights)
         buffers = {**shared.buffers, **moved}
@@ -199,6 +209,18 @@ class Rounds:
                 raise BadContribution(f"the {name}s of a contribution have other names or shapes")
             average.mean_buffers([own, theirs], [0.5, 0.5])  # raises unless dtypes agree and all is finite
         return decode_tensors(self._codec, parts["delta"], schema), parts["step"], parts["buffer"]
+
+
+def _towards(copies: Mapping[str, Tensor], before: Named, after: Named) -> Named:
+    """Half the way from the old anchor to the other copy, on top of what the round moved."""
+    moved: Named = {}
+    for name, copy in copies.items():
+        if name not in before or copy.shape != before[name].shape or copy.dtype != before[name].dtype:
+            raise BadContribution(f"the other stage's copy of {name!r} is of another shape or type")
+        if not bool(torch.isfinite(copy).all()):
+            raise BadContribution(f"the other stage's copy of {name!r} is not finite")
+        moved[name] = after[name] + (copy - before[name]) * 0.5
+    return moved
 
 
 def contribution_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -32,6 +32,7 @@ from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared
 from distqat.distributed.serving.steps import Steps
 from distqat.distributed.serving.transfer import inner_state
+from distqat.distributed.tying import twin_of
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, Refused, RunFinished, SwarmError
 from distqat.metrics import Sink
@@ -135,6 +136,7 @@ class Tenancy:
             compute=compute,
             transport=peer.transport,
             coordinator=coordinator,
+            twin=twin_of(config, stage, module, peer.transport),
         )
         self._member: RoundMember | None = None
         self._saving: set[asyncio.Future[None]] = set()  # states on their way to the keeper
@@ -212,6 +214,8 @@ class Tenancy:
             return await self._donor.chunk(call.message.fields)
         if call.method == "contribution" and self._member is not None:
             return await self._member.contribution(call)
+        if call.method == "tied" and self._member is not None:
+            return await self._member.tied(call)
         if call.method == "commit":
             reply = await steps.commit(call)
             if self._state == "calibrating" and not self._replica.calibrating:
