@@ -14,7 +14,7 @@ from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task, check_model
 from distqat.tasks.base import Batch
 
-TINY = {"n_layer": 5, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 31, "dropout": 0.0}
+TINY = {"n_layer": 5, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 257, "dropout": 0.0}
 CUTS = {"head": [0, 1], "body": [1, 4], "tail": [4, 5]}
 STEPS = 5
 
