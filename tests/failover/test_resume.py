@@ -93,11 +93,19 @@ class Run:
         return "".join(path.read_text() for path in self.logs.glob(f"{name}*.log"))
 
 
+GAN = "--config-path=configs/dcgan.yaml"  # two steps per batch: what is saved must hold both, and the noise
+
+
 @pytest.mark.parametrize(
-    "cuts", [pytest.param((70,), id="once"), pytest.param((41, 190), id="twice", marks=pytest.mark.slow)]
+    ("cuts", "flags"),
+    [
+        pytest.param((70,), (), id="once"),
+        pytest.param((41, 190), (), id="twice", marks=pytest.mark.slow),
+        pytest.param((70, 180), (GAN,), id="phases", marks=pytest.mark.slow),
+    ],
 )
-def test_same_bits_as_uninterrupted(tmp_path: Path, cuts: tuple[int, ...]) -> None:
-    with Run(tmp_path / "whole") as whole, Run(tmp_path / "cut") as cut:
+def test_same_bits_as_uninterrupted(tmp_path: Path, cuts: tuple[int, ...], flags: tuple[str, ...]) -> None:
+    with Run(tmp_path / "whole", *flags) as whole, Run(tmp_path / "cut", *flags) as cut:
         whole.start()
         whole.end()
         cut_and_resume(cut, cuts)

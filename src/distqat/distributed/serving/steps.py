@@ -47,7 +47,8 @@ class Steps:
         self.standing: Callable[[], dict[str, Any]] = dict  # what the answer to a commit tells besides
         self.journal: Callable[[StepId, str], None] = lambda id, outcome: None  # before anybody is told
         self.admit: Callable[[], None] = lambda: None  # raises Refused unless a step may begin now
-        self.step_seconds: list[float] = []  # the last committed steps, first forward to commit
+        self.step_seconds: list[float] = []  # the last committed steps, with the frozen ones before each
+        self._frozen_seconds = 0.0  # of frozen steps since the last that was applied
         self.counts = {"applied": 0, "skipped": 0, "frozen": 0, "aborted": 0}
         self._replica = replica
         self._compute = compute
@@ -197,14 +198,16 @@ class Steps:
         answer = Message({"step": step, **self.standing()})
         if self._open is attempt:
             self._open = None
+        seconds = time.monotonic() - self._opened_at + self._frozen_seconds
         if attempt.train and attempt.frozen:
+            self._frozen_seconds = seconds
             self.counts["frozen"] += 1
             self.journal(id, "frozen")
         elif attempt.train and not skip:
             self.samples += samples
             self.counts["applied"] += 1
             self.journal(id, "applied")
-            self.step_seconds = [*self.step_seconds[-31:], time.monotonic() - self._opened_at]
+            self.step_seconds, self._frozen_seconds = [*self.step_seconds[-31:], seconds], 0.0
             self.on_commit(samples)
         elif attempt.train:
             self.counts["skipped"] += 1
