@@ -153,9 +153,9 @@ MODELS: dict[str, SmallModel] = {
 }
 
 
-def stages_of(model: str, cut: Cut) -> list[SmallStage]:
+def stages_of(model: str, cut: Cut, small: SmallModel | None = None) -> list[SmallStage]:
     """The stages of one pipeline of a model, each told its place as a pipeline tells it."""
-    small = MODELS[model]
+    small = small or MODELS[model]
     place = {"stage_count": len(cut.names)}
     return [
         SmallStage(
