@@ -240,11 +240,11 @@ class NetworkSwarm:
 
     def state(self, name: str) -> str:
         tenancy = self.tenancy(name)
-        return tenancy._status()["state"] if tenancy else "none"
+        return tenancy.telling.status()["state"] if tenancy else "none"
 
     def round_of(self, name: str) -> int:
         tenancy = self.tenancy(name)
-        return int(tenancy._status()["round"]) if tenancy else -1
+        return int(tenancy.telling.status()["round"]) if tenancy else -1
 
     def committed(self, stage: str) -> int:
         newest = self.client._log.newest_round(stage)

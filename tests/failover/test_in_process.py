@@ -25,7 +25,7 @@ from distqat.distributed.client import Client
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.shared import initial
-from distqat.distributed.serving.tenancy import Slot, ask_for_slot
+from distqat.distributed.serving.slot import Slot, ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import Nothing
 from distqat.swarm.link import Address

@@ -26,7 +26,8 @@ from distqat.distributed.process import (
     threads_per_server,
 )
 from distqat.distributed.serving.compute import ComputeThread
-from distqat.distributed.serving.tenancy import Tenancy, ask_for_slot
+from distqat.distributed.serving.slot import ask_for_slot
+from distqat.distributed.serving.tenancy import Tenancy
 from distqat.errors import ConfigError, ProtocolMismatch, Refused, RunFinished, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
@@ -86,7 +87,7 @@ class Server:
         parts = self._config, self._peer, self._coordinator, self._compute, slot, self._device
         module = await asyncio.to_thread(build_module, self._config, slot.expert.stage)
         tenancy = self._tenancy = Tenancy(*parts, module)
-        tenancy.sink = self._sink
+        tenancy.telling.sink = self._sink
         try:
             return await tenancy.run()
         finally:

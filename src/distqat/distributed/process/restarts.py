@@ -34,8 +34,8 @@ class RestartPolicy:
     """The n-th crash in a row waits `first_delay_s * factor**(n-1)`, at most `max_delay_s`.
 
     A run of `healthy_s` forgets the crashes before it; more than `crashes` within `window_s` is a crash loop,
-    and so are more than `in_a_row`, however long each took: a server whose swarm is gone needs some seconds to
-    find that out.
+    and so are more than `in_a_row`, however long each took: a server whose swarm is gone needs some seconds
+    to find that out.
     """
 
     first_delay_s: float = 0.2

@@ -7,15 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distqat.codec import get_codec
-from distqat.config import Config, agreement, agreement_digest
+from distqat.config import Config
 from distqat.distributed.building import build_task
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
@@ -23,70 +21,32 @@ from distqat.distributed.process import announce_ready
 from distqat.distributed.serving.arrival import Arrival
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
-from distqat.distributed.serving.keeper import Keeper, Moment, held_on_disk
+from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.lease import Lease
 from distqat.distributed.serving.member import MemberParts, RoundMember
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.private import moments, own_state
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Rounds, Shared
+from distqat.distributed.serving.slot import Slot, ask_for_slot
 from distqat.distributed.serving.steps import Steps
+from distqat.distributed.serving.telling import Telling
 from distqat.distributed.serving.transfer import inner_state
 from distqat.distributed.tying import twin_of
-from distqat.distributed.wire import Hop, take
+from distqat.distributed.wire import Hop
 from distqat.errors import BadFrame, Refused, RunFinished, SwarmError
-from distqat.metrics import Sink
 from distqat.quant import coverage
 from distqat.swarm.channel import Call
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
-from distqat.topology.attempts import StepId
-from distqat.topology.expert import ExpertId
-from distqat.topology.snapshot import ServerRecord, ServerState
+from distqat.topology.snapshot import ServerState
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 DRAIN_S = 4.0
-SLOT_TIMEOUT = 30.0  # a client that has just started lets those who hold a slot ask first
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What the client granted."""
-
-    expert: ExpertId
-    epoch: int
-    founder: bool
-    generation: int
-
-
-async def ask_for_slot(
-    config: Config,
-    peer: Peer,
-    coordinator: Coordinator,
-    holding: str | None,
-    live: dict[str, Any] | None = None,
-) -> Slot:
-    """A slot from the client, as soon as it answers; `holding` is one that this server would like to keep.
-
-    The client hears what could be brought back from this host's disk, and from memory: the `live` state.
-
-    Raises ProtocolMismatch naming the keys in which the settings differ from the run's; Refused when full;
-    RunFinished when there is nothing to serve any more.
-    """
-    agreements = {stage: agreement(config, stage) for stage in config.stages}
-    hop = Hop(holding or "any.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
-    held = await asyncio.to_thread(held_on_disk, config)
-    fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
-    answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
-    if answer.get("finished"):
-        raise RunFinished("the run is finished")
-    expert = ExpertId.parse(take(answer, "uid", str))
-    epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
-    return Slot(expert, epoch, take(answer, "founder", bool), generation)
 
 
 class Tenancy:
@@ -102,14 +62,12 @@ class Tenancy:
         device: torch.device,
         module: nn.Module,
     ) -> None:
-        self.sink: Sink
         self._config = config
         self._peer = peer
         self._coordinator = coordinator
         self._compute = compute
         self._slot = slot
         self._uid = str(slot.expert)
-        self._who = {"uid": self._uid, "peer": peer.identity.peer, "tenancy": f"{self._uid}/{slot.epoch}"}
         stage = slot.expert.stage
         self._hop = Hop(self._uid, Address(peer.identity.peer, peer.host, peer.maddrs))
         task = build_task(config) if stage == config.stages[-1] else None
@@ -128,7 +86,8 @@ class Tenancy:
             run=config.experiment_prefix,
             lease_s=options.forward_timeout + options.backward_timeout,
         )
-        self.steps.journal = self._journal
+        self.telling = Telling(config, peer, slot, self._replica, self.steps, compute, self._where)
+        self.steps.journal = self.telling.journal
         self._parts = MemberParts(
             options=config.diloco,
             rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module, config.quant.warmup),
@@ -147,15 +106,13 @@ class Tenancy:
         self._resyncing: asyncio.Future[None] | None = None
         self.steps.admit = self._admit
         self._activated = asyncio.Event()
-        self._announcing = asyncio.Lock()
         self._keeper = Keeper(config, stage, self._uid, slot.generation)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
-        self._began = time.monotonic()
 
     async def run(self) -> str:
         """Serve until the run is finished ("finished") or this server is to move ("moved")."""
         work: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(keep_announced(self._announce)),
+            asyncio.ensure_future(keep_announced(self.telling.announce)),
             asyncio.ensure_future(self._lease.watch(self._lease_over)),
             asyncio.ensure_future(self._beat()),
             asyncio.ensure_future(self._serve()),
@@ -188,7 +145,7 @@ class Tenancy:
         """Undo an open attempt; what was committed is on disk when this returns."""
         self._donor.close()
         await self.steps.close()
-        self.sink.write({"event": "closed", **self._who, **self.steps.counts})
+        self.telling.event("closed", **self.steps.counts)
         if self._saving:  # the last round may not have been handed over yet
             await asyncio.wait(self._saving)
         await self._keeper.flush()
@@ -207,7 +164,7 @@ class Tenancy:
         """Route a call."""
         steps = self.steps
         if call.method == "status":
-            return Message(self._status())
+            return Message(self.telling.status())
         if call.method == "snapshot" and self._member is not None:
             return await self._donor.snapshot(call.message.fields)
         if call.method == "chunk":
@@ -269,8 +226,8 @@ class Tenancy:
         logger.info("ReassignmentMonitorThread started for expert %s", self._uid)
         nbytes = sum(tensor.nbytes for tensor in shared.tensors().values())
         took = {"state_s": state_s, "serve_s": time.monotonic() - began, "bytes": nbytes}
-        self.sink.write({"event": "join", **self._who, "round": shared.round, **took})
-        announce_ready({"role": "server", **self._who})
+        self.telling.event("join", round=shared.round, **took)
+        announce_ready({"role": "server", **self.telling.who})
         await self._member.run(self._config.diloco.outer_steps)
         await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
         raise AssertionError("unreachable")
@@ -298,6 +255,14 @@ class Tenancy:
         self._saving.add(saving)
         saving.add_done_callback(self._saving.discard)
 
+    def _where(self) -> tuple[ServerState, Shared | None]:
+        return self._shown_state, self._member.shared if self._member else None
+
+    def _round_ended(self, record: dict[str, Any]) -> None:
+        if record["committed"] and self._member is not None:
+            self._save(moments, self._member.shared, None)
+        self.telling.round_ended(record)
+
     def _standing(self) -> dict[str, Any]:
         """What a trainer hears at each commit, to know when to mark the next checkpoint step."""
         round = self._member.shared.round if self._member else 0
@@ -306,7 +271,7 @@ class Tenancy:
     async def _become(self, state: ServerState) -> None:
         self._state = state
         with contextlib.suppress(SwarmError):
-            await self._announce()
+            await self.telling.announce()
 
     # its leave to serve
 
@@ -321,7 +286,7 @@ class Tenancy:
         logger.warning(
             "%s pauses: no answer of the client for %.1f s; it keeps its state", self._uid, silent_s
         )
-        self.sink.write({"event": "lease", "uid": self._uid, "held": False, "silent_s": silent_s})
+        self.telling.event("lease", held=False, silent_s=silent_s)
         try:
             self._admit()
         except Refused as error:
@@ -344,87 +309,11 @@ class Tenancy:
             self._lease.confirm(asked)
             if paused and not self._lease.over:
                 logger.info("%s serves again: the client answers, after %.1f s of silence", self._uid, silent)
-                self.sink.write({"event": "lease", "uid": self._uid, "held": True, "silent_s": silent})
+                self.telling.event("lease", held=True, silent_s=silent)
                 await self._become(self._state)
         elif self._resyncing is None:  # who is behind and cannot get what it missed stops serving in the end
             self._lease.renew(asked)
         return True
-
-    # what it tells
-
-    async def _announce(self) -> None:
-        async with self._announcing:  # of two at once the directory would refuse one
-            await self._announce_now()
-
-    async def _announce_now(self) -> None:
-        seconds = self.steps.step_seconds
-        rate = self.steps.samples / max(time.monotonic() - self._began, 1e-6) if seconds else 0.0
-        await self._peer.directory.announce(
-            ServerRecord(
-                peer_id=self._peer.identity.peer,
-                stage=self._slot.expert.stage,
-                index=self._slot.expert.index,
-                epoch=self._slot.epoch,
-                state=self._shown_state,
-                throughput=rate,
-                step=self._replica.step,
-                round=self._member.shared.round if self._member else 0,
-                config_digest=agreement_digest(self._config, self._slot.expert.stage),
-                host=self._peer.host,
-                addresses=self._peer.maddrs,
-                metrics={"batch_size": self._config.diloco.batch_size_per_step},
-            )
-        )
-
-    def _status(self) -> dict[str, Any]:
-        """What the monitor's table shows of this server."""
-        spent, traffic = self._compute.spent, self._peer.transport.traffic
-        total = max(time.monotonic() - self._began, 1e-6)
-
-        def wall(kind: str) -> float:
-            return spent[kind].wall_s if kind in spent else 0.0
-
-        return {
-            "uid": self._uid,
-            "state": self._shown_state,
-            "device": str(self._replica.device),
-            "step": self._replica.step,
-            "round": self._member.shared.round if self._member else 0,
-            "digest": self._member.shared.digest if self._member else "",
-            "forward_s": wall("forward"),
-            "backward_s": wall("backward"),
-            "optimizer_s": wall("optimizer"),
-            "idle_s": self._compute.idle_s(),
-            "compute_cpu_s": {kind: each.cpu_s for kind, each in spent.items()},
-            "queue": self._compute.queued,
-            "bytes_in": traffic.bytes_in,
-            "bytes_out": traffic.bytes_out,
-            "samples_per_s": self.steps.samples / total,
-            "samples": self.steps.samples,
-            **self.steps.counts,
-        }
-
-    def _round_ended(self, record: dict[str, Any]) -> None:
-        if record["committed"] and self._member is not None:
-            self._save(moments, self._member.shared, None)
-        seconds = self.steps.step_seconds
-        if seconds:
-            logger.info(
-                "round %d %s; step time %.3f s (median of the last %d), step %d",
-                record["round"],
-                "committed" if record["committed"] else "discarded",
-                median(seconds),
-                len(seconds),
-                self._replica.step,
-            )
-        self.sink.write({**record, **self._who, **{f"server_{k}": v for k, v in self._flat().items()}})
-
-    def _journal(self, id: StepId, outcome: str) -> None:
-        """A line on disk for every applied step, before its trainer hears of it: it outlives a SIGKILL."""
-        self.sink.write({"event": outcome, **self._who, "id": list(astuple(id))})
-
-    def _flat(self) -> dict[str, Any]:
-        return {k: v for k, v in self._status().items() if isinstance(v, int | float)}
 
     async def _reclaim(self) -> bool:
         """The client does not know us (it restarted, or our link broke): keep the slot if it is free."""
@@ -438,7 +327,7 @@ class Tenancy:
             logger.warning("%s is somebody else's now", self._uid)
             return False
         logger.info("holding %s again, epoch %d", self._uid, slot.epoch)
-        self._slot = slot
+        self._slot = self.telling.slot = slot
         self._keeper.generation = slot.generation
         if self._member is not None:
             await self._member.resync()
@@ -448,7 +337,7 @@ class Tenancy:
         """Tell the client that we live; hear whether the run is finished or we are to move."""
         while True:
             asked = self._lease.now()
-            answer = await self._coordinator.insist("beat", {"uid": self._uid, **self._status()})
+            answer = await self._coordinator.insist("beat", {"uid": self._uid, **self.telling.status()})
             if answer.get("finished"):
                 await self._keeper.finished()
                 return "finished"

@@ -1,0 +1,54 @@
+"""A slot of the swarm, as the client grants it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from distqat.config import Config, agreement
+from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.peer import Peer
+from distqat.distributed.serving.keeper import held_on_disk
+from distqat.distributed.wire import Hop, take
+from distqat.errors import RunFinished
+from distqat.swarm.link import Address
+from distqat.topology.expert import ExpertId
+
+SLOT_TIMEOUT = 30.0  # a client that has just started lets those who hold a slot ask first
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the client granted."""
+
+    expert: ExpertId
+    epoch: int
+    founder: bool
+    generation: int
+
+
+async def ask_for_slot(
+    config: Config,
+    peer: Peer,
+    coordinator: Coordinator,
+    holding: str | None,
+    live: dict[str, Any] | None = None,
+) -> Slot:
+    """A slot from the client, as soon as it answers; `holding` is one that this server would like to keep.
+
+    The client hears what could be brought back from this host's disk, and from memory: the `live` state.
+
+    Raises ProtocolMismatch naming the keys in which the settings differ from the run's; Refused when full;
+    RunFinished when there is nothing to serve any more.
+    """
+    agreements = {stage: agreement(config, stage) for stage in config.stages}
+    hop = Hop(holding or "any.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
+    held = await asyncio.to_thread(held_on_disk, config)
+    fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
+    answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
+    if answer.get("finished"):
+        raise RunFinished("the run is finished")
+    expert = ExpertId.parse(take(answer, "uid", str))
+    epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
+    return Slot(expert, epoch, take(answer, "founder", bool), generation)
