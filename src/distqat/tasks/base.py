@@ -5,7 +5,7 @@ No torch at run time, so that configuration code can import the package at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -36,6 +36,8 @@ class TaskSettings:
     """Token ids lie in [0, vocab_size); None checks only that they are not negative."""
     sequence_length: int = 128
     """Tokens T of the batches [B, T]."""
+    dataset_name: str = ""
+    """`data.dataset_name`, for a task whose data set is no list of samples."""
     seed: int = 0
     """Of the run, for what a task draws."""
     latent: int | None = None
@@ -159,3 +161,33 @@ class Phased(Protocol):
 
     def phases(self, batch: Batch) -> Sequence[tuple[Phase, Batch]]:
         """The steps in order, each with its own inputs and labels of the same samples."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a rollout gave."""
+
+    batch: Batch
+    """All its samples; they are trained on in batches of the configured size, in an order of every epoch."""
+    epochs: int
+    """How often each is trained on before the next rollout."""
+    returns: tuple[float, ...] = ()
+    """Sums of rewards of the episodes that ended in it."""
+
+
+class Player(Protocol):
+    """Acts with the model and makes samples of what happens."""
+
+    def rollout(self) -> Generator[Mapping[str, Tensor], Mapping[str, Tensor], Experience]:
+        """Yields what the model is asked (named inputs of any number of rows), is sent what it answers."""
+
+
+@runtime_checkable
+class Interactive(Protocol):
+    """A task without a data set: a trainer makes its batches by letting the model act."""
+
+    def player(self, pipeline: int, start: int) -> Player:
+        """Who plays for a pipeline, from its batch number `start` on; what is drawn depends on both."""
+
+    def check(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """At start: TaskError unless what is played fits a model of these (sample) inputs and outputs."""
