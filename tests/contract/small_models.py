@@ -133,6 +133,10 @@ MODELS: dict[str, SmallModel] = {
         (Cut("front back"), Cut("head tail", {"cut": ["conv2"]}), Cut("head body tail")),
         integers=5,  # nodes that edges may join
     ),
+    "ppo": SmallModel(
+        {"in_features": 3, "num_actions": 2, "hidden": 8, "depth": 3},
+        (Cut("front back"), Cut("head tail", {"cut": ["out"]}), Cut("head body tail")),
+    ),
     "wav2vec2": SmallModel(
         {
             "config": {

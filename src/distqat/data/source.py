@@ -48,6 +48,24 @@ class Source(Protocol):
         """The part that is never trained on: the same samples whatever the seed."""
 
 
+class NoData:
+    """The source of a task that makes its batches by acting: nothing to train on, nothing held out."""
+
+    order = "none"
+
+    def take(self, count: int) -> list[Item]:
+        raise DataError("this task has no data set; its trainers make their batches by playing")
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": 0, "index": 0}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return
+
+    def heldout(self) -> Iterable[Sample]:
+        return ()
+
+
 Opener = Callable[[DataOptions, int], Source]
 """`(data section, seed) -> source`; may raise DataError."""
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from distqat.distributed.coordination.finish import Summary, mean, save_model, s
 from distqat.distributed.coordination.trainers import CLIENT_PEER
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.evaluation import judge
+from distqat.distributed.feed import BatchFeed
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
+from distqat.distributed.rollout import RolloutFeed, check_play
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.vocabulary import check_tokenizer
 from distqat.errors import SwarmError
@@ -38,7 +40,7 @@ from distqat.swarm.frame import Message
 from distqat.swarm.hello import Admission
 from distqat.swarm.link import Address
 from distqat.swarm.transport import StreamTransport, UnixStreams
-from distqat.tasks.base import Batch, Task
+from distqat.tasks.base import Batch, Interactive, Task
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,15 @@ class BaselineTrainer:
     def calibrates(self) -> bool:
         """Whether the next batch is for quantizers alone."""
         return self.model.calibrating and min(self._applied) >= self._config.quant.warmup.float_steps
+
+    @torch.no_grad()
+    def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model in eval mode, as servers answer `evaluate`."""
+        self.model.eval()
+        try:
+            return self._outputs(Batch(dict(inputs), {}, 0))
+        finally:
+            self.model.train()
 
     def phases(self, batches: list[Batch]) -> tuple[PhaseStep, ...]:
         """The steps that the task takes for `batches`, as a trainer of the swarm would."""
@@ -180,15 +191,8 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
     trainer = BaselineTrainer(config, device, samples)
     sink = open_sinks(config.log_dir, "trainer_0", config.wandb_project)
     async with contextlib.AsyncExitStack() as open_things:
-        path = await open_things.enter_async_context(data_socket(config))
+        data = await open_things.enter_async_context(batch_feed(config, trainer))
         report = await open_things.enter_async_context(reports_to_client(config))
-        data = await DataClient.connect(
-            path,
-            trainer="0",
-            count=config.diloco.batch_size_per_step,
-            slots=config.diloco.gradient_accumulation_steps + 1,
-        )
-        open_things.push_async_callback(data.close)
         announce_ready({"role": "trainer", "pipeline": 0})
         began, losses = time.monotonic(), list[float]()
         while trainer.progress.step < trainer.total_steps and not stop.is_set():
@@ -206,7 +210,7 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
     return 0
 
 
-async def _one_step(config: Config, trainer: BaselineTrainer, data: DataClient) -> float | None:
+async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -> float | None:
     """The loss of one step; None for a batch that only calibrated."""
     options = config.diloco
     leased = [
@@ -222,6 +226,28 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: DataClient) 
     for lease in leased:
         await data.consumed(lease.batch_id)
     return loss
+
+
+@contextlib.asynccontextmanager
+async def batch_feed(config: Config, trainer: BaselineTrainer) -> AsyncIterator[BatchFeed]:
+    """Batches of the data server, or what the model does in this process."""
+    task = build_task(config)
+    if isinstance(task, Interactive):
+
+        async def ask(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return await asyncio.to_thread(trainer.answer, inputs)
+
+        await asyncio.to_thread(check_play, config, task)
+        yield RolloutFeed(task, ask, seed=config.seed, pipeline=0)
+        return
+    options = config.diloco
+    async with data_socket(config) as path:
+        slots = options.gradient_accumulation_steps + 1
+        data = await DataClient.connect(path, trainer="0", count=options.batch_size_per_step, slots=slots)
+        try:
+            yield data
+        finally:
+            await data.close()
 
 
 @contextlib.asynccontextmanager

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.config.schema import StageOptions
+from distqat.data.source import NoData, Source, open_source
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input
 from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
-from distqat.tasks import Task, TaskSettings, get_task
+from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
 
 def build_task(config: Config) -> Task:
@@ -26,11 +27,19 @@ def build_task(config: Config) -> Task:
         img_size=config.data.img_size,
         vocab_size=vocabulary(config),
         sequence_length=config.data.sequence_length,
+        dataset_name=config.data.dataset_name,
         seed=config.seed,
         latent=_latent(config),
         options=config.data.options,
     )
     return get_task(config.data.task_type, settings)
+
+
+def open_data(config: Config) -> Source:
+    """The data set of the run; NoData for a task that acts. May wait for the hub. Raises DataError."""
+    if isinstance(build_task(config), Interactive):
+        return NoData()
+    return open_source(config.data, seed=config.seed)
 
 
 def _latent(config: Config) -> int | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from distqat.checkpoint.finished import note_finished
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
+from distqat.distributed.building import build_task
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.evaluating import Evaluating
@@ -36,14 +37,16 @@ from distqat.distributed.process import (
     set_title,
     set_up_logging,
 )
+from distqat.distributed.rollout import check_play
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, Refused, SwarmError
+from distqat.errors import BadFrame, ConfigError, ModelError, Refused, SwarmError, TaskError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
 from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
+from distqat.tasks.base import Interactive
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import SwarmSnapshot
 
@@ -248,8 +251,15 @@ class Client:
 
     async def _keep_children(self) -> None:
         """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""
+        task = build_task(self._config)
+        if isinstance(task, Interactive):
+            try:
+                await asyncio.to_thread(check_play, self._config, task)
+            except (TaskError, ModelError) as error:  # a restart cannot help
+                raise ConfigError(str(error)) from error
         decision = await self._decided()
-        await self._trainers.start(self._start.parts_for(decision))
+        data = not isinstance(task, Interactive)
+        await self._trainers.start(self._start.parts_for(decision), serve_data=data)
         await self._trainers.failure()
 
     async def _training(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
-from distqat.data.source import Source, open_source
-from distqat.distributed.building import build_module, build_task
+from distqat.data.source import Source
+from distqat.distributed.building import build_module, build_task, open_data
 from distqat.errors import ModelError
 from distqat.models import named_tensors
 from distqat.tasks.base import Bounded, Forward, Judging, Sample, Showing, Task
@@ -61,7 +61,7 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
     Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError.
     """
     task = build_task(config)
-    source = source or open_source(config.data, seed=config.seed)
+    source = source or open_data(config)
     return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))
 
 

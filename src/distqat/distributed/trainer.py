@@ -9,10 +9,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timezone
 from typing import Any
+
+from torch import Tensor
 
 from distqat.checkpoint.trainer_part import TrainerPart, write_trainer_part
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
@@ -20,16 +22,19 @@ from distqat.data.client import DataClient, LeasedBatch
 from distqat.distributed.building import build_task
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.data_server import socket_path
+from distqat.distributed.feed import BatchFeed, Stopped
 from distqat.distributed.marker import Marker, TrainerProgress
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.pipeline import Stepper, StepResult
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.distributed.rollout import RolloutFeed
 from distqat.distributed.scaler import LossScaler
 from distqat.distributed.wire import Hop
 from distqat.errors import CheckpointError, DataServerGone, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
+from distqat.tasks.base import Interactive
 from distqat.topology.attempts import StepId
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Route, Router
@@ -58,11 +63,11 @@ class Speed:
 class Trainer:
     """Trains over whatever complete pipeline there is; pauses when there is none."""
 
-    def __init__(self, config: Config, peer: Peer, pipeline: int, data: DataClient, sink: Sink) -> None:
+    def __init__(self, config: Config, peer: Peer, pipeline: int, data: BatchFeed | None, sink: Sink) -> None:
+        """`data`: None for a task that makes its batches by acting."""
         self._config = config
         self._peer = peer
         self._pipeline = pipeline
-        self._data = data
         self._sink = sink
         self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
@@ -72,6 +77,13 @@ class Trainer:
         self._retries = 0
         self._tally = BatchTally()
         self._count = TrainerProgress.of_environment()
+        self._stop = asyncio.Event()
+        if isinstance(self._task, Interactive):
+            data = RolloutFeed(
+                self._task, self._ask, seed=config.seed, pipeline=pipeline, start=self._count.taken
+            )
+        assert data is not None
+        self._data = data
         self._life = int(time.time() * 1000)
         self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
         self._writing: asyncio.Future[None] | None = None  # our part of the last checkpoint step
@@ -92,12 +104,16 @@ class Trainer:
     async def run(self, stop: asyncio.Event) -> int:
         """Step after step until the client says that the run is finished, or until asked to stop."""
         watching = asyncio.ensure_future(self._watch.run())
+        self._stop = stop
         try:
             await self._coordinator.wait()
             await self._watch.refresh()
             finished = False
             while not finished and not stop.is_set():
-                leased = await self._lease(await self._route(stop))
+                try:
+                    leased = await self._lease(await self._route(stop))
+                except Stopped:
+                    break
                 try:
                     finished = await self._one_batch(leased, stop)
                 finally:
@@ -114,6 +130,19 @@ class Trainer:
         wanted = [server.metrics.get("batch_size", math.inf) for server in (route.servers if route else ())]
         count = max(1, int(min(options.batch_size_per_step, *wanted)))
         return [await self._data.next(count) for _ in range(options.gradient_accumulation_steps)]
+
+    async def _ask(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The whole model in eval mode, over as many routes as it takes. Raises Stopped."""
+        attempt = 0
+        while (route := await self._route(self._stop)) is not None:
+            hops = [Hop.of(server) for server in route.servers]
+            try:
+                return await self._stepper.evaluate(inputs, hops)
+            except SwarmError as error:
+                attempt += 1
+                logger.warning("the model is asked again (attempt %d): %s", attempt, error)
+                await self._stay_away(error, route, attempt)
+        raise Stopped
 
     async def _release(self, lease: LeasedBatch) -> None:
         with contextlib.suppress(DataServerGone):
@@ -236,8 +265,12 @@ class Trainer:
 
     async def _step_failed(self, error: SwarmError, route: Route, step: int, attempt: int) -> None:
         """Set the replica aside that the failure is about; the step runs again over another."""
-        culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
         logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
+        await self._stay_away(error, route, attempt)
+
+    async def _stay_away(self, error: SwarmError, route: Route, attempt: int) -> None:
+        """From the replica that a failure is about; where nobody is to blame, from the swarm for a moment."""
+        culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
         if culprit is not None:
             self._router.failed(culprit.expert, time.monotonic())
         else:  # nobody to stay away from: do not ask again at once
@@ -308,16 +341,20 @@ def _way(id: StepId, hops: list[Hop]) -> dict[str, Any]:
 
 async def serve(config: Config, stop: asyncio.Event) -> int:
     """Connect to the data server and the swarm, then train."""
-    build_task(config)
+    plays = isinstance(build_task(config), Interactive)
     pipeline = int(os.environ.get(PIPELINE_ID, "0"))
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
-        data = await DataClient.connect(
-            socket_path(),
-            trainer=str(pipeline),
-            count=config.diloco.batch_size_per_step,
-            slots=config.diloco.gradient_accumulation_steps + 1,
+        data = (
+            None
+            if plays
+            else await DataClient.connect(
+                socket_path(),
+                trainer=str(pipeline),
+                count=config.diloco.batch_size_per_step,
+                slots=config.diloco.gradient_accumulation_steps + 1,
+            )
         )
         announce_ready({"role": "trainer", "pipeline": pipeline})
         training: asyncio.Future[Any] = asyncio.ensure_future(
@@ -330,7 +367,8 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
         training.cancel()
         daemon.cancel()
         await asyncio.gather(training, return_exceptions=True)
-        await data.close()
+        if data is not None:
+            await data.close()
         if ended is not None:
             ended.result()
         return 0

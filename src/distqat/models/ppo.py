@@ -4,8 +4,8 @@
                  +-> [value1, tanh] ... [value<depth>, tanh] ---> value_out --> value
                  |---- front, head ----|------- body -------|----- back, tail -----|
 
-Both towers are cut at the same layer, so that two hidden tensors travel. Actions are discrete, or continuous and
-normally distributed about the means with standard deviations that are parameters of the last stage.
+Both towers are cut at the same layer, so that two hidden tensors travel. Actions are discrete, or continuous
+and normally distributed about the means, with standard deviations that are parameters of the last stage.
 """
 
 from __future__ import annotations

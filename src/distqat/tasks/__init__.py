@@ -9,9 +9,12 @@ from distqat.tasks.base import (
     Batch,
     Bounded,
     Drawing,
+    Experience,
+    Interactive,
     Judging,
     Phase,
     Phased,
+    Player,
     Sample,
     Showing,
     Task,
@@ -33,9 +36,12 @@ __all__ = [
     "Batch",
     "Bounded",
     "Drawing",
+    "Experience",
+    "Interactive",
     "Judging",
     "Phase",
     "Phased",
+    "Player",
     "Sample",
     "Showing",
     "Task",
@@ -102,3 +108,12 @@ def _speech(settings: TaskSettings) -> Task:
 
     options = parse_options(SpeechOptions, settings.options, "speech")
     return SpeechRecognition(options, vocab_size=settings.vocab_size)
+
+
+@register_task("rl")
+def _rl(settings: TaskSettings) -> Task:
+    from distqat.tasks.options import parse_options
+    from distqat.tasks.rl import PPOOptions, ProximalPolicy
+
+    options = parse_options(PPOOptions, settings.options, "rl")
+    return ProximalPolicy(settings.dataset_name, options, seed=settings.seed)

@@ -7,13 +7,18 @@ from torch import Tensor
 
 
 def advantages(
-    rewards_TB: Tensor, values_TB: Tensor, ended_TB: Tensor, following_B: Tensor, *, gamma: float, decay: float
+    rewards_TB: Tensor,
+    values_TB: Tensor,
+    ended_TB: Tensor,
+    following_B: Tensor,
+    *,
+    gamma: float,
+    decay: float,
 ) -> Tensor:
     """Exponentially weighted sums of temporal differences, [T, B].
 
     Args:
-        rewards_TB: of each step; of a step at which an episode was cut off, with gamma times the value of where
-            it stood.
+        rewards_TB: of each step; where an episode was cut off, with gamma times the value of where it stood.
         values_TB: of the states before the steps.
         ended_TB: whether the episode ended with the step; what comes after belongs to another.
         following_B: values of the states after the last step.

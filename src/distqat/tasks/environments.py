@@ -61,7 +61,12 @@ class Environments:
 
     def step(self, actions: Tensor) -> Step:
         """One step of every copy; actions int64 [B] or float [B, A], which are brought into their bounds."""
-        rewards, ended, cut_off, returns = list[float](), list[bool](), dict[int, Tensor](), dict[int, float]()
+        rewards, ended, cut_off, returns = (
+            list[float](),
+            list[bool](),
+            dict[int, Tensor](),
+            dict[int, float](),
+        )
         for number, (copy, action) in enumerate(zip(self._copies, actions, strict=True)):
             seen, reward, over, cut, _ = copy.step(self._action(copy, action))
             self._now[number] = self._flat(seen)
@@ -118,7 +123,7 @@ def _make(name: str, limit: int | None) -> Any:
     except gymnasium.error.Error as error:
         told = " ".join(str(error).split())
         raise TaskError(
-            f"gymnasium has no environment {name!r}: {told}; set data.dataset_name, for example to CartPole-v1"
+            f"gymnasium has no environment {name!r}: {told}; set data.dataset_name: CartPole-v1 or another"
         ) from error
 
 
@@ -128,8 +133,8 @@ def _shapes(environment: Any, name: str) -> Shapes:
     actions = _numbers(taken) if not hasattr(taken, "n") else int(taken.n)
     if observation is None or actions is None:
         raise TaskError(
-            f"environment {name!r} shows {seen} and takes {taken}; task rl knows boxes of numbers and choices "
-            "(Box, Discrete): wrap it, for example in gymnasium.wrappers.FlattenObservation"
+            f"environment {name!r} shows {seen} and takes {taken}; task rl knows numbers and choices "
+            "(Box, Discrete); register an environment that flattens them"
         )
     return Shapes(observation, actions, continuous=not hasattr(taken, "n"))
 

@@ -1,7 +1,7 @@
 """Reinforcement learning with proximal policy optimisation. Schulman et al., arXiv:1707.06347.
 
-There is no data set: a `Player` lets the model act in environments and makes training samples of what it saw. It
-asks for the model's answers by yielding inputs, so it knows nothing of servers.
+There is no data set: a `Player` lets the model act in environments and makes training samples of what it saw.
+It asks for the model's answers by yielding inputs, so it knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ProximalPolicy:
         return Player(self.environment, self.options, seed_of(self.seed, pipeline, start))
 
     def check(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """TaskError unless the environment fits a model of these (sample) inputs and outputs; MissingExtra."""
+        """TaskError unless the environment fits a model of these inputs and outputs; MissingExtra."""
         shapes = shapes_of(self.environment)
         wanted = {"in_features": shapes.observation, "num_actions": shapes.actions}
         given = {"in_features": inputs["x"].shape[-1], "num_actions": outputs["x"].shape[-1]}
@@ -124,8 +124,8 @@ class ProximalPolicy:
 class Player:
     """Plays environments with the model and makes samples of it. Episodes go on from rollout to rollout.
 
-    Seeded by the run's seed, the pipeline and where the trainer stands. A trainer that starts again begins new
-    episodes: neither environments nor the samples of a rollout are part of a checkpoint.
+    Seeded by the run's seed, the pipeline and where the trainer stands. A trainer that starts again begins
+    new episodes: neither environments nor the samples of a rollout are part of a checkpoint.
     """
 
     def __init__(self, environment: str, options: PPOOptions, seed: int) -> None:
@@ -202,11 +202,11 @@ def greedy(outputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ratio of the probabilities of the actions, now and when they were taken; entropy; logarithm of the ratio."""
+    """Ratio of the actions' probabilities, now to when they were taken; entropy; the ratio's logarithm."""
     missing = {"x", "value"} - outputs.keys()
     if missing or labels.keys() != {"action", "log_prob", "advantage", "target"}:
         raise TaskError(
-            f"rl needs outputs x and value; the last stage gave {sorted(outputs)}: does the pipeline end in a ppo?"
+            f"rl needs outputs x and value; the last stage gave {sorted(outputs)}; does it end in a ppo?"
         )
     log_ratio_B = _log_prob(outputs, labels["action"]) - labels["log_prob"].float()
     return log_ratio_B.exp(), _entropy(outputs), log_ratio_B

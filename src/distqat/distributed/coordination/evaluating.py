@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from distqat.config import Config
-from distqat.data.source import Source, open_source
+from distqat.data.source import Source
+from distqat.distributed.building import open_data
 from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.evaluation import Judged, judge
@@ -89,5 +90,5 @@ class Evaluating:
     def _beside_training(self, modules: Modules) -> Judged:
         torch.set_num_threads(1)  # of this thread: the servers of this host need the cores
         if self._source is None:
-            self._source = open_source(self._config.data, seed=self._config.seed)
+            self._source = open_data(self._config)
         return judge(self._config, modules, self._source)

@@ -58,8 +58,8 @@ class Trainers:
         self._data_env = {DATA_SOCKET: str(self._socket)}
         self._trainer_env: dict[int, dict[str, str]] = {}
 
-    async def start(self, parts: Sequence[TrainerPart] = ()) -> None:
-        """Start the data server; trainers follow when pipelines are complete.
+    async def start(self, parts: Sequence[TrainerPart] = (), *, serve_data: bool = True) -> None:
+        """Start the data server if the task has data; trainers follow when pipelines are complete.
 
         `parts`: what trainers wrote at the checkpoint step that the run goes on from, newest first.
         """
@@ -67,6 +67,10 @@ class Trainers:
             self.samples_before += part.samples
             progress = TrainerProgress(part.step, part.taken, part.samples, dict(part.scaler))
             self._keep_up(part.pipeline, part.data, progress.fields())
+        if not serve_data:
+            self._data_ready = asyncio.get_running_loop().create_future()
+            self._data_ready.set_result({})
+            return
         log = claim_log(Path(self._config.log_dir), "data_server")
         command = RoleCommand(
             "data-server",

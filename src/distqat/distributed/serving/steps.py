@@ -232,9 +232,13 @@ class Steps:
         )
         if not route:
             return Message(tensors=outputs)
-        link = await self._transport.link(route[0].address)
         following = {**fields, "route": [hop.fields() for hop in route[1:]]}
-        return await link.call("evaluate", Message(following, outputs), timeout=take(fields, "budget", float))
+        budget = take(fields, "budget", float)
+        try:
+            link = await self._transport.link(route[0].address)
+            return await link.call("evaluate", Message(following, outputs), timeout=budget)
+        except SwarmError as error:
+            raise about(error, route[0].uid) from error
 
     # what the server does with the window
 
