@@ -251,15 +251,15 @@ class Client:
 
     async def _keep_children(self) -> None:
         """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""
-        task = build_task(self._config)
-        if isinstance(task, Interactive):
-            try:
+        try:
+            task = await asyncio.to_thread(build_task, self._config)
+            plays = isinstance(task, Interactive)
+            if isinstance(task, Interactive):
                 await asyncio.to_thread(check_play, self._config, task)
-            except (TaskError, ModelError) as error:  # a restart cannot help
-                raise ConfigError(str(error)) from error
+        except (TaskError, ModelError) as error:  # a restart cannot help
+            raise ConfigError(str(error)) from error
         decision = await self._decided()
-        data = not isinstance(task, Interactive)
-        await self._trainers.start(self._start.parts_for(decision), serve_data=data)
+        await self._trainers.start(self._start.parts_for(decision), serve_data=not plays)
         await self._trainers.failure()
 
     async def _training(self) -> None:

@@ -346,16 +346,14 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
-        data = (
-            None
-            if plays
-            else await DataClient.connect(
+        data: DataClient | None = None
+        if not plays:
+            data = await DataClient.connect(
                 socket_path(),
                 trainer=str(pipeline),
                 count=config.diloco.batch_size_per_step,
                 slots=config.diloco.gradient_accumulation_steps + 1,
             )
-        )
         announce_ready({"role": "trainer", "pipeline": pipeline})
         training: asyncio.Future[Any] = asyncio.ensure_future(
             Trainer(config, peer, pipeline, data, sink).run(stop)
