@@ -15,6 +15,7 @@ from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task, check_model
 from distqat.distributed.model import EventLoopThread, SwarmModel
+from distqat.models import build_stage
 from distqat.tasks.base import Batch
 
 SIZES: dict[str, Any] = {
@@ -116,3 +117,25 @@ def test_a_custom_loop_sends_lengths_along() -> None:
     assert torch.equal(model.eval()(*inputs), expected["x"])
     loop.run(swarm.__aexit__(), 30)
     loop.close()
+
+
+@pytest.mark.slow
+def test_four_sentences_are_learned_by_heart() -> None:
+    """Synthesised speech, front end, blocks, loss and decoding together."""
+    from distqat.data.synthetic_speech import utterances
+    from distqat.tasks.speech import SpeechOptions, SpeechRecognition
+
+    options = SpeechOptions(sampling_rate=8000, max_seconds=1.5, prompts="synthesised")
+    task = SpeechRecognition(options)
+    batch = task.collate(utterances(options)[:4])
+    torch.manual_seed(0)
+    model = build_stage("wav2vec2.full", {"config": {**SIZES, "hidden_size": 48}, "front_end": FRONT})
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        task.loss(model(*batch.inputs.values()), batch.labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    heard = model.eval()(*batch.inputs.values())
+    assert task.summarize(task.score(heard, batch.labels)) <= 0.05
+    assert task.alphabet.decode(batch.labels["y"][0].tolist()) in task.texts(heard)
