@@ -28,7 +28,7 @@ from distqat.distributed.evaluation import build_all
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process.title import title
 from distqat.distributed.serving.shared import initial
-from distqat.errors import StageUnavailable
+from distqat.errors import CheckpointError, ExportError, StageUnavailable
 from distqat.launch import cli, drill, local
 
 PEERS = "/ip4/203.0.113.7/tcp/50000/p2p/QmTest,/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
@@ -168,6 +168,22 @@ def evaluate_swarm(commands: Commands, words: list[str]) -> None:
     with mock.patch("distqat.launch.evaluate_command._swarm", side_effect=StageUnavailable("asked")) as asked:
         assert cli.main(words[1:]) == 1
     assert asked.call_args.args[0].initial_peers
+
+
+def export(commands: Commands, words: list[str]) -> None:
+    """The flags are known; tests/unit/launch/test_export_command.py exports and predicts."""
+    with mock.patch("distqat.launch.export_command._export", side_effect=CheckpointError("asked")) as asked:
+        assert cli.main(words[1:]) == 1
+    config, args = asked.call_args.args
+    assert args.checkpoint == config.checkpoint_dir
+    assert str(args.out).startswith("exported/")
+
+
+def predict(commands: Commands, words: list[str]) -> None:
+    """It is asked for the file that `distqat export` of this page writes."""
+    with mock.patch("distqat.export.predict.Predictor", side_effect=ExportError("asked")) as asked:
+        assert cli.main(words[1:]) == 1
+    assert f"--out {asked.call_args.args[0]}" in (ROOT / "docs" / "export.md").read_text()
 
 
 def statement(commands: Commands, words: list[str]) -> None:

@@ -68,6 +68,9 @@ EXERCISES: dict[str, Exercise] = {
     "distqat checkpoint verify checkpoints/resnet18": exercise.checkpoint,
     "distqat checkpoint assemble checkpoints/resnet18 --out model.safetensors": exercise.checkpoint,
     "distqat evaluate checkpoints/resnet18": exercise.evaluate,
+    "distqat export checkpoints/resnet18 --out exported/resnet18": exercise.export,
+    "distqat export checkpoints/resnet18 --format safetensors --out exported/codes": exercise.export,
+    "distqat predict exported/resnet18 digit.png": exercise.predict,
     'distqat evaluate --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': exercise.evaluate_swarm,
     "python src/distqat/distributed/monitor.py": exercise.python,
     'python src/distqat/distributed/client.py --initial-peers "${INITIAL_PEERS}"': exercise.python,
@@ -82,7 +85,8 @@ EXERCISES: dict[str, Exercise] = {
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
-    "--out",  # distqat checkpoint assemble
+    "--out",  # distqat checkpoint assemble, distqat export
+    "--agreement", "--samples", "--format", "--round",  # distqat export
     "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
     "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",

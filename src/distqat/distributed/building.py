@@ -20,8 +20,13 @@ from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
 def build_task(config: Config) -> Task:
     """The task of the run. Raises TaskError, UnknownName."""
+    return get_task(config.data.task_type, task_settings(config))
+
+
+def task_settings(config: Config) -> TaskSettings:
+    """What the configuration says to its task."""
     classes = [entry.num_classes for entry in config.model_pipeline.pipeline if entry.num_classes]
-    settings = TaskSettings(
+    return TaskSettings(
         num_classes=classes[-1] if classes else None,
         num_channels=config.data.num_channels,
         img_size=config.data.img_size,
@@ -32,7 +37,6 @@ def build_task(config: Config) -> Task:
         latent=_latent(config),
         options=config.data.options,
     )
-    return get_task(config.data.task_type, settings)
 
 
 def open_data(config: Config) -> Source:

@@ -58,7 +58,7 @@ def check_onnx(
         task,
         samples,
         batches(task, samples),
-        {FLOAT: _Ran(floating, model), FAKE: _Fake(model), EXPORTED: _Ran(integer, model)},
+        {FLOAT: _Ran(floating, model), FAKE: FakeQuantized(model), EXPORTED: _Ran(integer, model)},
         reference=FAKE,
         exported=EXPORTED,
     )
@@ -84,7 +84,7 @@ def check_onnx(
         latencies=tuple(_latencies(floating, integer, first, expected.latency_s)),
         layers=tuple(layers),
         failures=tuple(_failures(scores, operations, layers, expected)),
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -111,7 +111,7 @@ class _Ran:
         return {n: torch.from_numpy(a) for n, a in zip(self._names, found.values(), strict=True)}
 
 
-class _Fake:
+class FakeQuantized:
     """The fake-quantized model, called as tasks call a model."""
 
     def __init__(self, model: Whole) -> None:
@@ -172,7 +172,8 @@ def _failures(
         yield "the model has no quantized product; train it with quant.enabled"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that an export depends on."""
     found = {}
     for package in ("distqat", "torch", "onnx", "onnxruntime"):
         try:

@@ -65,7 +65,8 @@ class Report:
     largest_output: float
     metric: str
     metrics: dict[str, float]
-    operations: Operations
+    operations: Operations | None
+    """None where nothing was executed but torch itself."""
     sizes: Sizes
     latencies: tuple[Latency, ...]
     layers: tuple[LayerAgreement, ...]
@@ -80,7 +81,8 @@ class Report:
         """All fields, and what follows from them."""
         fields = dataclasses.asdict(self)
         fields["passed"] = self.passed
-        fields["operations"]["share"] = self.operations.share
+        if self.operations is not None:
+            fields["operations"]["share"] = self.operations.share
         fields["sizes"]["weights_ratio"] = self.sizes.weights_ratio
         for entry, row in zip(fields["latencies"], self.latencies, strict=True):
             entry["ratio"] = row.ratio
@@ -99,10 +101,12 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         state = "passed" if self.passed else "**failed**"
+        agreed = f"{self.agreement:.3%} of {self.places:,} answers are those of the fake-quantized model"
+        if self.operations is None:
+            return f"The check {state}: {agreed}."
+        ran = f"{self.operations.integer} of {self.operations.quantizable}"
         return (
-            f"The check {state}: {self.agreement:.3%} of {self.places:,} answers are those of the "
-            f"fake-quantized model, {self.operations.integer} of {self.operations.quantizable} quantized "
-            f"convolutions and matrix products run on integers."
+            f"The check {state}: {agreed}, {ran} quantized convolutions and matrix products run on integers."
         )
 
     def write(self, folder: Path) -> None:
@@ -130,14 +134,8 @@ class Report:
 
     def _speed(self) -> list[str]:
         ops, sizes = self.operations, self.sizes
-        kinds = ", ".join(f"{name} {count}" for name, count in sorted(ops.by_operator.items())) or "none"
-        lines = [
-            "| what ONNX Runtime executes | |",
-            "|---|---|",
-            f"| integer products | {ops.integer} of {ops.quantizable} ({ops.share:.1%}): {kinds} |",
-            f"| products of two activations, in float | {ops.attention} |",
-            *(f"| in float: {name} | {why} |" for name, why in ops.in_float.items()),
-            "",
+        lines = self._executed(ops) if ops is not None else []
+        lines += [
             "| | float | integer | ratio |",
             "|---|---:|---:|---:|",
             f"| file, bytes | {sizes.float_file:,} | {sizes.integer_file:,} "
@@ -152,6 +150,19 @@ class Report:
             )
         return [*lines, ""]
 
+    def _executed(self, ops: Operations) -> list[str]:
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(ops.by_operator.items())) or "none"
+        return [
+            "| what ONNX Runtime executes | |",
+            "|---|---|",
+            f"| integer products | {ops.integer} of {ops.quantizable} ({ops.share:.1%}): {kinds} |",
+            f"| products of two activations, in float | {ops.attention} |",
+            *(f"| in float: {name} | {why} |" for name, why in ops.in_float.items()),
+            "",
+        ]
+
     def _layers(self) -> list[str]:
+        if not self.layers:
+            return []
         lines = ["| quantized tensor, in order | codes that differ | by at most |", "|---|---:|---:|"]
         return lines + [f"| {x.name} | {x.share_apart:.3%} | {x.steps_apart} |" for x in self.layers]

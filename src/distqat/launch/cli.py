@@ -22,6 +22,12 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "data-server": ("distqat.distributed.data_server:main", (), "one role: reads the data set"),
     "checkpoint": ("distqat.launch.checkpoint_command:main", (), "list, verify or assemble checkpoints"),
     "evaluate": ("distqat.launch.evaluate_command:main", (), "the metric of a checkpoint or a swarm"),
+    "export": ("distqat.launch.export_command:main", (), "a checkpoint as an integer model, checked"),
+    "predict": (
+        "distqat.launch.predict_command:main",
+        (),
+        "run an exported model on an image, text or sound",
+    ),
     "config": ("distqat.config.command:config_command", (), "print the resolved configuration or its schema"),
 }
 

@@ -53,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _checkpoint(config: Config, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
     from distqat.distributed.evaluation import build_all, judge, load_all
 
-    tensors, what = _tensors(config, path, round)
+    tensors, what = read_tensors(config, path, round)
     modules = build_all(config)
     load_all(modules, tensors)
     return judge(config, modules), what
 
 
-def _tensors(config: Config, path: Path, round: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(config: Config, path: Path, round: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The whole model in a checkpoint folder or a model file, and where it is from. CheckpointError."""
     from distqat.checkpoint import assemble
     from distqat.checkpoint.assembled import read_model
 

@@ -1,0 +1,155 @@
+"""`--format safetensors`: integer codes, steps and the configuration; loads back to the same outputs.
+
+`layer.weight.codes` (int8) stands in place of `layer.weight`; `layer.weight_quant.log_step` has the steps.
+Everything else is as in the state dict, biases as the forward pass rounds them. Loading multiplies codes by
+steps; quantizing that again gives the same codes, so outputs are equal to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distqat.checkpoint import write_model
+from distqat.checkpoint.assembled import read_model
+from distqat.errors import ExportError
+from distqat.export.agreement import compare
+from distqat.export.check import Expectations, FakeQuantized, batches, versions
+from distqat.export.description import Description
+from distqat.export.report import Report, Sizes
+from distqat.export.whole import Whole
+from distqat.quant import WeightQuantizer, quantizers
+from distqat.quant.layers import QuantizedLayer
+from distqat.tasks import Sample
+
+MODEL, CODES = "model.safetensors", ".codes"
+_STATISTICS = (".counts", ".batches")
+
+
+def export_codes(
+    model: Whole,
+    blank: Whole,
+    samples: Sequence[Sample],
+    description: Description,
+    folder: Path,
+    config: Mapping[str, Any],
+    expected: Expectations,
+) -> Report:
+    """Write the file, load it into `blank` (the same model, anew) and compare. Raises ExportError."""
+    path = folder / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = integer_state(model)
+    told = {"distqat": description.to_json(), "config": json.dumps(config, sort_keys=True)}
+    write_model(path, tensors, told)
+    load_codes(blank, path)
+    report = _check(model, blank, path, samples, description, expected)
+    report.write(folder)
+    return report
+
+
+@torch.no_grad()
+def integer_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with codes for weights. Raises ExportError while a quantizer calibrates."""
+    for name, quantizer in quantizers(model):
+        if quantizer.state == "calibrating":
+            raise ExportError(f"{name} is still calibrating, so there are no integers to export; train on")
+    state = {name: t.detach() for name, t in model.state_dict().items() if not name.endswith(_STATISTICS)}
+    for name, layer, weight_quant in _layers(model):
+        values = weight_quant(layer.weight)
+        steps = _aligned(weight_quant, layer.weight)
+        state[f"{name}.weight{CODES}"] = (values / steps).round().to(torch.int8)
+        state[f"{name}.weight_quant.log_step"] = weight_quant.log_step.detach()  # a method may have moved it
+        del state[f"{name}.weight"]
+        bias = layer.used_bias()
+        if bias is not None:
+            state[f"{name}.bias"] = bias.detach()
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def load_codes(model: nn.Module, path: Path) -> None:
+    """Make `model` the fake-quantized model of the file, its quantizers frozen.
+
+    Raises CheckpointError for no such file, ExportError for another model's.
+    """
+    found = read_model(path)
+    state = model.state_dict()
+    for name, own in state.items():
+        stored = found.get(name, found.get(f"{name}{CODES}"))
+        if stored is None and not name.endswith(_STATISTICS):
+            raise ExportError(f"{path} lacks {name!r}, which the model of the configuration has")
+        if stored is not None and stored.shape != own.shape:
+            raise ExportError(f"{path}: {name!r} is {list(stored.shape)}, wanted is {list(own.shape)}")
+        if stored is not None and name in found:
+            own.copy_(stored)
+    for name, layer, weight_quant in _layers(model):
+        codes = found[f"{name}.weight{CODES}"].to(layer.weight.dtype)
+        layer.weight.copy_(codes * _aligned(weight_quant, layer.weight))
+    for child in model.modules():
+        if isinstance(child, QuantizedLayer):
+            child.snaps_bias = False  # it is rounded already
+    for _, quantizer in quantizers(model):
+        quantizer.freeze()
+    model.eval()
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer, WeightQuantizer]]:
+    """Quantized layers whose weight is theirs alone; a tied embedding needs the weight in float."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantizedLayer)]
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for name, layer in layers:
+        if isinstance(layer.weight_quant, WeightQuantizer) and owners[id(layer.weight)] == 1:
+            yield name, layer, layer.weight_quant
+
+
+def _aligned(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    if quantizer.axis is None:
+        return quantizer.step
+    return quantizer.step.view([-1 if dim == quantizer.axis else 1 for dim in range(weight.dim())])
+
+
+def _check(
+    model: Whole,
+    loaded: Whole,
+    path: Path,
+    samples: Sequence[Sample],
+    description: Description,
+    expected: Expectations,
+) -> Report:
+    task = description.task()
+    models = {"fake-quantized": FakeQuantized(model.eval()), "exported": FakeQuantized(loaded)}
+    scores = compare(
+        task, samples, batches(task, samples), models, reference="fake-quantized", exported="exported"
+    )
+    agreement = scores.agreement
+    equal = agreement.largest_error == 0
+    weights = sum(layer.weight.numel() for _, layer, _ in _layers(model))
+    return Report(
+        model=path.name,
+        source=description.source,
+        format="safetensors",
+        task=task.name,
+        samples=scores.samples,
+        places=agreement.places,
+        agreement=agreement.share,
+        threshold=expected.agreement,
+        largest_error=agreement.largest_error,
+        mean_error=agreement.mean_error,
+        largest_output=agreement.spread,
+        metric=task.metric,
+        metrics=scores.metrics,
+        operations=None,
+        sizes=Sizes(
+            4 * sum(p.numel() for p in model.parameters()), path.stat().st_size, 4 * weights, weights
+        ),
+        latencies=(),
+        layers=(),
+        failures=() if equal else ("the loaded model's outputs differ from those of the model it is of",),
+        versions=versions(),
+    )

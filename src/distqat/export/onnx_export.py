@@ -1,0 +1,50 @@
+"""`--format onnx-int8`: the integer model, its float twin for comparison, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distqat.errors import ExportError
+from distqat.export.check import Expectations, Files, check_onnx
+from distqat.export.description import Description, describe
+from distqat.export.onnx_model import onnx_models
+from distqat.export.report import Report
+from distqat.export.whole import Whole
+from distqat.tasks import Sample
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL, FLOAT_MODEL = "model.onnx", "model.float.onnx"
+LARGEST = 2**31 - 1  # a protobuf holds no more
+TRACED_SAMPLES = 4
+
+
+def export_onnx(
+    model: Whole, samples: Sequence[Sample], description: Description, folder: Path, expected: Expectations
+) -> Report:
+    """Write both models and the report into `folder`. Raises ExportError."""
+    task = description.task()
+    if not samples:
+        raise ExportError("the data set has no held-out samples to check the export with")
+    batch = task.collate(samples[:TRACED_SAMPLES])
+    models = onnx_models(model, batch.inputs)
+    files = Files(folder / MODEL, folder / FLOAT_MODEL)
+    for made, path in ((models.integer, files.integer), (models.float, files.float)):
+        describe(made, description)
+        _write(made, path)
+    report = check_onnx(model, models, files, task, samples, source=description.source, expected=expected)
+    report.write(folder)
+    return report
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    if model.ByteSize() > LARGEST:
+        raise ExportError(f"{path.name} would take {model.ByteSize():,} bytes; an ONNX file holds 2 GB")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model.SerializeToString())
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error

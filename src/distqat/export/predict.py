@@ -1,0 +1,113 @@
+"""Run an exported file on one image, text or recording, as its own description says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distqat.errors import ExportError
+from distqat.export.description import Description
+from distqat.export.graph import Array
+from distqat.export.onnx_export import MODEL
+from distqat.export.session import Session
+from distqat.extras import require
+from distqat.tasks import Sample
+
+IMAGES, SOUNDS = (".png", ".jpg", ".jpeg", ".bmp", ".npy"), (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and how sure the model is, in [0, 1]; a transcript has no number."""
+
+    text: str
+    share: float | None = None
+
+
+class Predictor:
+    """A loaded file. Raises ExportError for one that cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        path = path / MODEL if path.is_dir() else path
+        if not path.is_file():
+            raise ExportError(f"{path} is no file; give the .onnx file of distqat export, or its folder")
+        self._session = Session(path)
+        self.description = Description.from_metadata(self._session.metadata, str(path))
+        self._task: Any = self.description.task()
+
+    def answers(self, given: str, top: int) -> list[Answer]:
+        """The best answers for a file, or for the text itself; best first."""
+        kind = self.description.task_type
+        if kind == "cv":
+            return self._classes(given, top)
+        if kind in ("llm", "nlp"):
+            return self._next_tokens(given, top)
+        if kind == "speech":
+            return self._heard(given)
+        raise ExportError(f"a model of the task {kind!r} takes neither an image, a text nor a recording")
+
+    def _classes(self, given: str, top: int) -> list[Answer]:
+        batch = self._task.collate([{"image": _image(Path(given)), "label": 0}])
+        logits = self._run({name: tensor.numpy() for name, tensor in batch.inputs.items()})
+        labels = self.description.labels
+        return [
+            Answer(labels[i] if i < len(labels) else f"class {i}", share)
+            for i, share in _best(logits.reshape(-1), top)
+        ]
+
+    def _next_tokens(self, given: str, top: int) -> list[Answer]:
+        from distqat.data.tokenizer import open_tokenizer
+
+        path = Path(given)
+        text = path.read_text("utf-8") if path.suffix == ".txt" and path.is_file() else given
+        tokenizer: Any = open_tokenizer(self.description.tokenizer)
+        length = self.description.settings.sequence_length
+        ids = tokenizer.encode(text)[-length:]
+        if not ids:
+            raise ExportError("the text is empty; the model goes on with a text")
+        x_1T = np.zeros((1, length), dtype=np.int64)  # behind the text: no place looks ahead
+        x_1T[0, : len(ids)] = ids
+        logits = self._run({self._session.inputs[0]: x_1T})
+        return [
+            Answer(repr(tokenizer.decode([i])), share) for i, share in _best(logits[0, len(ids) - 1], top)
+        ]
+
+    def _heard(self, given: str) -> list[Answer]:
+        path = Path(given)
+        try:
+            sample: Sample = {"audio": {"bytes": path.read_bytes()}, "text": "E"}  # a text that is not used
+        except OSError as error:
+            raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+        batch = self._task.collate([sample])
+        found = self._session.run({name: batch.inputs[name].numpy() for name in self._session.inputs})
+        names = ["x", *(name.removesuffix("_out") for name in list(found)[1:])]
+        outputs = {n: torch.from_numpy(a) for n, a in zip(names, found.values(), strict=True)}
+        return [Answer(text) for text in self._task.texts(outputs)]
+
+    def _run(self, inputs: dict[str, Array]) -> Array:
+        return next(iter(self._session.run(inputs).values()))
+
+
+def _image(path: Path) -> Any:
+    """A PIL image, or the array of an .npy file."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        image: Any = require("PIL.Image", extra="export", why="reading images")
+        with image.open(path) as opened:
+            opened.load()
+            return opened.copy()
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} is no image ({', '.join(IMAGES)}) that can be read: {error}") from error
+
+
+def _best(logits: Array, top: int) -> list[tuple[int, float]]:
+    """Indices and softmax shares of the `top` largest."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    shares = shifted / shifted.sum()
+    order = np.argsort(-shares, kind="stable")[:top]
+    return [(int(i), float(shares[i])) for i in order]

@@ -1,0 +1,104 @@
+"""`distqat export`: a trained model as an integer file, and a report that proves it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.errors import ConfigError, DistqatError
+
+if TYPE_CHECKING:
+    from distqat.export.description import Description
+    from distqat.export.report import Report
+
+FORMATS = ("onnx-int8", "safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 1: it cannot be exported, or the check failed; 2: bad usage or configuration."""
+    args = _parser().parse_args(argv)
+    try:
+        report = _export(config_from_args(args), args)
+    except ConfigError as error:
+        sys.stderr.write(f"distqat export: {error}\n")
+        return 2
+    except DistqatError as error:
+        sys.stderr.write(f"distqat export: {error}\n")
+        return 1
+    sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
+    for failure in report.failures:
+        sys.stdout.write(f"  {failure}\n")
+    sys.stdout.write(f"model   {args.out / report.model}\nreport  {args.out / 'report.md'}\n")
+    return 0 if report.passed else 1
+
+
+def _parser() -> ConfigParser:
+    parser = ConfigParser(
+        "distqat export", usage="%(prog)s CHECKPOINT --out DIR [flags]", description=__doc__
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder or model file"
+    )
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--round", type=int, metavar="N", help="of a folder: this round, not the newest")
+    parser.add_argument(
+        "--samples", type=int, default=1000, metavar="N", help="held-out samples to check with (%(default)s)"
+    )
+    parser.add_argument(
+        "--agreement",
+        type=float,
+        default=0.999,
+        metavar="SHARE",
+        help="of the answers, at least (%(default)s)",
+    )
+    parser.add_argument(
+        "--latency-s", type=float, default=2.0, metavar="S", help="seconds of measuring (%(default)s)"
+    )
+    add_config_arguments(parser)
+    return parser
+
+
+def _export(config: Config, args: Any) -> Report:
+    from distqat.data.source import open_source
+    from distqat.distributed.evaluation import build_all, load_all
+    from distqat.export.check import Expectations
+    from distqat.export.whole import Whole
+    from distqat.launch.evaluate_command import read_tensors
+
+    if not config.quant.enabled:
+        raise ConfigError("quant.enabled is false, so the model has no integers; train with quantization")
+    tensors, what = read_tensors(config, args.checkpoint, args.round)
+    modules = build_all(config)
+    load_all(modules, tensors)
+    source = open_source(config.data, seed=config.seed)
+    samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
+    told = ", ".join(f"{key} {value}" for key, value in what.items())
+    description = _description(config, told)
+    expected = Expectations(args.agreement, latency_s=args.latency_s)
+    model = Whole(modules).eval()
+    if args.format == "safetensors":
+        from distqat.export.codes_file import export_codes
+
+        fields = config.model_dump(mode="json")
+        return export_codes(model, Whole(build_all(config)), samples, description, args.out, fields, expected)
+    from distqat.export.onnx_export import export_onnx
+
+    return export_onnx(model, samples, description, args.out, expected)
+
+
+def _description(config: Config, source: str) -> Description:
+    from distqat.distributed.building import task_settings
+    from distqat.export.description import Description
+
+    settings = task_settings(config)
+    labels = tuple(str(number) for number in range(settings.num_classes or 0))
+    return Description(config.data.task_type, settings, labels, config.data.tokenizer, source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

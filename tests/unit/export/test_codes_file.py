@@ -1,0 +1,73 @@
+"""Integer codes in a safetensors file, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.unit.export.quantized import first_batch, quantized, tiny_config
+
+from distqat.distributed.building import task_settings
+from distqat.distributed.evaluation import build_all
+from distqat.errors import ExportError
+from distqat.export.check import Expectations
+from distqat.export.codes_file import export_codes, integer_state, load_codes
+from distqat.export.description import Description
+from distqat.export.whole import Whole
+from distqat.quant import quantizers, set_state
+
+HOW: dict[str, dict[str, Any]] = {
+    "mlp": {"quant.weight.bits": 4, "quant.bias.snap": True},
+    "mlp minmax": {"quant.weight.method": "minmax", "quant.weight.granularity": "per_tensor"},
+    "resnet18": {},
+    "distilgpt2": {"quant.skip": [], "quant.activation.granularity": "per_token"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("mlp", "frozen"), ("mlp minmax", "active"), ("resnet18", "active"), ("distilgpt2", "frozen")],
+)
+def test_the_loaded_model_gives_the_same_bits(name: str, state: Any, tmp_path: Path) -> None:
+    config = tiny_config(name.split()[0], **HOW[name])
+    model, task, samples = quantized(config)
+    set_state(model, state)
+    description = Description(config.data.task_type, task_settings(config), source="test")
+    blank, told = Whole(build_all(config)), config.model_dump(mode="json")
+    report = export_codes(model, blank, samples[:16], description, tmp_path, told, Expectations())
+    assert report.failures == ()
+    x = first_batch(task, samples).inputs["x"]
+    assert torch.equal(blank(x)[0], model(x)[0])
+    assert {quantizer.state for _, quantizer in quantizers(blank)} == {"frozen"}
+    with safe_open(str(tmp_path / "model.safetensors"), "pt") as file:
+        assert json.loads(file.metadata()["config"])["data"]["dataset_name"] == config.data.dataset_name
+
+
+def test_codes_are_int8_of_the_bits_asked_for() -> None:
+    model, _, _ = quantized(tiny_config("mlp", **{"quant.weight.bits": 3, "quant.first_last_bits": 3}))
+    state = integer_state(model)
+    codes = [tensor for name, tensor in state.items() if name.endswith(".codes")]
+    assert len(codes) == 3
+    assert all(tensor.dtype == torch.int8 and tensor.abs().max() == 3 for tensor in codes)
+    assert not any(name.endswith(("layer1.weight", ".counts")) for name in state)
+
+
+def test_a_tied_embedding_stays_in_float() -> None:
+    config = tiny_config("distilgpt2", **{"quant.skip": []})
+    model, _, _ = quantized(config)
+    state = integer_state(model)
+    assert "full.lm_head.weight" in state
+    assert "full.lm_head.weight.codes" not in state
+
+
+def test_another_models_file_is_refused(tmp_path: Path) -> None:
+    config = tiny_config("mlp")
+    model, _, samples = quantized(config)
+    description = Description(config.data.task_type, task_settings(config))
+    export_codes(model, Whole(build_all(config)), samples, description, tmp_path, {}, Expectations())
+    with pytest.raises(ExportError, match=r"lacks 'front\.conv1\.weight'"):
+        load_codes(Whole(build_all(tiny_config("resnet18"))), tmp_path / "model.safetensors")

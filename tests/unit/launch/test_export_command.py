@@ -1,0 +1,113 @@
+"""`distqat export` and `distqat predict` from a model file to an answer."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.unit.export.quantized import CHANGES, quantized, state_of, tiny_config
+
+from distqat.checkpoint import write_model
+from distqat.export import weights
+from distqat.launch import cli
+
+FLAGS = ["--config-path", "configs/mlp.yaml", "--latency-s", "0", "--samples", "64"]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model, _, _ = quantized(tiny_config("mlp"))
+    write_model(path, state_of(model), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(model_file: Path) -> Path:
+    assert cli.main(["export", str(model_file), "--out", str(model_file.parent / "out"), *FLAGS]) == 0
+    return model_file.parent / "out"
+
+
+def test_the_report_lies_beside_the_model(exported: Path) -> None:
+    report = json.loads((exported / "report.json").read_text())
+    assert report["passed"]
+    assert report["agreement"] == 1
+    ran = report["operations"]
+    assert (ran["quantizable"], ran["integer"], ran["share"]) == (3, 3, 1)
+    assert (ran["by_operator"], ran["in_float"], ran["attention"]) == ({"QGemm": 3}, {}, 0)
+    assert set(report["metrics"]) == {"float", "fake-quantized", "exported"}
+    assert report["sizes"]["integer_file"] == (exported / "model.onnx").stat().st_size
+    assert report["sizes"]["weights_ratio"] < 0.3
+    assert {row["batch"] for row in report["latencies"]} == {1, 64}
+    assert (exported / "report.md").read_text().startswith("# Export of model ")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "npy"])
+def test_an_image_is_answered(kind: str, exported: Path, tmp_path: Path, capsys: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 9), dtype=np.uint8)
+    path = tmp_path / f"digit.{kind}"
+    np.save(path, pixels) if kind == "npy" else Image.fromarray(pixels).save(path)
+    assert cli.main(["predict", str(exported), str(path), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    shares = [float(line.split("%")[0]) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert all(line.split()[-1] in map(str, range(10)) for line in lines)
+
+
+def test_a_sabotaged_export_fails_and_names_the_layer(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    real = weights.quantized_codes
+
+    def sabotaged(weight: Any, *rest: Any) -> Any:
+        codes = real(weight, *rest)
+        return -codes if weight.shape == (128, 128) else codes  # layer2's
+
+    monkeypatch.setattr(weights, "quantized_codes", sabotaged)
+    assert cli.main(["export", str(model_file), "--out", str(tmp_path), *FLAGS]) == 1
+    said = capsys.readouterr().out
+    assert "the first layer that disagrees is back.fc.input_quant" in said  # which takes what layer2 gives
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
+
+
+@pytest.mark.slow
+def test_a_text_is_gone_on_with(tmp_path: Path, capsys: Any) -> None:
+    model, _, _ = quantized(tiny_config("distilgpt2"))
+    write_model(tmp_path / "model.safetensors", state_of(model), {})
+    pipeline = json.dumps(CHANGES["distilgpt2"]["model_pipeline.pipeline"])
+    flags = ["--config-path", "configs/distilgpt2.yaml", "--quant-enabled", "--data-sequence-length", "12"]
+    words = [*flags, "--model-pipeline-pipeline", pipeline, "--latency-s", "0", "--samples", "32"]
+    out = tmp_path / "out"
+    code = cli.main(["export", str(tmp_path / "model.safetensors"), "--out", str(out), *words])
+    assert code in (0, 1)  # a random model's answers are close to ties
+    assert cli.main(["predict", str(out), "def f(x):"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_what_cannot_be_used_is_said(exported: Path, tmp_path: Path, capsys: Any) -> None:
+    sound = tmp_path / "sound.wav"
+    with wave.open(str(sound), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(3200))
+    for words, code, said in (
+        (["predict", str(tmp_path), "x.png"], 1, "is no file; give the .onnx file"),
+        (["predict", str(exported), str(tmp_path / "none.png")], 1, "is no image"),
+        (["predict", str(exported), str(sound)], 1, "is no image"),
+        (["predict", str(exported / "report.json"), "x.png"], 1, "ONNX Runtime cannot load"),
+        (["export", str(tmp_path), "--out", str(tmp_path / "o"), *FLAGS], 1, "holds no round"),
+        (
+            ["export", str(tmp_path), "--out", str(tmp_path / "o"), *FLAGS, "--disable-quant"],
+            2,
+            "quant.enabled",
+        ),
+    ):
+        assert cli.main(words) == code, words
+        assert said in capsys.readouterr().err
