@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from distqat.config.schema import Config
+from distqat.options import Options
+from distqat.tasks.augment import ImageOptions
+from distqat.tasks.image_gen import GanOptions
+from distqat.tasks.node_pred import GraphOptions
+from distqat.tasks.rl import PPOOptions
+from distqat.tasks.speech import SpeechOptions
+from distqat.tasks.text_options import TextOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 COMMAND = "python tests/docs/configuration_page.py"
@@ -29,7 +36,7 @@ OPTIMIZER = {
 MEANINGS = {
     **{f"diloco.inner_optim.{key}": meaning for key, meaning in OPTIMIZER.items()},
     **{f"diloco.outer_optim.{key}": meaning for key, meaning in OPTIMIZER.items()},
-    "data.task_type": "What is learnt; `nlp` means `llm`. Only `cv` is built so far.",
+    "data.task_type": "What is learnt; `nlp` means `llm`.",
     "quant.enabled": "Train with quantizers; `--disable-quant` sets it to false.",
     "quant.weight.bits": "Bits of weights.",
     "quant.activation.bits": "Bits of activations.",
@@ -41,6 +48,41 @@ MEANINGS = {
 }
 """Of keys that say nothing of themselves in the schema."""
 
+TASK_OPTIONS: dict[str, type[Options]] = {
+    "cv": ImageOptions,
+    "llm": TextOptions,
+    "speech": SpeechOptions,
+    "image_gen": GanOptions,
+    "node_pred": GraphOptions,
+    "rl": PPOOptions,
+}
+CHAIN_KEYS = {  # of the constructors' own: default, meaning
+    "cut": (
+        "balanced",
+        "The first block of every stage but the first, the same list in all entries: `[layer2.1, layer3.6]`; "
+        "of `mlp`: `[layer3, fc]`.",
+    ),
+    "width": (
+        "`1.0`",
+        "ResNets: multiplies all channels. Images of at most 64 pixels get a stem of one 3 x 3 convolution, "
+        "larger ones 7 x 7 with stride 2 and max-pooling.",
+    ),
+    "hidden": ("`128`", "`mlp`: width of its hidden layers."),
+    "depth": ("`2`", "`mlp`: number of its hidden layers."),
+    "in_features": ("from `data`", "`mlp`: numbers per sample, where it is no image."),
+    "dropout": ("`0.0`", "`mlp`: share of hidden values that are dropped."),
+}
+CHAIN = """\
+### Keys of `resnet18`, `resnet50`, `resnet101` and `mlp`
+
+Stages: `full`; `front` and `back`; `head`, any number of bodies (`body`, or `body1`, `body2`, ...) and
+`tail`. A stage is told which of how many entries of its model it is, and cuts are where
+multiply-accumulates are balanced, also inside a layer of blocks. `num_channels` and `img_size` come from
+`data`.
+
+| key | default | meaning |
+| --- | --- | --- |
+"""
 HEAD = f"""\
 # Configuration
 
@@ -138,6 +180,16 @@ def meaning_of(path: str, raw: Schema) -> str:
     return text if not text or text[-1] in ".)" else f"{text}."
 
 
+def table(path: str, section: Schema) -> str:
+    """The keys of a section, a row each; empty where it has none of its own."""
+    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, raw in leaves(section):
+        full = f"{path}.{name}" if path else name
+        cells = [f"`{name}`", type_of(raw), default_of(full, name, raw, section), meaning_of(full, raw)]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
 def page() -> str:
     """The whole page."""
     schema = Config.model_json_schema()
@@ -145,13 +197,14 @@ def page() -> str:
     for path, section in sections(schema):
         title = f"`{path}`" if path else "The run"
         about = "" if not path else " ".join(str(section.get("description", "")).split())
-        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for name, raw in leaves(section):
-            full = f"{path}.{name}" if path else name
-            cells = [f"`{name}`", type_of(raw), default_of(full, name, raw, section), meaning_of(full, raw)]
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        has_rows = len(rows) > 2
-        parts.append("\n\n".join(filter(None, [f"## {title}", about, "\n".join(rows) if has_rows else ""])))
+        parts.append("\n\n".join(filter(None, [f"## {title}", about, table(path, section)])))
+        if path == "data":
+            for task, kind in TASK_OPTIONS.items():
+                title = f"### `data.options` of task `{task}`"
+                parts.append(f"{title}\n\n{table(f'data.options.{task}', kind.model_json_schema())}")
+        if path == "model_pipeline.pipeline[]":
+            rows = (f"| `{key}` | {value} | {about} |" for key, (value, about) in CHAIN_KEYS.items())
+            parts.append(CHAIN + "\n".join(rows))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

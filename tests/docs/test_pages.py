@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.docs.pages import ROOT, Block, blocks, pages
 from distqat.config import Config, agreement, load_config
 from distqat.config.fields import config_fields
 from distqat.config.load import shipped_configs
+from distqat.models import mlp, resnet
+from distqat.models.registry import CONTEXT_KEYS
 
 DISTRIBUTED = "\n".join(
     path.read_text(encoding="utf-8") for path in sorted((ROOT / "src/distqat/distributed").rglob("*.py"))
@@ -42,6 +45,18 @@ def test_every_key_has_a_meaning() -> None:
     assert not re.findall(r"^\| `[^|]*\|[^|]*\|[^|]*\| +\|$", text, re.MULTILINE)
     for field in config_fields():
         assert f"| `{field.path.rpartition('.')[2]}` |" in text
+
+
+def test_the_keys_of_resnets_and_perceptrons_are_those_of_their_constructors() -> None:
+    taken = {
+        key: parameter.default
+        for model in (resnet, mlp)
+        for key, parameter in inspect.signature(model.build).parameters.items()
+        if key not in ("model", "stage") and key not in CONTEXT_KEYS
+    }
+    assert taken.keys() == configuration_page.CHAIN_KEYS.keys()
+    for key, default in taken.items():
+        assert default is None or configuration_page.CHAIN_KEYS[key][0] == f"`{default}`"
 
 
 def test_keys_that_must_agree_are_those_of_the_agreement() -> None:
