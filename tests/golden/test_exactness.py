@@ -18,9 +18,18 @@ from distqat.tasks.base import Batch
 STEPS = 20
 
 
-def config_of(model: str, *, quantize: bool, **diloco: Any) -> Config:
-    stages = ["front", "back"]
-    extra = {"width": 0.25} if model == "resnet18" else {"hidden": 32}
+TWO = ("front", "back")
+
+
+def config_of(
+    model: str,
+    *,
+    quantize: bool,
+    stages: tuple[str, ...] = TWO,
+    keys: dict[str, Any] | None = None,
+    **diloco: Any,
+) -> Config:
+    extra = {**({"hidden": 32} if model == "mlp" else {"width": 0.25}), **(keys or {})}
     return Config.model_validate(
         {
             "experiment_prefix": "exact",
@@ -104,6 +113,36 @@ async def test_twenty_steps_equal_a_plain_loop(
         )
     print(f"{model}: largest relative parameter difference after {STEPS} steps: {difference:.2e}")
     assert difference <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "keys"),
+    [
+        ("mlp", ("head", "body1", "body2", "tail"), {"depth": 5}),
+        ("resnet18", ("head", "body", "tail"), {"width": 0.125, "cut": ["layer1.1", "layer3.1"]}),
+        ("resnet50", ("head", "body", "tail"), {"width": 0.0625}),
+    ],
+    ids=["mlp", "resnet18", "resnet50"],
+)
+async def test_several_stages_equal_a_plain_loop_over_the_unsplit_model(
+    model: str, stages: tuple[str, ...], keys: dict[str, Any]
+) -> None:
+    """Not over composed stages: over `full`, cut nowhere. Clipping is over all stages."""
+    config = config_of(model, quantize=False, stages=stages, keys=keys, max_grad_norm=0.5)
+    uncut = {key: value for key, value in keys.items() if key != "cut"}
+    full = config_of(model, quantize=False, stages=("full",), keys=uncut, max_grad_norm=0.5)
+    plain = BaselineTrainer(full, torch.device("cpu"))
+    async with MemorySwarm(config) as swarm:
+        begin = {name.partition(".")[2]: tensor for name, tensor in swarm.floats().items()}
+        plain.model.stages["full"].load_state_dict(begin, strict=False)  # counts of batches are no floats
+        for batch in batches(config, 3):
+            expected = plain.step(copy.deepcopy(batch))
+            result = await swarm.step(batch)
+            assert result.loss == pytest.approx(expected, rel=1e-5)
+        ended = {name.partition(".")[2]: tensor for name, tensor in swarm.floats().items()}
+    whole = plain.model.stages["full"].state_dict()
+    reached = {name: tensor for name, tensor in whole.items() if tensor.is_floating_point()}
+    assert largest_relative_difference(reached, ended) <= 1e-5
 
 
 async def test_a_repeated_attempt_changes_nothing() -> None:
