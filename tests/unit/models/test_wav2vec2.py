@@ -16,6 +16,7 @@ from distqat.models import build_stage, full_state_dict, sample_input
 from distqat.models.costs import balanced
 from distqat.models.speech_stage import spans
 from distqat.models.wav2vec2 import costs_of
+from distqat.quant import QuantOptions, activate, quantize_module
 
 BLOCKS = 5
 SIZES: dict[str, Any] = {
@@ -243,3 +244,31 @@ def test_the_front_end_counts_where_stages_are_balanced() -> None:
     with torch.device("meta"):
         tail = build_stage("wav2vec2.tail", {"stages": 3})
     assert sum(p.numel() for p in tail.parameters()) < 5 * 7.1e6 + 3e4
+
+
+def test_quantized_but_for_the_positional_convolution() -> None:
+    """Its weight is made anew from direction and length at each use; padding still changes no real frame."""
+    whole = full("group")
+    report = quantize_module(whole, QuantOptions(), stage="full", first=True, last=True)
+    assert [layer.kind for layer in report.layers].count("Conv1d") == 2
+    assert len(report.layers) == 2 + 1 + 6 * BLOCKS
+    assert "wav2vec2.encoder.pos_conv_embed.conv" in dict(report.left_out)
+    for seed in range(QuantOptions().warmup.calibrate_batches):
+        whole(waves(seed), LENGTHS)
+    activate(whole)
+    whole(waves(), LENGTHS)["x"].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in whole.parameters())
+    together, counts = whole.eval()(waves(), LENGTHS).values()
+    alone = whole(waves()[2:, :700], LENGTHS[2:])["x"]
+    assert torch.allclose(together[2, : counts[2]], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision(kind: str) -> None:
+    whole = full(kind)
+    exact, _ = whole.eval()(waves(), LENGTHS).values()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = whole(waves(), LENGTHS).values()
+        whole.train()(waves(), LENGTHS)["x"].float().square().mean().backward()
+    assert torch.allclose(logits.float(), exact, atol=0.05)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in whole.parameters())
