@@ -25,6 +25,7 @@ _MODEL_CODE = {  # 1.4 s, by family of models
     "distilgpt2": "transformers.models.gpt2.modeling_gpt2",
     "gptneo": "transformers.models.gpt_neo.modeling_gpt_neo",
     "hf": "transformers.models.auto.modeling_auto",
+    "wav2vec2": "transformers.models.wav2vec2.modeling_wav2vec2",
 }
 
 
