@@ -86,7 +86,12 @@ class PipelineOptions(Options):
         names = [entry.stage for entry in pipeline]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two stages are named {twice[0]!r}; expert UIDs need distinct stage names")
+            same = [entry.model_name for entry in pipeline if entry.stage == twice[0]]
+            fix = ", ".join(f"{name}{number}" for number, name in enumerate(same, start=1))
+            raise ValueError(
+                f"two stages are named {twice[0]!r}; expert UIDs need distinct stage names: "
+                f"number them, {fix}"
+            )
         return pipeline
 
 

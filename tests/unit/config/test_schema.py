@@ -150,7 +150,7 @@ def test_addresses_may_be_one_string_with_commas() -> None:
         ({"model_pipeline": {"pipeline": []}}, "at least 1"),
         (
             {"model_pipeline": {"pipeline": [{"model_name": "a.x"}, {"model_name": "b.x"}]}},
-            "two stages are named 'x'",
+            "two stages are named 'x'.*number them, a.x1, b.x2",
         ),
     ],
 )
