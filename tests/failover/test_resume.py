@@ -101,7 +101,7 @@ GAN = "--config-path=configs/dcgan.yaml"  # two steps per batch: what is saved m
     [
         pytest.param((70,), (), id="once"),
         pytest.param((41, 190), (), id="twice", marks=pytest.mark.slow),
-        pytest.param((70, 180), (GAN,), id="phases", marks=pytest.mark.slow),
+        pytest.param((70,), (GAN,), id="phases", marks=pytest.mark.slow),
     ],
 )
 def test_same_bits_as_uninterrupted(tmp_path: Path, cuts: tuple[int, ...], flags: tuple[str, ...]) -> None:

@@ -102,7 +102,9 @@ async def test_a_batch_is_consumed_before_its_first_commit_and_counted_once(scen
         torch.testing.assert_close(tensor, theirs[name])
 
 
-async def test_only_a_whole_batch_is_a_checkpoint_step_and_frozen_stages_write_it_too(scene: Scene) -> None:
+async def test_only_a_whole_batch_is_a_checkpoint_step_and_frozen_stages_write_it_too(
+    scene: Scene, tmp_path: Any
+) -> None:
     marks: list[tuple[str, int, str]] = []
     for server in scene.swarm.stages:
         server.steps.on_mark = lambda mark, s=server: marks.append((s.uid, s.replica.step, mark))  # type: ignore[misc]
@@ -113,8 +115,9 @@ async def test_only_a_whole_batch_is_a_checkpoint_step_and_frozen_stages_write_i
     assert len({mark for _, _, mark in marks}) == 1
     await scene.train(1, second)
     assert len(marks) == 2
-    assert scene.trainer._writing is not None
-    await scene.trainer._writing
+    await scene.trainer._parts.finish()
+    parts = list(tmp_path.rglob("*.json"))
+    assert len(parts) == 1, sorted(tmp_path.rglob("*"))
 
 
 async def test_an_overflow_skips_its_phase_only(scene: Scene) -> None:

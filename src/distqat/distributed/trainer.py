@@ -10,13 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from torch import Tensor
 
-from distqat.checkpoint.trainer_part import TrainerPart, write_trainer_part
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.data.client import DataClient, LeasedBatch
 from distqat.distributed.building import build_task
@@ -24,18 +21,19 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.data_server import socket_path
 from distqat.distributed.feed import BatchFeed, Stopped
 from distqat.distributed.marker import Marker, TrainerProgress
+from distqat.distributed.part_writer import PartWriter
 from distqat.distributed.peer import Peer, first_of
-from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
+from distqat.distributed.phases import PhaseStep, phase_steps
 from distqat.distributed.pipeline import Stepper, StepResult
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.distributed.rollout import RolloutFeed
 from distqat.distributed.scaler import LossScaler
+from distqat.distributed.step_records import StepRecords
 from distqat.distributed.wire import Hop
-from distqat.errors import CheckpointError, DataServerGone, StageUnavailable, SwarmError
+from distqat.errors import DataServerGone, StageUnavailable, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
-from distqat.topology.attempts import StepId
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Route, Router
 
@@ -47,19 +45,6 @@ RETRY_S, MAX_RETRY_S = 0.1, 2.0
 WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
 
 
-@dataclass
-class Speed:
-    """Samples per second over the last steps."""
-
-    window: float = 0.9
-    value: float = 0.0
-
-    def add(self, samples: int, seconds: float) -> float:
-        rate = samples / max(seconds, 1e-9)
-        self.value = rate if self.value == 0 else self.window * self.value + (1 - self.window) * rate
-        return self.value
-
-
 class Trainer:
     """Trains over whatever complete pipeline there is; pauses when there is none."""
 
@@ -68,14 +53,11 @@ class Trainer:
         self._config = config
         self._peer = peer
         self._pipeline = pipeline
-        self._sink = sink
         self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
         self._coordinator = Coordinator(peer.transport, peer.directory)
         self._router = Router()
-        self._speed = Speed()
-        self._retries = 0
-        self._tally = BatchTally()
+        self._records = StepRecords(sink, pipeline, peer.transport)
         self._count = TrainerProgress.of_environment()
         self._stop = asyncio.Event()
         if isinstance(self._task, Interactive):
@@ -86,7 +68,7 @@ class Trainer:
         self._data = data
         self._life = int(time.time() * 1000)
         self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
-        self._writing: asyncio.Future[None] | None = None  # our part of the last checkpoint step
+        self._parts = PartWriter(config, pipeline, self._life)
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
         scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
         self._stepper = Stepper(
@@ -121,8 +103,7 @@ class Trainer:
             return 0
         finally:
             watching.cancel()
-            if self._writing is not None:
-                await asyncio.wait({self._writing})
+            await self._parts.finish()
 
     async def _lease(self, route: Route | None) -> list[LeasedBatch | None]:
         """The batches of one inner step; a server on the route may want them small."""
@@ -168,7 +149,6 @@ class Trainer:
                 await self._data.consumed(lease.batch_id)
                 leased[position] = None
 
-        self._tally = BatchTally()
         for planned in steps:
             if await self._one_step(planned, consumed, stop):
                 return True
@@ -208,45 +188,26 @@ class Trainer:
                     frozen=planned.uids(hops),
                 )
             except SwarmError as error:
-                self._aborted(error, hops, self._stepper.id(step, attempt))
+                self._records.aborted(error, hops, self._stepper.id(step, attempt))
                 attempt += 1
-                self._retries += 1
                 await self._step_failed(error, route, step, attempt)
                 continue
             self._count.step += planned.last
             self._count.samples += planned.samples
             self._count.scaler = self._stepper.scaler.state()
             self._mark("" if result.skipped else mark, result, told=bool(told))
-            taken = self._stepper.id(step, attempt)
-            return await self._report(planned, result, route, time.monotonic() - began, taken)
+            seconds = time.monotonic() - began
+            self._learn(result, route, seconds)
+            taken = number, seconds
+            batch = self._records.committed(planned, result, hops, self._stepper.id(step, attempt), taken)
+            return await self._report(batch) if planned.last else False
         return True
 
     def _mark(self, mark: str, result: StepResult, *, told: bool) -> None:
         """Write our part of a checkpoint step while the stages write theirs."""
         self._marker.committed(mark, result.standing, told=told)
-        if not mark or (self._writing is not None and not self._writing.done()):
-            return
-        count = self._count
-        part = TrainerPart(
-            run=self._config.experiment_prefix,
-            generation=max((int(each.get("generation", 0)) for each in result.standing), default=0),
-            pipeline=self._pipeline,
-            life=self._life,
-            step=count.step,
-            taken=count.taken,
-            mark=mark,
-            samples=count.samples,
-            data=self._data.last_position,
-            scaler=count.scaler,
-            written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        self._writing = asyncio.ensure_future(self._write(part))
-
-    async def _write(self, part: TrainerPart) -> None:
-        try:
-            await asyncio.to_thread(write_trainer_part, self._config.checkpoint_dir, part)
-        except CheckpointError as error:
-            logger.warning("checkpoint step %s is not on disk: %s; training goes on", part.mark, error)
+        if mark:
+            self._parts.begin(mark, result.standing, self._count, self._data.last_position)
 
     async def _route(self, stop: asyncio.Event) -> Route | None:
         """A replica for every stage, as soon as there is one; None when asked to stop."""
@@ -276,51 +237,20 @@ class Trainer:
         else:  # nobody to stay away from: do not ask again at once
             await asyncio.sleep(min(RETRY_S * attempt, MAX_RETRY_S))
 
-    def _aborted(self, error: SwarmError, hops: list[Hop], id: StepId) -> None:
-        """For the ledger: an attempt that must have left no trace anywhere."""
-        told = {"at": error.at, "code": error.code, "reason": str(error)[:200]}
-        self._sink.write({"event": "abort", "pipeline": self._pipeline, **told, **_way(id, hops)})
-
-    async def _report(
-        self, planned: PhaseStep, result: StepResult, route: Route, seconds: float, id: StepId
-    ) -> bool:
-        """Tell the sink, and of a whole batch the client; the answer says whether the run is finished."""
-        rate, hops = result.samples / max(seconds, 1e-9), [Hop.of(server) for server in route.servers]
+    def _learn(self, result: StepResult, route: Route, seconds: float) -> None:
+        """What a step says of the replicas on its route."""
+        rate = result.samples / max(seconds, 1e-9)
         for server in route.servers:
             if str(server.expert) not in result.lost:
                 self._router.succeeded(server.expert, rate, time.monotonic())
         for uid in result.lost:
             logger.warning("step %d is lost at %s, which died in its commit", self._count.step, uid)
             self._router.failed(ExpertId.parse(uid), time.monotonic())
-        tally = self._tally
-        tally.add(planned, result.loss, seconds)
-        record: dict[str, Any] = {
-            "pipeline": self._pipeline,
-            "step": self._count.step + (not planned.last),
-            "loss": result.loss,
-            "sps": self._speed.add(tally.samples, tally.seconds) if planned.last else self._speed.value,
-            "samples": planned.samples,
-            "seconds": seconds,
-            "skipped": result.skipped,
-            "lost": list(result.lost),
-            "retries": self._retries,
-            **_way(id, hops),
-            "bytes_in": self._peer.transport.traffic.bytes_in,
-            "bytes_out": self._peer.transport.traffic.bytes_out,
-        }
-        if "tokens" in result.scores:
-            record["tokens_per_s"] = record["sps"] * result.scores["tokens"] / max(result.samples, 1)
-        phase = {"phase": planned.name, "frozen": planned.uids(hops)} if planned.name else {}
-        self._sink.write({"event": "step", **record, **phase, **result.scores})
-        if not planned.last:
-            return False
+
+    async def _report(self, batch: dict[str, Any]) -> bool:
+        """Tell the client of a batch; the answer to the report before says whether the run is finished."""
         finished = await self._told if self._told is not None else False
-        told = {
-            **record,
-            **tally.fields(),
-            "position": self._data.last_position,
-            "progress": self._count.fields(),
-        }
+        told = {**batch, "position": self._data.last_position, "progress": self._count.fields()}
         self._told = asyncio.ensure_future(self._tell(told))  # the next step need not wait for the answer
         return finished
 
@@ -331,12 +261,6 @@ class Trainer:
             logger.warning("the client does not answer: %s", error)
             await self._coordinator.wait()
             return False
-
-
-def _way(id: StepId, hops: list[Hop]) -> dict[str, Any]:
-    """An attempt's id and route in a record; peers tell tenancies of one slot apart."""
-    route, peers = [hop.uid for hop in hops], [hop.address.peer for hop in hops]
-    return {"id": list(astuple(id)), "route": route, "peers": peers}
 
 
 async def serve(config: Config, stop: asyncio.Event) -> int:
