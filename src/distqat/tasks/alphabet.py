@@ -35,25 +35,32 @@ class Alphabet:
         return SPECIAL + len(self._ids)
 
     def encode(self, text: str) -> list[int]:
-        """Class ids; what is not in the alphabet (punctuation, accents) is left out.
+        """Class ids; what is not in the alphabet (punctuation, accents on letters of it) is left out.
 
         A letter is looked up as it is, then as a capital, then as a small one; a digit that is not in the
         alphabet is spelled out, digit by digit: `12` is ONE TWO.
         """
         if self._speaks_digits:
             text = "".join(f" {DIGITS[int(c)]} " if c in "0123456789" else c for c in text)
-        plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+        plain = unicodedata.normalize("NFC", text)
         plain = plain.replace("-", " ").replace("\u2019", "'").replace("|", " ")
-        words = ([self._id(c) for c in word] for word in plain.split())
-        known = [[i for i in word if i is not None] for word in words]
         ids: list[int] = []
-        for word in filter(None, known):
-            ids += [self._ids["|"], *word] if ids else word
+        for word in ([i for c in word for i in self._spelled(c)] for word in plain.split()):
+            if word:
+                ids += [self._ids["|"], *word] if ids else word
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of class ids; special classes are silent."""
         return "".join(self._characters.get(i, "") for i in ids).replace("|", " ").strip()
+
+    def _spelled(self, character: str) -> list[int]:
+        """The character itself, else the letters that it is made of, without their accents."""
+        found = self._id(character)
+        if found is not None:
+            return [found]
+        parts = (self._id(part) for part in unicodedata.normalize("NFKD", character))
+        return [part for part in parts if part is not None]
 
     def _id(self, character: str) -> int | None:
         for form in (character, character.upper(), character.lower()):

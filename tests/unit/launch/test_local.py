@@ -105,3 +105,5 @@ def test_only_what_the_pipeline_needs_is_imported_beforehand() -> None:
     assert model_modules(settings().config) == ()
     gpt = read_settings(local.parse(["--config-path=configs/distilgpt2.yaml"])).config
     assert model_modules(gpt) == ("transformers.models.gpt2.modeling_gpt2",)
+    speech = read_settings(local.parse(["--config-path=configs/wav2vec2.yaml"])).config
+    assert model_modules(speech) == ("transformers.models.wav2vec2.modeling_wav2vec2",)

@@ -39,6 +39,8 @@ def test_what_is_said(text: str, heard: str) -> None:
 def test_an_alphabet_of_ones_own() -> None:
     own = Alphabet("|abc1")
     assert (len(own), own.encode("A 1b")) == (9, [5, 4, 8, 6])
+    german = Alphabet("|aäou")
+    assert german.decode(german.encode("Ä o\u0308 à")) == "ä o a"
     for wrong in ("abc", "|aa", "| a"):
         with pytest.raises(TaskError, match="each character once"):
             Alphabet(wrong)
