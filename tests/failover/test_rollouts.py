@@ -74,7 +74,6 @@ async def test_a_swarm_plays_and_learns_as_the_baseline_does() -> None:
         torch.testing.assert_close(tensor, found[name.removeprefix("stages.")], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("dead", ["front.0.0.0", "back.0.0.0"])
 async def test_a_server_that_dies_in_a_rollout_is_replaced(dead: str) -> None:
     async with MemorySwarm(config_of(), replicas=2) as swarm:
