@@ -4,8 +4,8 @@
                 |--------------------- head ----------------------|- body -|-------- tail --------|
 
 Shape and weights: `config`, keys of transformers' Wav2Vec2Config, or `pretrained`, a folder or a name on the
-hub (a model without a CTC head gets a fresh one). Which blocks: `layers: [from, to]`, or `stages: N` (default
-3), which cuts where the stages compute about as much. `front_end: mel` puts log-mel energies, and `conv_*` of
+hub (a model without a CTC head gets a fresh one). Which blocks: `layers: [from, to]`, else cuts where the
+stages of the pipeline compute about as much. `front_end: mel` puts log-mel energies, and `conv_*` of
 the config over those, in place of the convolutions over samples; with `{kind: mel, bins: 40,
 sampling_rate: 8000}` for other than 80 bins at 16 kHz.
 
@@ -54,16 +54,24 @@ def build(
     stages: int | None = None,
     position: int | None = None,
     front_end: FrontEnd = "conv",
+    stage_index: int | None = None,
+    stage_count: int | None = None,
 ) -> SpeechStage:
     """One stage, on the default device, initialised by transformers' rules or from `pretrained`.
 
+    The pipeline says which of how many stages this is (`stage_index`, `stage_count`); `position` and `stages`
+    say it where there is none.
     Imports transformers. Raises ModelError for keys that do not fit, HubUnavailable where a hub name is out
     of reach.
     """
     mel = mel_options(front_end)
     whole = model_config(config, pretrained, mel is not None)
     windows = _windows(whole, mel)
-    wanted = Part(layers=layers, stages=stages or DEFAULT_STAGES, position=position)
+    several = stage_count if stage_count is not None and stage_count > 1 else None
+    if layers is None and None not in (several, stages) and several != stages:
+        raise ModelError(f"stages: {stages}, but the pipeline has {several} of this model")
+    at = stage_index if position is None and several is not None else position
+    wanted = Part(layers=layers, stages=stages or several or DEFAULT_STAGES, position=at)
     start, stop = _range(stage, costs_of(whole, windows, 1 if mel is None else int(mel["bins"])), wanted)
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForCTC
 

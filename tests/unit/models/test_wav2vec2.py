@@ -223,6 +223,8 @@ def test_weights_of_a_folder_load_per_stage(base: bool, tmp_path: Path, caplog: 
         ({"config": SIZES, "front_end": "mels"}, "front_end: 'mels' must be"),
         ({"config": SIZES, "front_end": {"kind": "mel", "bin": 3}}, "must be conv, mel"),
         ({"config": SIZES, "layers": [1, 2]}, "are no head"),
+        ({"config": SIZES, "stages": 3, "stage_count": 2}, "stages: 3, but the pipeline has 2"),
+        ({"config": SIZES, "stage_count": 2, "stage_index": 1}, "are no head"),
     ],
 )
 def test_keys_that_do_not_fit(kwargs: dict[str, Any], said: str) -> None:
