@@ -19,7 +19,7 @@ from benchmarks.quantization_work import Score, augmented, paired
 
 
 def row(work: str, setting: str, *values: float) -> Row:
-    return Row(work, "one process", setting, [Score(torch.tensor(values))])
+    return Row(work, "one process", setting, [Score(torch.tensor(values, dtype=torch.float32))])
 
 
 def test_samples_are_compared_in_pairs() -> None:
