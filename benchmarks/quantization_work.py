@@ -92,7 +92,7 @@ class Digits(Work):
         body = {
             "data": {"dataset_name": "digits", "img_size": self.size, "num_channels": 1},
             "diloco": {
-                "inner_optim": {"type": "adam", "adam_lr": 2e-3},
+                "inner_optim": {"type": "adamw", "adam_lr": 2e-3},
                 "lr_schedule": "cosine",
                 "warmup_steps": self.effort.steps // 20,
                 "batch_size_per_step": 64,

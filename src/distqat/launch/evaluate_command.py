@@ -30,12 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="folder or file")
     parser.add_argument("--round", type=int, metavar="N", help="of a folder: this round, not the newest")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--ptq", action="store_true", help="quantize it without training, and judge it before and after"
+    )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     try:
         config = config_from_args(args)
         if (args.checkpoint is None) == (not config.initial_peers):
             raise ConfigError("give a checkpoint folder (or model file), or --initial-peers of a swarm")
+        if args.ptq:
+            _print_both(config, args.checkpoint, args.round, as_json=args.json)
+            return 0
         if args.checkpoint is None:
             judged, what = asyncio.run(_swarm(config))
         else:
@@ -57,6 +63,17 @@ def _checkpoint(config: Config, path: Path, round: int | None) -> tuple[Judged, 
     modules = build_all(config)
     load_all(modules, tensors)
     return judge(config, modules), what
+
+
+def _print_both(config: Config, path: Path | None, round: int | None, *, as_json: bool) -> None:
+    """The float model and what quantization without training leaves of it."""
+    from distqat.distributed.post_training import quantize_and_judge
+
+    if path is None:
+        raise ConfigError("--ptq needs a checkpoint folder or a model file")
+    tensors, what = read_tensors(config, path, round)
+    for kind, judged in quantize_and_judge(config, tensors).items():
+        _print(judged, {"weights": kind, **what}, as_json=as_json)
 
 
 def read_tensors(config: Config, path: Path, round: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

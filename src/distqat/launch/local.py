@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or was stopped in order; 1: something failed; 2: refused."""
     words = list(sys.argv[1:] if argv is None else argv)
     set_title("run_local", words)
+    if any(word.partition("=")[0] == "--ptq" for word in words):
+        return _after_training(words)
     began = time.monotonic()
     if not {"-h", "--help"} & set(words):
         print("distqat: starting", flush=True)  # noqa: T201  at once; the rest takes a second of imports
@@ -66,6 +68,15 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
     return run_role("run_local", launcher, grace_s=LAUNCHER_GRACE_S)
 
 
+def _after_training(words: Sequence[str]) -> int:
+    """As `distqat evaluate MODEL --ptq` with the same flags."""
+    from distqat.config.cli import to_argv
+    from distqat.launch.evaluate_command import main as evaluate
+
+    args = parse(words)
+    return evaluate([args.ptq, "--ptq", *to_argv(args.config_path, args.config_overrides)])
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Flags of this launcher and of every field. Ends the process on bad usage, as parsers do."""
     from distqat.config import ConfigParser, add_config_arguments
@@ -80,6 +91,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     which.add_argument(
         "--resume", action="store_true", help="go on with the run of this name where it stopped"
+    )
+    which.add_argument(
+        "--ptq", metavar="MODEL", help="train nothing: quantize this checkpoint or model file, and judge it"
     )
     parser.add_argument("--replicas", type=int, metavar="N", help="replicas of each stage: --world-size")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress")
