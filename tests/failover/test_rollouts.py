@@ -13,7 +13,8 @@ from tests.failover.memory_scene import Driver
 from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
-from distqat.distributed.baseline import BaselineTrainer, batch_feed
+from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.baseline_ends import batch_feed
 from distqat.distributed.building import check_model
 from distqat.distributed.feed import BatchFeed, Stopped
 from distqat.distributed.rollout import RolloutFeed
@@ -60,7 +61,7 @@ async def test_a_swarm_plays_and_learns_as_the_baseline_does() -> None:
     config = config_of()
     check_model(config)
     plain = BaselineTrainer(config, torch.device("cpu"))
-    async with batch_feed(config, plain) as own:
+    async with batch_feed(config, plain.answer) as own:
         assert isinstance(own, RolloutFeed)
         for _ in range(8):  # two rollouts of 64 samples, twice
             lease = await own.next(32)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,36 +15,23 @@ import torch
 from torch import Tensor
 
 from distqat.config import Config
-from distqat.data.client import DataClient
-from distqat.data.server import DataServer
-from distqat.data.source import open_source
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.distributed.baseline_ends import batch_feed, reports_to_client
 from distqat.distributed.building import build_task
 from distqat.distributed.coordination.finish import Summary, mean, save_model, save_shown
-from distqat.distributed.coordination.trainers import CLIENT_PEER
-from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.evaluation import judge
 from distqat.distributed.feed import BatchFeed
 from distqat.distributed.model import SwarmBaselineModel
-from distqat.distributed.peer import TOKEN
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
-from distqat.distributed.process import announce_ready, host_id, resolve_device, runtime_dir
-from distqat.distributed.rollout import RolloutFeed, check_play
+from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
-from distqat.distributed.vocabulary import check_tokenizer
-from distqat.errors import SwarmError
 from distqat.metrics import open_sinks
 from distqat.quant import step_parameter_names
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import Admission
-from distqat.swarm.link import Address
-from distqat.swarm.transport import StreamTransport, UnixStreams
-from distqat.tasks.base import Batch, Interactive, Task
+from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-Report = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass
@@ -191,7 +177,7 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
     trainer = BaselineTrainer(config, device, samples)
     sink = open_sinks(config.log_dir, "trainer_0", config.wandb_project)
     async with contextlib.AsyncExitStack() as open_things:
-        data = await open_things.enter_async_context(batch_feed(config, trainer))
+        data = await open_things.enter_async_context(batch_feed(config, trainer.answer))
         report = await open_things.enter_async_context(reports_to_client(config))
         announce_ready({"role": "trainer", "pipeline": 0})
         began, losses = time.monotonic(), list[float]()
@@ -226,71 +212,6 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -
     for lease in leased:
         await data.consumed(lease.batch_id)
     return loss
-
-
-@contextlib.asynccontextmanager
-async def batch_feed(config: Config, trainer: BaselineTrainer) -> AsyncIterator[BatchFeed]:
-    """Batches of the data server, or what the model does in this process."""
-    task = build_task(config)
-    if isinstance(task, Interactive):
-
-        async def ask(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            return await asyncio.to_thread(trainer.answer, inputs)
-
-        await asyncio.to_thread(check_play, config, task)
-        yield RolloutFeed(task, ask, seed=config.seed, pipeline=0)
-        return
-    options = config.diloco
-    async with data_socket(config) as path:
-        slots = options.gradient_accumulation_steps + 1
-        data = await DataClient.connect(path, trainer="0", count=options.batch_size_per_step, slots=slots)
-        try:
-            yield data
-        finally:
-            await data.close()
-
-
-@contextlib.asynccontextmanager
-async def data_socket(config: Config) -> AsyncIterator[Path]:
-    """The socket of the client's data server, or of one of our own when there is no client."""
-    if os.environ.get(DATA_SOCKET):
-        yield socket_path()
-        return
-    path = runtime_dir() / f"data-{os.getpid()}.sock"
-    source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
-    check_tokenizer(config)
-    server = DataServer(source, build_task(config), workers=config.data.num_workers)
-    await server.start(path)
-    try:
-        yield path
-    finally:
-        await server.stop()
-
-
-@contextlib.asynccontextmanager
-async def reports_to_client(config: Config) -> AsyncIterator[Report]:
-    """Tell the client of this host after each step, if there is one."""
-    client = os.environ.get(CLIENT_PEER)
-
-    async def nobody(record: dict[str, Any]) -> None:
-        return
-
-    if client is None:
-        yield nobody
-        return
-    own = f"baseline-{os.getpid()}"
-    admission = Admission(config.experiment_prefix, own, os.environ.get(TOKEN) or None)
-    transport = StreamTransport(admission, [UnixStreams(runtime_dir(), own, host_id())])
-
-    async def report(record: dict[str, Any]) -> None:
-        with contextlib.suppress(SwarmError):
-            link = await transport.link(Address(client, host_id()))
-            await link.call("report", Message(record), timeout=5.0, urgent=True)
-
-    try:
-        yield report
-    finally:
-        await transport.close()
 
 
 def _record(progress: Progress, seconds: float) -> dict[str, Any]:
