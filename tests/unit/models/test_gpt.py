@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.families import reference, through
+from benchmarks.family_configs import FAMILIES, VOCABULARY
+from safetensors.torch import save_file
 
 from distqat.errors import ModelError, UnknownName
 from distqat.models import build_stage, full_state_dict, sample_input
@@ -77,3 +82,25 @@ def test_wrong_keys_name_the_nearest() -> None:
         build_stage("distilgpt2.full", {"n_layers": 3})
     with pytest.raises((ModelError, UnknownName), match=r"did you mean '1\.3b'"):
         build_stage("gptneo.full", {"shape": "1.3"})
+
+
+@pytest.mark.parametrize(("model", "family"), [("distilgpt2", "gpt2"), ("gptneo", "gpt_neo")])
+@pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+def test_pretrained_weights_of_both_ways_to_name_them(
+    tmp_path: Path, model: str, family: str, bare: bool
+) -> None:
+    """Files of the bare model leave out `transformer.`; the tied head is in neither."""
+    config = {"model_type": family, **FAMILIES[family]}
+    whole = reference(config)
+    state = {name: t.clone() for name, t in whole.state_dict().items() if name != "lm_head.weight"}
+    if bare:
+        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(state, tmp_path / "model.safetensors")
+    keys = {"pretrained": str(tmp_path), "tie": "average"}
+    parts = [build_stage(f"{model}.{name}", keys).eval() for name in ("head", "body", "tail")]
+    x = torch.randint(3, VOCABULARY, (2, 12))
+    assert torch.equal(through(parts, x), whole(input_ids=x, use_cache=False).logits)
+    first, last = parts[0].get_parameter("transformer.wte.weight"), parts[2].get_parameter("lm_head.weight")
+    assert first is not last
+    assert torch.equal(first, last)
