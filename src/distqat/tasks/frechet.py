@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 FEATURES = 64
 SEED = 1706
-EPOCHS, BATCH, RATE = 30, 64, 2e-3
+STEPS, BATCH, RATE = 150, 64, 2e-3
 SMOOTHING = 0.1  # of labels: the held-out part is small, and features should not shrink to its classes
 
 
@@ -63,21 +63,18 @@ def features_of(images_NCHW: Tensor, labels_N: Tensor | None) -> Features:
 
 def _train(network: Features, images_NCHW: Tensor, labels_N: Tensor) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
-    steps = max(1, len(images_NCHW) // BATCH) * EPOCHS
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    for _ in range(EPOCHS):
-        order = torch.randperm(len(images_NCHW))
-        for start in range(
-            0, max(1, len(order) - BATCH + 1), BATCH
-        ):  # what is left over waits for the next order
-            rows = order[start : start + BATCH]
-            loss = F.cross_entropy(
-                network.logits(images_NCHW[rows]), labels_N[rows], label_smoothing=SMOOTHING
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
+    order = torch.randperm(len(images_NCHW))
+    for _ in range(STEPS):
+        if len(order) < min(BATCH, len(images_NCHW)):  # what is left over waits for the next order
+            order = torch.randperm(len(images_NCHW))
+        rows, order = order[:BATCH], order[BATCH:]
+        logits_NK = network.logits(images_NCHW[rows])
+        loss = F.cross_entropy(logits_NK, labels_N[rows], label_smoothing=SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
 
 
 def frechet_distance(one_NF: Tensor, other_MF: Tensor) -> float:
