@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,11 +31,24 @@ class RolloutFeed:
     as their samples would be of a policy that is gone.
     """
 
-    def __init__(self, task: Interactive, ask: Ask, *, seed: int, pipeline: int, start: int = 0) -> None:
-        """`start`: batches that the pipeline took in earlier lives; other episodes are played then."""
+    def __init__(
+        self,
+        task: Interactive,
+        ask: Ask,
+        *,
+        seed: int,
+        pipeline: int,
+        start: int = 0,
+        told: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        """`start`: batches that the pipeline took in earlier lives; other episodes are played then.
+
+        `told` gets a record of every rollout.
+        """
         self.last_position: dict[str, Any] | None = None
         self._task = task
         self._ask = ask
+        self._told = told
         self._key = (seed, pipeline, start)
         self._player: Player | None = None
         self._played = 0
@@ -97,6 +110,8 @@ class RolloutFeed:
             self._played += 1
         if returns:
             mean = sum(returns) / len(returns)
+            ended = {"samples": size, "episodes": len(returns), "return": mean}
+            self._told({"event": "rollout", "pipeline": self._key[1], **ended})
             logger.info("played %d samples; %d episodes ended, mean return %.1f", size, len(returns), mean)
 
 

@@ -61,8 +61,9 @@ class Trainer:
         self._count = TrainerProgress.of_environment()
         self._stop = asyncio.Event()
         if isinstance(self._task, Interactive):
+            start = self._count.taken
             data = RolloutFeed(
-                self._task, self._ask, seed=config.seed, pipeline=pipeline, start=self._count.taken
+                self._task, self._ask, seed=config.seed, pipeline=pipeline, start=start, told=sink.write
             )
         assert data is not None
         self._data = data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -37,13 +38,16 @@ class Counting:
         return Experience(Batch({"x": numbers}, {"y": -numbers}, self.size), self.epochs, (1.0,))
 
 
+TOLD: list[dict[str, Any]] = []
+
+
 async def more(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {"x": inputs["x"] + 1}
 
 
 def feed_of(task: Counting, seed: int = 0) -> RolloutFeed:
     assert isinstance(task, Interactive)
-    return RolloutFeed(task, more, seed=seed, pipeline=2, start=5)
+    return RolloutFeed(task, more, seed=seed, pipeline=2, start=5, told=TOLD.append)
 
 
 async def draw(feed: RolloutFeed, count: int, batches: int) -> list[list[int]]:
@@ -70,7 +74,9 @@ async def test_every_sample_comes_once_per_epoch(size: int, epochs: int, count: 
 
 async def test_it_plays_when_everything_is_used_up() -> None:
     task = Counting(6, 2)
+    TOLD.clear()
     drawn = await draw(feed_of(task), 3, 5)
+    assert TOLD == [{"event": "rollout", "pipeline": 2, "samples": 6, "episodes": 1, "return": 1.0}] * 2
     assert task.asked == [(2, 5)]
     assert task.played == 2
     assert sorted(drawn[0] + drawn[1]) == list(range(6))
