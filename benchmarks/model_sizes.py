@@ -45,6 +45,7 @@ SIZES: dict[tuple[str, str], SmallModel] = {
     ),
     ("wav2vec2", "base, 1 s"): SmallModel({}, (THREE,)),
     ("dcgan", "32 px"): SmallModel({"num_channels": 3, "img_size": 32}, (NETWORKS,)),
+    ("ppo", "CartPole"): SmallModel({"in_features": 4, "num_actions": 2, "hidden": 64}, (TWO,)),
     ("gcn", "cora"): SmallModel({"num_classes": 7, "in_features": 1433, "hidden": 64}, (TWO,)),
 }
 

@@ -136,6 +136,11 @@ def _title(cut: Cut) -> str:
     return f"{cut.stages.replace(' ', '/')}{f' {where}' if where else ''}"
 
 
+def _short(count: int) -> str:
+    """53.56M, 9.2k."""
+    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
+
+
 def exactness_table(rows: Sequence[Row]) -> Table:
     table = Table(title="max |composed - unsplit|, small sizes (must be 0)", title_justify="left", box=None)
     for name in ("model", "cut", "eval", "train", "gradients"):
@@ -153,7 +158,7 @@ def stages_table(rows: Sequence[Row]) -> Table:
         "model",
         "size",
         "cut",
-        "parameters, M",
+        "parameters",
         "boundary, kB/sample",
         "compute, %",
         "largest/mean",
@@ -167,7 +172,7 @@ def stages_table(rows: Sequence[Row]) -> Table:
             row["model"],
             row["size"],
             row["cut"],
-            " ".join(f"{count / 1e6:.2f}" for count in row["parameters"]),
+            " ".join(map(_short, row["parameters"])),
             " ".join(f"{count / 1024:.1f}" for count in row["boundary_bytes"]),
             " ".join(f"{100 * share:.1f}" for share in row["shares"]),
             ratio,
