@@ -97,10 +97,11 @@ class Stepper:
 
     async def evaluate(self, inputs: Mapping[str, Tensor], hops: Sequence[Hop]) -> Mapping[str, Tensor]:
         """The last stage's outputs in eval mode, outside any step. Raises as `run` does."""
-        budget = (self.options.forward_timeout) * len(hops)
+        budget = self.options.forward_timeout * len(hops)
         link = await _about(hops[0], self.transport.link(hops[0].address))
         fields = {"route": [hop.fields() for hop in hops[1:]], "budget": budget}
-        reply = await _about(hops[0], link.call("evaluate", Message(fields, inputs), timeout=budget))
+        call = link.call("evaluate", Message(fields, inputs), timeout=budget, prompt=True)
+        reply = await _about(hops[0], call)
         return reply.tensors
 
     async def calibrate(self, batch: Sequence[Batch], hops: Sequence[Hop], step: int, attempt: int) -> None:

@@ -236,7 +236,7 @@ class Steps:
         budget = take(fields, "budget", float)
         try:
             link = await self._transport.link(route[0].address)
-            return await link.call("evaluate", Message(following, outputs), timeout=budget)
+            return await link.call("evaluate", Message(following, outputs), timeout=budget, prompt=True)
         except SwarmError as error:
             raise about(error, route[0].uid) from error
 
