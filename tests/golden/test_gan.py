@@ -21,7 +21,7 @@ BATCHES = 4
 CPU = torch.device("cpu")
 
 
-def config_of(*stages: str, **diloco: Any) -> Config:
+def config_of(*stages: str, quantize: bool = False, **diloco: Any) -> Config:
     latent = {"generator": {"latent": 8}, "full": {"latent": 8}}
     return Config.model_validate(
         {
@@ -40,7 +40,7 @@ def config_of(*stages: str, **diloco: Any) -> Config:
                 "pipeline": [{"model_name": f"dcgan.{s}", "width": 8, **latent.get(s, {})} for s in stages],
                 "microbatches": 3,
             },
-            "quant": {"enabled": False},
+            "quant": {"enabled": quantize},
         }
     )
 
@@ -65,18 +65,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("stages", [("generator", "discriminator"), ("full",)], ids=["stages", "full"])
-async def test_a_swarm_trains_the_gan_of_a_plain_loop(stages: tuple[str, ...]) -> None:
-    config = config_of(*stages, max_grad_norm=1.0)
+@pytest.mark.parametrize(
+    ("stages", "quantize"),
+    [(("generator", "discriminator"), False), (("generator", "discriminator"), True), (("full",), False)],
+    ids=["stages", "quantized", "full"],
+)
+async def test_a_swarm_trains_the_gan_of_a_plain_loop(stages: tuple[str, ...], quantize: bool) -> None:
+    config = config_of(*stages, quantize=quantize, max_grad_norm=1.0)
     check_model(config)
     plain = BaselineTrainer(config, CPU)
     async with MemorySwarm(config) as swarm:
+        for batch in batches(config, 10 if quantize else 0):
+            parts = plain.phases([batch])[0].parts
+            if plain.model.calibrating:
+                plain.calibrate(parts)
+                await swarm.calibrate(list(parts))
+        assert not plain.model.calibrating
         for batch in batches(config, BATCHES):
             steps = plain.phases([batch])
             expected = plain.train(steps)
             found = [(await swarm.step(list(step.parts), frozen=step.frozen)).loss for step in steps]
             assert sum(found) == pytest.approx(expected, rel=1e-5)
         theirs = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
+        theirs = {name: tensor for name, tensor in theirs.items() if tensor.is_floating_point()}
         assert largest_relative_difference(theirs, swarm.floats()) <= 1e-5
         counted = [server.replica.step for server in swarm.stages]
         assert counted == ([2 * BATCHES] if stages == ("full",) else [BATCHES, BATCHES])

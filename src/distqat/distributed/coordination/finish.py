@@ -112,7 +112,11 @@ def save_shown(config: Config, modules: Mapping[str, nn.Module]) -> None:
     """What the task has to look at goes into the log folder."""
     for name, content in show(config, modules).items():
         path = Path(config.log_dir) / name
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            logger.warning("%s is not written: %s", path, error.strerror)
+            continue
         logger.info("to look at: %s", path)
 
 
