@@ -46,7 +46,7 @@ class Agreement:
 
     def add(self, expected: Tensor, found: Tensor, labels: Mapping[str, Tensor]) -> None:
         """One batch of outputs of the fake-quantized and of the exported model."""
-        expected, found = expected.double(), found.double()
+        expected, found = overlapping(expected.double(), found.double())
         error = (expected - found).abs()
         self.largest_error = max(self.largest_error, float(error.max()) if error.numel() else 0.0)
         self.error_sum += float(error.sum())
@@ -61,6 +61,14 @@ class Agreement:
             same = error <= CLOSE * (expected.max() - expected.min())
         self.places += same.numel()
         self.same += int(same.sum())
+
+
+def overlapping(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What both have: a model may cut padding off that the exported one keeps; it is at the end."""
+    sizes = [min(pair) for pair in zip(one.shape, other.shape, strict=True)]
+    for dim, size in enumerate(sizes):
+        one, other = one.narrow(dim, 0, size), other.narrow(dim, 0, size)
+    return one, other
 
 
 @dataclass

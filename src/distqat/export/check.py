@@ -15,6 +15,7 @@ from distqat.export.agreement import Scores, compare
 from distqat.export.latency import Latency, latency
 from distqat.export.layers import LayerAgreement, compare_layers, first_apart
 from distqat.export.onnx_model import OnnxModels
+from distqat.export.products import ATTENTION
 from distqat.export.report import Operations, Report, Sizes
 from distqat.export.session import Executed, Session, executed
 from distqat.export.whole import Whole
@@ -81,7 +82,7 @@ def check_onnx(
         metrics=scores.metrics,
         operations=operations,
         sizes=_sizes(models, files),
-        latencies=tuple(_latencies(floating, integer, first, expected.latency_s)),
+        latencies=tuple(_latencies(files, first, expected.latency_s)),
         layers=tuple(layers),
         failures=tuple(_failures(scores, operations, layers, expected)),
         versions=versions(),
@@ -124,7 +125,7 @@ class FakeQuantized:
 
 def _operations(models: OnnxModels, ran: Executed) -> Operations:
     wanted = [product for product in models.products if product.weight_bits]
-    weighted = [p for p in models.products if not p.form and p.reason != "activations times activations"]
+    weighted = [p for p in models.products if not p.form and p.reason != ATTENTION]
     return Operations(
         quantizable=len(wanted),
         integer=min(ran.integer_count, len(wanted)),
@@ -143,7 +144,9 @@ def _sizes(models: OnnxModels, files: Files) -> Sizes:
     )
 
 
-def _latencies(floating: Session, integer: Session, batch: Batch, seconds: float) -> Iterator[Latency]:
+def _latencies(files: Files, batch: Batch, seconds: float) -> Iterator[Latency]:
+    """On one thread each: what several do depends on what else the machine does."""
+    floating, integer = Session(files.float, threads=1), Session(files.integer, threads=1)
     for size in sorted({1, batch.size}):
         inputs = {name: batch.inputs[name][:size].numpy() for name in integer.inputs}
         yield latency(floating, integer, inputs, seconds / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ class Graph:
         self.marked: dict[str, tuple[float, int, int]] = {}
         """Scale and code range of what is on a grid, by value."""
         self._added: set[str] = set()
+        self._scopes: dict[str, str] = {}
+        for node in self.nodes:  # the exporter notes stack traces with paths of this machine: not for a file
+            self._scopes[node.output[0]] = _scope(node)
+            del node.metadata_props[:]
+            node.ClearField("doc_string")
+        for value in (*proto.graph.input, *proto.graph.output):
+            del value.metadata_props[:]
         self.outputs = [output.name for output in proto.graph.output]
         self._producers: dict[str, onnx.NodeProto] | None = None
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -53,6 +61,10 @@ class Graph:
         if node is None or node.op_type != "Constant":
             return None
         return np.asarray(attribute(node, "value"))
+
+    def scope(self, node: onnx.NodeProto) -> str:
+        """The module that a traced node is of, by its name in the model; empty if that is not known."""
+        return self._scopes.get(node.output[0], "")
 
     def add_constant(self, name: str, array: Array) -> str:
         """A new initializer; `name` must be free unless it holds the same numbers."""
@@ -141,6 +153,13 @@ class Graph:
                 self._producers[name] = node
             for name in dict.fromkeys(node.input):
                 self._consumers.setdefault(name, []).append(node)
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """From the list of module names that torch's exporter notes; the last is the operation itself."""
+    noted = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+    names = re.findall(r"'([^']*)'", noted)
+    return names[-2] if len(names) > 1 else ""
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.export.activations import ActivationCodes
+from distqat.export.agreement import overlapping
 from distqat.export.session import Session
 from distqat.quant import ActivationQuantizer, quantizers
 
@@ -41,12 +42,18 @@ def compare_layers(
     found = probed.run({name: t.numpy() for name, t in inputs.items()}, [probe.codes for probe in probes])
     compared = []
     for probe in probes:
-        want = expected[probe.name]
         got = torch.from_numpy(found[probe.codes]).to(torch.int64) - probe.zero
-        apart = (got.reshape(-1) - want.reshape(-1)).abs()
+        want, got = overlapping(expected[probe.name].reshape(_shape_like(expected[probe.name], got)), got)
+        apart = (got - want).abs()
         share = float((apart > 0).double().mean()) if apart.numel() else 0.0
         compared.append(LayerAgreement(probe.name, share, int(apart.max()) if apart.numel() else 0))
     return compared
+
+
+def _shape_like(expected: Tensor, got: Tensor) -> tuple[int, ...]:
+    """The shape to compare in: as it is, or that of the exported tensor where tracing folded dimensions."""
+    alike = expected.dim() == got.dim()
+    return tuple(expected.shape if alike else got.shape)
 
 
 def first_apart(layers: Sequence[LayerAgreement]) -> LayerAgreement | None:

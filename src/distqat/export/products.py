@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
+ATTENTION = "activations times activations"
 BIAS_LIMIT = 2.0**30
 """An int32 bias stays below this, and the accumulator below 2**31."""
 
@@ -74,13 +75,9 @@ def lower_products(
 
 
 def _in_float(graph: Graph, node: onnx.NodeProto) -> Product:
-    inputs = [graph.constant(name) for name in node.input[:2]]
-    name = next(
-        (n for n, array in zip(node.input, inputs, strict=False) if array is not None), node.output[0]
-    )
-    attention = all(array is None for array in inputs)
-    reason = "activations times activations" if attention else "left in float by the configuration"
-    return Product(name.removesuffix(".weight"), node.op_type, "", 0, reason)
+    attention = all(graph.constant(name) is None for name in node.input[:2])
+    reason = ATTENTION if attention else "left in float by the configuration"
+    return Product(graph.scope(node) or node.output[0], node.op_type, "", 0, reason)
 
 
 def _lower(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> str:

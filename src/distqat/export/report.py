@@ -145,8 +145,8 @@ class Report:
         ]
         for row in self.latencies:
             lines.append(
-                f"| latency of a batch of {row.batch}, ms (median of {row.runs}) | {row.float_ms:.3f} "
-                f"| {row.integer_ms:.3f} | {row.ratio:.2f} |"
+                f"| latency of a batch of {row.batch}, ms (one thread, median of {row.runs}) "
+                f"| {row.float_ms:.3f} | {row.integer_ms:.3f} | {row.ratio:.2f} |"
             )
         return [*lines, ""]
 

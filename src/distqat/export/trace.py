@@ -23,7 +23,7 @@ BATCH, SEQUENCE = "batch", "sequence"
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of `model` for inputs of these shapes: dim 0 is dynamic, dim 1 of token ids too.
+    """The graph of `model` for inputs of these shapes: dim 0 is dynamic, dim 1 of sequences too.
 
     Raises ExportError for a model that torch cannot trace, MissingExtra without the packages of `export`.
     """
@@ -44,7 +44,8 @@ def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = error.__cause__ or error
+        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ExportError(f"the model cannot be traced to ONNX: {first}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
@@ -52,9 +53,9 @@ def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
 
 
 def _dynamic(tensor: Tensor) -> dict[int, object]:
-    """Any number of samples; any number of tokens where the model itself allows it."""
+    """Any number of samples; sequences (tokens, waveforms) of any length where the model itself allows it."""
     dims: dict[int, object] = {0: torch.export.Dim.DYNAMIC}
-    if tensor.dim() == 2 and not tensor.is_floating_point():
+    if tensor.dim() == 2:
         dims[1] = torch.export.Dim.AUTO
     return dims
 

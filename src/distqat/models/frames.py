@@ -43,7 +43,7 @@ def real_frames(lengths_B: Tensor, count: int) -> Tensor:
 
 def fitted(x_BL: Tensor, lengths_B: Tensor, field: int) -> Tensor:
     """Padding cut down to the longest of the batch, but no shorter than `field` samples."""
-    if not lengths_B.is_meta:
+    if not lengths_B.is_meta and not torch.compiler.is_exporting():  # where values are not known
         x_BL = x_BL[:, : max(int(lengths_B.max()), field)]
     return F.pad(x_BL, (0, max(0, field - x_BL.shape[1])))
 

@@ -163,7 +163,7 @@ def _to_chw(array: np.ndarray[Any, Any]) -> Tensor:
         raise TaskError(f"an image array has dimensions [H, W] or [H, W, C], not {list(array.shape)}")
     if array.dtype.kind == "u" and array.itemsize > 1:  # torch computes with few unsigned types
         array = array.astype(np.float32) / np.iinfo(array.dtype).max
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return torch.from_numpy(np.require(array.transpose(2, 0, 1), requirements=["C", "W"]))
 
 
 def _unit_range(image: Tensor) -> Tensor:

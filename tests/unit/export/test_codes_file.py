@@ -28,10 +28,16 @@ HOW: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "state"),
-    [("mlp", "frozen"), ("mlp minmax", "active"), ("resnet18", "active"), ("distilgpt2", "frozen")],
-)
+SLOW = pytest.mark.slow
+CASES = [
+    ("mlp", "frozen"),
+    ("mlp minmax", "active"),
+    pytest.param("resnet18", "active", marks=SLOW),
+    pytest.param("distilgpt2", "frozen", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "state"), CASES)
 def test_the_loaded_model_gives_the_same_bits(name: str, state: Any, tmp_path: Path) -> None:
     config = tiny_config(name.split()[0], **HOW[name])
     model, task, samples = quantized(config)

@@ -90,9 +90,15 @@ def test_every_quantized_product_runs_on_integers(exported: Exported) -> None:
     assert ran.integer_count == len(quantized)
     by_rule = [p for p in exported.models.products if p.reason == "left in float by the configuration"]
     assert sum(ran.floating.values()) == len(by_rule)
-    assert len(by_rule) == (1 if "gpt" in exported.name else 0)  # lm_head
+    assert [p.layer for p in by_rule] == (["full.lm_head"] if "gpt" in exported.name else [])
     assert ran.attention == (2 if "gpt" in exported.name else 0)
     assert executed(exported.models.float).integer == {}
+
+
+def test_nothing_of_this_machine_is_in_the_files(exported: Exported) -> None:
+    for model in (exported.models.integer, exported.models.float):
+        assert b".py" not in model.SerializeToString()
+        assert b"distqat.export" not in model.SerializeToString()
 
 
 def test_weights_are_int8(exported: Exported) -> None:
