@@ -71,6 +71,7 @@ async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     directory = MemoryDirectory(Records(), "client", config.experiment_prefix, tuple(config.stages))
     peer: Any = SimpleNamespace(transport=transport, directory=directory, host="", maddrs=())
     client = Client(config, [], peer, None, Nothing())  # type: ignore[arg-type]
+    client.gate.open()
     await transport.serve(client._answer, client._died)
 
     def newcomer() -> Newcomer:

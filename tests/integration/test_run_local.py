@@ -106,7 +106,7 @@ def test_a_client_that_fails_is_one_sentence_and_its_log(launch: Launch, tmp_pat
 def test_too_few_servers_end_the_run(launch: Launch) -> None:
     launcher = launch(scene="broken")
     _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 1
+    assert launcher.returncode == 2
     assert re.search(r"server \d ended with code 2 \(given up: .*\) are too few for 2 stages; see ", errors)
 
 

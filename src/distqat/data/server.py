@@ -29,7 +29,7 @@ from distqat.data.prefetch import Prefetch
 from distqat.data.slots import SlotMemory, batch_nbytes
 from distqat.data.source import Source
 from distqat.errors import BadFrame, DataError, DistqatError, ProtocolMismatch
-from distqat.tasks.base import Bounded, Task
+from distqat.tasks.base import Batch, Bounded, Task
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,12 @@ class DataServer:
     def position(self) -> dict[str, Any]:
         """Where to go on after a restart, such that every sample not consumed comes again, once."""
         return self._prefetch.state()
+
+    async def first_batch(self, size: int) -> Batch:
+        """The next batch of `size` samples, which is given out again. Raises DataError, TaskError."""
+        items, batch = await self._prefetch.next(size)
+        self._prefetch.give_back(items)
+        return batch
 
     async def start(self, path: Path) -> None:
         """Listen at `path`; DataError if it is in use or its directory is open to others."""
@@ -147,9 +153,7 @@ class DataServer:
         if isinstance(self._task, Bounded):
             return max(self._task.batch_bytes(size), 4096)
         if size not in self._nbytes:
-            items, batch = await self._prefetch.next(size)
-            self._prefetch.give_back(items)
-            self._nbytes[size] = batch_nbytes(batch)
+            self._nbytes[size] = batch_nbytes(await self.first_batch(size))
         return max(self._nbytes[size] * SLOT_MARGIN, 4096)
 
 

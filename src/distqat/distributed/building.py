@@ -13,7 +13,7 @@ from distqat.data.source import NoData, Source, open_source
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
-from distqat.models import build_stage, named_tensors, sample_input
+from distqat.models import build_stage, named_tensors, sample_input, stages_of
 from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
 from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
@@ -181,7 +181,8 @@ def _passes(
         if ours != theirs:
             raise ModelError(
                 f"stage {stage!r} takes {ours}, the stage before it gives {theirs}: their entries in "
-                "model_pipeline.pipeline do not fit together"
+                "model_pipeline.pipeline do not fit together, or a stage between them is missing "
+                f"({_model(entry)} has {', '.join(stages_of(_model(entry)))})"
             )
     try:
         return named_tensors(module.eval()(*(tensor.to("meta") for tensor in wanted.values())))

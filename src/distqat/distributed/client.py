@@ -21,6 +21,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.evaluating import Evaluating
 from distqat.distributed.coordination.finish import Run, conclude
+from distqat.distributed.coordination.gate import Gate
 from distqat.distributed.coordination.mirror import Mirror
 from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
@@ -77,6 +78,7 @@ class Client:
         if not self._locally:
             note_settings(self._log, config)
         self._start = Start.of(config, self._log, explicit=explicit, locally=self._locally)
+        self.gate = Gate(config)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._found: set[str] = set()
@@ -98,7 +100,9 @@ class Client:
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
         rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
-        failed: asyncio.Future[Any] = asyncio.ensure_future(self._keep_children())
+        failed: asyncio.Future[Any] = asyncio.ensure_future(
+            asyncio.gather(self._keep_children(), self._check_start())
+        )
         try:
             ended = await first_of(stop, rounds, daemon, failed)
             if ended is not None and ended is not rounds:
@@ -164,6 +168,8 @@ class Client:
             return {"finished": True}
         self._gone(peer)
         holding = fields.get("holding")
+        if not holding and not await self.gate.passed():
+            return {"wait": "the client still looks at the model and the data"}
         if not holding:
             await self._start.holders_first()
         holder = self._slots.grant(
@@ -175,7 +181,7 @@ class Client:
         self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
         founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
         slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
-        return {**slot, "generation": self._log.generation}
+        return {**slot, "generation": self._log.generation, "batch": self.gate.told}
 
     def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         holder = self._slots.of_peer(peer)
@@ -261,6 +267,11 @@ class Client:
         decision = await self._decided()
         await self._trainers.start(self._start.parts_for(decision), serve_data=not plays)
         await self._trainers.failure()
+
+    async def _check_start(self) -> None:
+        """Raises ConfigError before any server has joined; a run that goes on needs servers to know where."""
+        resumes = self._start.resumption.waiting
+        await self.gate.check(None if resumes else self._trainers.data_serves)
 
     async def _training(self) -> None:
         """Until all rounds are committed, or the baseline has finished."""

@@ -8,20 +8,26 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.data.server import DataServer
 from distqat.data.source import open_source
+from distqat.data.threads import DaemonThreads
 from distqat.distributed.building import build_task
+from distqat.distributed.checking import tell
 from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
 from distqat.distributed.vocabulary import check_tokenizer
-from distqat.errors import ConfigError, DataError, ModelError, TaskError
+from distqat.errors import ConfigError, DataError, DistqatError, ModelError, TaskError
+from distqat.swarm.deadline import within
+from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
 
 DATA_SOCKET = "DISTQAT_DATA_SOCKET"
 DATA_POSITION = "DISTQAT_DATA_POSITION"
+OPEN_S = 110.0  # for the first batch; the client waits a little longer
 
 
 def socket_path() -> Path:
@@ -34,25 +40,46 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     """Serve until asked to stop. Raises ConfigError when the data cannot be read as configured."""
     try:
         task = build_task(config)
-        source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
-        check_tokenizer(config)  # of the hub, it is here now
+        server, first = await within(_open(config, task), OPEN_S)
     except (DataError, ModelError, TaskError) as error:  # it was tried again and again; a restart cannot help
         raise ConfigError(str(error)) from error
-    server = DataServer(source, task, workers=config.data.num_workers)
-    position = os.environ.get(DATA_POSITION)
-    if position:
-        try:
-            await asyncio.to_thread(server.restore, json.loads(position))
-        except DataError as error:  # other data, or another order: a position in it means nothing
-            logger.warning("the data set is read from its beginning: %s", error)
+    except asyncio.TimeoutError as error:
+        raise ConfigError(
+            f"data set {config.data.dataset_name!r} gave no batch within {OPEN_S:g} s: check the network (or "
+            "the disk), lower data.shuffle_buffer, or train on 'digits' (images) or 'python_docs' (text)"
+        ) from error
     await server.start(socket_path())
     logger.info("serving %s in batches over %s", config.data.dataset_name, socket_path())
-    announce_ready({"role": "data-server", "socket": str(socket_path())})
+    announce_ready({"role": "data-server", "socket": str(socket_path()), "batch": tell(task, first)})
     try:
         await stop.wait()
         return 0
     finally:
         await server.stop()
+
+
+async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
+    """The server where the run goes on, and its first batch: a column that is missing is found here."""
+    loop, thread = asyncio.get_running_loop(), DaemonThreads(1, name="distqat-open")
+    source = await loop.run_in_executor(thread, partial(open_source, config.data, seed=config.seed))
+    check_tokenizer(config)  # of the hub, it is here now
+    server = DataServer(source, task, workers=config.data.num_workers)
+    position = os.environ.get(DATA_POSITION)
+    if position:
+        try:
+            await loop.run_in_executor(thread, server.restore, json.loads(position))
+        except DataError as error:  # other data, or another order: a position in it means nothing
+            logger.warning("the data set is read from its beginning: %s", error)
+    thread.shutdown(wait=False)
+    try:
+        return server, await server.first_batch(config.diloco.batch_size_per_step)
+    except DistqatError:
+        raise
+    except Exception as error:  # a task or data set of a plugin may raise anything: not a reason to try again
+        raise TaskError(
+            f"the task {config.data.task_type!r} cannot make a batch of the first samples of "
+            f"{config.data.dataset_name!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

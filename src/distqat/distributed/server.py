@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.distributed.building import build_module, check_model
+from distqat.distributed.building import build_module
+from distqat.distributed.checking import check_batch, check_run
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
@@ -84,6 +85,8 @@ class Server:
             return "finished"
         set_title(f"server {slot.expert}")
         logger.info("granted slot %s, epoch %d", slot.expert, slot.epoch)
+        if slot.batch is not None:
+            await asyncio.to_thread(check_batch, self._config, slot.batch)
         parts = self._config, self._peer, self._coordinator, self._compute, slot, self._device
         module = await asyncio.to_thread(build_module, self._config, slot.expert.stage)
         tenancy = self._tenancy = Tenancy(*parts, module)
@@ -123,7 +126,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     """Start the peer, serve, stop."""
     device = resolve_device(config.device, explicit="device" in args.config_overrides)
     given = "server_base_port" in config.model_fields_set
-    await asyncio.to_thread(check_model, config)
+    await asyncio.to_thread(check_run, config)
     peer = await Peer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
     )

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from distqat.distributed.process import LogClaim, claim_log
+from distqat.distributed.process import LogClaim, claim_log, complaint
 from distqat.errors import RoleError
 
 PREVIOUS = "previous"
 SUMMARY = "summary.json"
 _KEEP = 3
-_TAIL = 20_000  # characters of a log in which its last sentence is looked for
-_COMPLAINT = re.compile(r"distqat [a-z-]+: ")  # how the frame of a role reports an error that it ends with
 _OF_A_RUN = (
     "*.log",
     "*.jsonl",
@@ -86,12 +83,6 @@ def complaints(folder: Path) -> list[str]:
         if last is not None and last not in found:
             found.append(last)
     return found
-
-
-def complaint(log: Path) -> str | None:
-    """The sentence with which the role of this log last ended, if it ended with one."""
-    lines = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
-    return next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
 
 
 def _held(path: Path) -> bool:

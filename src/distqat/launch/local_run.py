@@ -15,13 +15,14 @@ from distqat.distributed.process import (
     RoleCommand,
     RoleProcess,
     Supervisor,
+    complaint,
 )
 from distqat.distributed.process.restarts import USAGE
 from distqat.distributed.process.supervisor import ending
 from distqat.errors import ConfigError, RoleError
 from distqat.launch.display import Display
 from distqat.launch.feed import StatusFeed
-from distqat.launch.folder import SUMMARY, complaint, complaints
+from distqat.launch.folder import SUMMARY, complaints
 from distqat.launch.plan import Plan
 from distqat.launch.progress import Frame, Pace, Reading
 from distqat.launch.roles import (
@@ -41,6 +42,7 @@ from distqat.launch.warm import Zygotes
 LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
 LEAVE_S = 5.0  # for servers to end by themselves once the run is finished
 RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
+SERVERS_CHECK = "DISTQAT_SERVERS_CHECK"
 SAMPLES = "DISTQAT_SAMPLES"
 _CLIENT = RestartPolicy(crashes=2)  # somebody waits for the run: tell early that it cannot work
 
@@ -132,7 +134,8 @@ class LocalRun:
 
     def _client_environment(self) -> dict[str, str]:
         if self.plan.mode != "baseline":
-            return {RESUME: "1"} if self.plan.resume else {OLDEST: str(int(time.time()))}
+            start = {RESUME: "1"} if self.plan.resume else {OLDEST: str(int(time.time()))}
+            return {SERVERS_CHECK: "1", **start}
         samples = {} if self.plan.samples is None else {SAMPLES: str(self.plan.samples)}
         return {RUN_LOCALLY: "1", **samples}
 
@@ -146,14 +149,18 @@ class LocalRun:
         self._phase = "waiting for the first step"
 
     async def _enough_servers(self, kept: Sequence[asyncio.Task[int]]) -> None:
-        """Returns never; RoleError when servers were given up and fewer are left than there are stages."""
+        """Returns never; RoleError when servers were given up and fewer are left than there are stages.
+
+        ConfigError when it was their configuration that was refused.
+        """
         stages = len(self.plan.settings.config.stages)
         left = len(kept)
         while True:
             ended = await self._lost.get()
             left -= 1
             if left < stages:
-                raise RoleError(
+                kind = ConfigError if ended.code == USAGE else RoleError
+                raise kind(
                     f"{ended.command.name} ended with {ending(ended.code)} ({ended.consequence}), and {left} "
                     f"server(s) are too few for {stages} stages; see {ended.command.log_path}"
                 )

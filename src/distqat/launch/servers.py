@@ -16,6 +16,7 @@ from distqat.distributed.process import (
     Supervisor,
     Zygote,
     claim_port,
+    complaint,
     guarded,
     run_role,
     set_title,
@@ -24,7 +25,6 @@ from distqat.distributed.process import (
 from distqat.distributed.process.device import LOCAL_INDEX
 from distqat.distributed.process.supervisor import ending
 from distqat.errors import ConfigError
-from distqat.launch.folder import complaint
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
     STOP_GRACE_S,

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from distqat.distributed.process import (
     PRELOAD,
+    Ended,
     PortClaim,
     Supervisor,
     Zygote,
     claim_port,
+    complaint,
     guarded,
     run_role,
     set_title,
 )
+from distqat.distributed.process.supervisor import ending
 from distqat.errors import RoleError
 from distqat.launch.folder import set_aside
 from distqat.launch.roles import (
@@ -62,7 +65,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
 
 
 async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote, start: Mapping[str, str]) -> int:
-    supervisor = Supervisor(zygote)
+    supervisor = Supervisor(zygote, on_end=_say_end)
     starting = asyncio.create_task(_start(supervisor, settings, start))
     try:
         await until(stop, [starting])
@@ -105,6 +108,14 @@ async def _start(supervisor: Supervisor, settings: Settings, start: Mapping[str,
         env={**ports["client"].environment(), **start},
     )
     return supervisor.start(client)
+
+
+def _say_end(ended: Ended) -> None:
+    name, consequence = ended.command.name, ended.consequence
+    said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
+    for line in (f"{name} (PID {ended.pid}) ended with {ending(ended.code)}: {consequence}", said):
+        if line and ended.code:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201  what the user of the terminal is told
 
 
 def _claim(settings: Settings, kind: str) -> PortClaim:

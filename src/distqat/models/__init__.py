@@ -31,6 +31,7 @@ from distqat.models.registry import (
     register_expert_class,
     register_stage,
     sample_input,
+    stages_of,
 )
 
 for _stage in chain.STAGES:
@@ -63,4 +64,5 @@ __all__ = [
     "named_tensors",
     "register_expert_class",
     "sample_input",
+    "stages_of",
 ]

@@ -110,6 +110,11 @@ def sample_input(model_name: str, batch_size: int, kwargs: Mapping[str, Any]) ->
     return named_tensors(make(**{p.name: available[p.name] for p in parameters if p.name in available}))
 
 
+def stages_of(model: str) -> list[str]:
+    """Names of the registered stages of a model: `back`, `front`, `full` of `resnet18`, and so on."""
+    return sorted(name.rpartition(".")[2] for name in MODEL_TYPES if name.rpartition(".")[0] == model)
+
+
 def named_tensors(value: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a stage takes or returns, by name: a single tensor is "x", a tuple is "x", "x1", "x2", ..."""
     if isinstance(value, Tensor):

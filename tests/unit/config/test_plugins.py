@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plugin_scene import forgotten_plugins
 
 from distqat.config import (
     ConfigParser,
@@ -21,7 +22,6 @@ from distqat.config import (
     structure,
     to_argv,
 )
-from distqat.data import embedded_sets  # noqa: F401  registers its data sets before a test remembers them
 from distqat.data.source import DATASETS
 from distqat.errors import ConfigError
 from distqat.models import MODEL_TYPES
@@ -47,19 +47,9 @@ def parcels(options, seed):
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test loads is gone after it."""
-    registries = [MODEL_TYPES, TASKS, DATASETS]
-    before: list[dict[str, Any]] = [dict(registry) for registry in registries]
-    modules = set(sys.modules)
-    monkeypatch.setattr(plugins, "_LOADED", {})
-    yield
-    for registry, entries in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(entries)  # type: ignore[arg-type]
-    for name in set(sys.modules) - modules:
-        if name.startswith("distqat_plugin_") or name.startswith("plugin_of_a_test"):
-            del sys.modules[name]
+def _as_before() -> Iterator[None]:
+    with forgotten_plugins():
+        yield
 
 
 def write(path: Path, *texts: str) -> Path:

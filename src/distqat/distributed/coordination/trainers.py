@@ -13,7 +13,15 @@ from typing import Any
 from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
 from distqat.distributed.marker import PROGRESS, TrainerProgress
-from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, claim_log, runtime_dir
+from distqat.distributed.process import (
+    RoleCommand,
+    RoleProcess,
+    Supervisor,
+    Zygote,
+    claim_log,
+    complaint,
+    runtime_dir,
+)
 from distqat.distributed.process.restarts import USAGE
 from distqat.errors import ConfigError, RoleError
 from distqat.metrics import Sink
@@ -81,7 +89,7 @@ class Trainers:
             threads=1,
         )
         self._data = self._supervisor.start(command, on_start=self._data_started)
-        self._data.add_done_callback(lambda task: self._give_up("the data server", task))
+        self._data.add_done_callback(lambda task: self._give_up("the data server", log.path, task))
 
     def _data_started(self, role: RoleProcess) -> None:
         """Trainers wait for the (newest) data server: without it they could only crash."""
@@ -93,7 +101,7 @@ class Trainers:
 
     async def run_baseline(self, client_peer: str) -> None:
         """The documented baseline: one trainer that computes by itself; returns when it has finished."""
-        await self._data_serves()
+        await self.data_serves()
         task = self._start_trainer(0, ("--run-locally",), {CLIENT_PEER: client_peer})
         await asyncio.wait({task})
         if task.result() != 0:
@@ -149,17 +157,16 @@ class Trainers:
         self._socket.unlink(missing_ok=True)
 
     async def _start_when_data_serves(self, pipeline: int) -> None:
-        await self._data_serves()
+        await self.data_serves()
         self._start_trainer(pipeline)
 
-    async def _data_serves(self) -> None:
-        """Return once a data server is ready; one that crashed is started again by its supervisor."""
+    async def data_serves(self) -> dict[str, Any]:
+        """What the data server said once it was ready; one that crashed is started again."""
         while True:
             ready = self._data_ready
             try:
                 if ready is not None:
-                    await asyncio.shield(ready)
-                    return
+                    return await asyncio.shield(ready)
             except RoleError as error:
                 logger.warning("the data server is not ready: %s", error)
             await asyncio.sleep(RETRY_S)
@@ -184,14 +191,14 @@ class Trainers:
 
         task = self._supervisor.start(command, on_start=said)
         self._kept[pipeline] = task
-        task.add_done_callback(lambda done: self._give_up(f"trainer {pipeline}", done))
+        task.add_done_callback(lambda done: self._give_up(f"trainer {pipeline}", log.path, done))
         return task
 
-    def _give_up(self, what: str, task: asyncio.Task[int]) -> None:
+    def _give_up(self, what: str, log: Path, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
             return
         code = task.result()
         kind = ConfigError if code == USAGE else RoleError
-        self._failed.set_exception(
-            kind(f"{what} ended with code {code} and is not started again; see its log")
-        )
+        said = complaint(log)
+        why = f": {said.partition(': ')[2]}" if said else f"; see {log}"
+        self._failed.set_exception(kind(f"{what} ended with code {code} and is not started again{why}"))

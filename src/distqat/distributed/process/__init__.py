@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distqat.distributed.process.command import RoleCommand
 from distqat.distributed.process.device import DeviceChoice, choose_device, resolve_device, threads_per_server
-from distqat.distributed.process.logs import LOG_NAME, LogClaim, claim_log, set_up_logging
+from distqat.distributed.process.logs import LOG_NAME, LogClaim, claim_log, complaint, set_up_logging
 from distqat.distributed.process.ports import PortClaim, claim_port
 from distqat.distributed.process.restarts import RestartPolicy
 from distqat.distributed.process.role import announce_ready, guarded, run_role
@@ -29,6 +29,7 @@ __all__ = [
     "choose_device",
     "claim_log",
     "claim_port",
+    "complaint",
     "guarded",
     "host_id",
     "resolve_device",

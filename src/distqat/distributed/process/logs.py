@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from distqat.errors import ConfigError
 
 VERBOSITY = "HIVEMIND_VERBOSITY"
+_TAIL = 20_000  # characters of a log in which its last sentence is looked for
+_COMPLAINT = re.compile(r"distqat [a-z-]+: ")  # how the frame of a role reports an error that it ends with
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -46,6 +49,12 @@ def claim_log(folder: Path, stem: str, number: int | None = None) -> LogClaim:
             current = 1 if current is None else current + 1
             continue
         return LogClaim(path, 0 if current is None else current, lock)
+
+
+def complaint(log: Path) -> str | None:
+    """The sentence with which the role of this log last ended, if it ended with one."""
+    lines = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
+    return next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
 
 
 def level_of(level: str | None) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from distqat.config import Config, agreement
+from distqat.distributed.checking import Told
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.serving.keeper import held_on_disk
@@ -14,6 +16,8 @@ from distqat.distributed.wire import Hop, take
 from distqat.errors import RunFinished
 from distqat.swarm.link import Address
 from distqat.topology.expert import ExpertId
+
+logger = logging.getLogger(__name__)
 
 SLOT_TIMEOUT = 30.0  # a client that has just started lets those who hold a slot ask first
 
@@ -26,6 +30,8 @@ class Slot:
     epoch: int
     founder: bool
     generation: int
+    batch: Told | None = None
+    """Shapes of the first batch, where the servers of a run check that their model takes it."""
 
 
 async def ask_for_slot(
@@ -47,8 +53,12 @@ async def ask_for_slot(
     held = await asyncio.to_thread(held_on_disk, config)
     fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
     answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
+    while answer.get("wait"):  # the client held the request for a while already
+        logger.info("waiting for a slot: %s", answer["wait"])
+        answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
     if answer.get("finished"):
         raise RunFinished("the run is finished")
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
-    return Slot(expert, epoch, take(answer, "founder", bool), generation)
+    batch = answer.get("batch")
+    return Slot(expert, epoch, take(answer, "founder", bool), generation, batch)
