@@ -35,6 +35,8 @@ EXERCISES: dict[str, Exercise] = {
     "python run_local.py --resume": exercise.python,
     "python run_local.py --wandb-project distqat": exercise.python,
     "python run_local.py --config-path configs/mymodel.yaml": exercise.only_flags,
+    "python run_local.py --plugin path/to/mymodel.py --config-path configs/mymodel.yaml": exercise.only_flags,
+    "python run_local.py --config-path mine/angle.yaml": exercise.only_flags,
     f'{_SERVERS} --num-servers 1 --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': (
         exercise.adds_to_make_run
     ),

@@ -7,12 +7,24 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests.docs.pages import ROOT, Block, blocks
+from tests.plugin_scene import forgotten_plugins
+
+from distqat.config import load_config
+from distqat.data.source import open_source
+from distqat.distributed.building import build_task, check_model
+from distqat.distributed.checking import check_batch, tell
+from distqat.distributed.evaluation import evaluate
+from distqat.distributed.model import SwarmBaselineModel
+from distqat.models import MODEL_TYPES
 
 PAGE = ROOT / "docs" / "extending.md"
+MODEL, CONFIG = "src/distqat/models/mymodel.py", "configs/mymodel.yaml"
 CHECK = """
 import torch
 from distqat.config import load_config
@@ -29,24 +41,41 @@ print(sorted(dict(model.named_parameters())))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A working tree with the page's three texts where it says."""
+    """A working tree with the recipe's three texts where the page says."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "configs"))
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "src" / "distqat" / "configs").symlink_to(tmp_path / "configs")
     shutil.copy(ROOT / "run_local.py", tmp_path)
-    model, line = (block for block in blocks("python") if block.page == "docs/extending.md")
-    (config,) = (block for block in blocks("yaml") if block.page == "docs/extending.md")
-    (tmp_path / place_of(model)).write_text(model.text)
-    (tmp_path / place_of(config)).write_text(config.text)
-    with (tmp_path / place_of(line)).open("a") as file:
-        file.write(line.text)
+    written = texts()
+    (tmp_path / MODEL).write_text(written[MODEL])
+    (tmp_path / CONFIG).write_text(written[CONFIG])
+    with (tmp_path / "src/distqat/models/__init__.py").open("a") as file:
+        file.write(written["src/distqat/models/__init__.py"])
     return tmp_path
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[Path]:
+    """A folder with the page's plugins and the configuration that names them, outside the package."""
+    written = texts()
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/angle.py", "mine/stripes.py", "mine/angle.yaml"):
+        (tmp_path / name).write_text(written[name])
+    (tmp_path / "mine" / "mymodel.py").write_text(written[MODEL])
+    with forgotten_plugins():
+        yield tmp_path / "mine"
+
+
+def texts() -> dict[str, str]:
+    """The page's files, by the path that the text before each names last."""
+    found = [*blocks("python"), *blocks("yaml")]
+    return {place_of(block): block.text for block in found if block.page == "docs/extending.md"}
 
 
 def place_of(block: Block) -> str:
     """The path in backticks that the text before the block named last."""
     before = PAGE.read_text(encoding="utf-8").splitlines()[: block.line - 1]
-    paths = re.findall(r"`((?:src|configs)/[\w/.]+)`", "\n".join(before))
+    paths = re.findall(r"`((?:src|configs|mine)/[\w/.]+)`", "\n".join(before))
     return str(paths[-1])
 
 
@@ -75,3 +104,51 @@ def test_the_recipe_trains_in_a_swarm(copy: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "checkpoints" / "mymodel" / "model.safetensors").is_file()
     assert "accuracy, held out" in done.stdout
+
+
+def test_the_model_is_the_same_as_a_plugin(mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "mymodel.yaml").write_text(texts()[CONFIG])
+    config = load_config(tmp_path / "mymodel.yaml", {"plugins": [str(mine / "mymodel.py")]})
+    check_model(config)
+    assert MODEL_TYPES["mymodel.head"].__module__.startswith("distqat_plugin_mymodel")
+
+
+def test_the_model_the_task_and_the_data_set_train(mine: Path) -> None:
+    """In one process: 150 steps of the baseline's model."""
+    config = load_config(mine / "angle.yaml", {"quant.enabled": False})
+    check_model(config)
+    task, source = build_task(config), open_source(config.data, seed=config.seed)
+    check_batch(config, tell(task, task.collate([item.sample for item in source.take(4)])))
+    model = SwarmBaselineModel(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    @torch.no_grad()
+    def metric() -> float:
+        judged = model.eval()
+        value = evaluate(task, source.heldout(), lambda inputs: {"x": judged(*inputs.values())})[0]
+        model.train()
+        return value
+
+    before = metric()
+    for _ in range(150):
+        batch = task.collate([item.sample for item in source.take(32)])
+        optimizer.zero_grad()
+        task.loss({"x": model(*batch.inputs.values())}, batch.labels).backward()
+        optimizer.step()
+    assert before > 20  # degrees off, of 90; guessing the middle is 22 off
+    assert metric() < 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_plugins_train_in_a_swarm(mine: Path) -> None:
+    flags = ("--monitor-port=0", "--client-port=0", "--server-base-port=0", "--no-progress")
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT / "src"), "XDG_RUNTIME_DIR": str(mine / "run"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_local.py"), "--config-path", "mine/angle.yaml", *flags],
+        cwd=mine.parent, env=environment, capture_output=True, text=True, timeout=140, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "degrees off, held out" in done.stdout
