@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +123,33 @@ def test_a_package_and_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "weighing" in TASKS
 
 
-def test_an_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "plugin_of_a_test_installed.py", DATA)
-    point = EntryPoint("parcels", "plugin_of_a_test_installed", plugins.GROUP)
+def install(site: Path, text: str) -> None:
+    """A package `mine` with a plugin as its entry point, as pip would lay it out."""
+    write(site / "plugin_of_a_test_installed.py", text)
+    write(site / "mine-1.0.dist-info" / "METADATA", "Metadata-Version: 2.1", "Name: mine", "Version: 1.0")
+    points = f"[{plugins.GROUP}]", "parcels = plugin_of_a_test_installed"
+    write(site / "mine-1.0.dist-info" / "entry_points.txt", *points)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.GROUP else [])
     monkeypatch.setattr(plugins, "_entry_points_loaded", False)
+    return tmp_path
+
+
+def test_an_installed_package_needs_no_flag(site: Path) -> None:
+    install(site, DATA)
     load_config(None)
     assert "parcels" in DATASETS
+
+
+def test_a_broken_installed_plugin_is_named_with_its_package(site: Path) -> None:
+    install(site, "x = 1 / 0\n")
+    with pytest.raises(
+        ConfigError, match=r"'parcels' of the installed package 'mine': .*installed\.py:1: Zero"
+    ):
+        load_config(None)
 
 
 @pytest.mark.parametrize(
