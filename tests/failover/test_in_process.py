@@ -22,6 +22,7 @@ from tests.swarm_scene import MemorySwarm
 from distqat.checkpoint import CheckpointStore, tensor_file
 from distqat.config import Config
 from distqat.distributed.client import Client
+from distqat.distributed.coordination import gate
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.shared import initial
@@ -216,3 +217,31 @@ async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(
     assert "No space left on device; make room" in warnings[0]
     kept = CheckpointStore(tmp_path / "checkpoints", config.experiment_prefix).rounds()
     assert [entry.round for entry in kept if entry.manifests][-2:] == [6, 7]
+
+
+async def test_nobody_gets_a_slot_before_the_checks_are_over(
+    claims: tuple[Client, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that asks early is told to ask again, and hears then what its model is to be checked with."""
+    client, newcomer = claims
+    monkeypatch.setattr(gate, "HOLD_S", 0.0)
+    client.gate = gate.Gate(mlp())
+    asked = asyncio.ensure_future(newcomer().ask(0))
+    held = asyncio.get_running_loop().create_future()
+    passed = client.gate.passed
+
+    async def seen() -> bool:
+        if not held.done():
+            held.set_result(None)
+        return await passed()
+
+    monkeypatch.setattr(client.gate, "passed", seen)
+    await held
+    assert not asked.done()
+    client.gate.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
+    monkeypatch.setattr(gate, "HOLD_S", 10.0)
+    client.gate.open()
+    slot = await asyncio.wait_for(asked, 10)
+    assert slot.expert.stage in ("front", "back")
+    assert slot.batch is not None
+    assert list(slot.batch["inputs"]["x"][1]) == [2, 1, 8, 8]

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from distqat.checkpoint.parts import PrivatePart
-from distqat.checkpoint.sealed import seal, unseal
+from distqat.checkpoint.sealed import believed, seal, unseal
 from distqat.checkpoint.tensor_file import FileEntry
 from distqat.errors import CheckpointError
 from distqat.options import Options
@@ -59,14 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}{_others(folder)}") from error
-    fields = _upgraded(unseal(path, data))
-    if fields.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}")
-    try:
-        manifest = Manifest.model_validate(fields, strict=True)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
+    manifest = believed(Manifest, path, _upgraded(unseal(path, data)), FORMAT)
     _check_names(path, manifest)
     return manifest
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from distqat.errors import CheckpointError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _CHECK = "check"
 
@@ -30,6 +32,17 @@ def unseal(path: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.pop(_CHECK, None) != _digest(fields):
         raise CheckpointError(f"{path} does not fit its own digest: bytes changed after writing")
     return fields
+
+
+def believed(kind: type[ModelT], path: Path, fields: Mapping[str, Any], format: int) -> ModelT:
+    """The fields of a file as what they describe. CheckpointError: another format, a field is off."""
+    if fields.get("format") != format:
+        raise CheckpointError(f"{path} has format {fields.get('format')}, this release reads {format}")
+    try:
+        return kind.model_validate(fields, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
 
 
 def as_json(values: Mapping[str, Any], what: str) -> dict[str, JsonValue]:

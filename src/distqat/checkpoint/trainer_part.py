@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
 from distqat.checkpoint.folders import remove_leftovers, sync_folder, temporary_folder
 from distqat.checkpoint.parts import check_mark
-from distqat.checkpoint.sealed import as_json, seal, unseal
+from distqat.checkpoint.sealed import as_json, believed, seal, unseal
 from distqat.checkpoint.tensor_file import disk_errors, write_synced
 from distqat.errors import CheckpointError
 from distqat.failpoints import failpoint
@@ -84,14 +84,7 @@ def read_trainer_part(path: Path) -> TrainerPart:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    fields = unseal(path, data)
-    if fields.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}")
-    try:
-        part = TrainerPart.model_validate(fields, strict=True)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
+    part = believed(TrainerPart, path, unseal(path, data), FORMAT)
     if path.name != f"{part.mark}.json":
         raise CheckpointError(f"{path} is of mark {part.mark!r}")
     return part
