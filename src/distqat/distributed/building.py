@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from distqat.distributed.tying import twin_stages
 from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input, stages_of
+from distqat.models.block_stage import BlockStage
 from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
 from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
@@ -146,11 +149,15 @@ def check_model(config: Config) -> None:
     twin_stages(config)
     names: dict[str, dict[str, bool]] = {}
     passed: dict[str, Tensor] | None = None
+    spans: dict[str, tuple[int, int]] = {}
     with torch.device("meta"), torch.no_grad():
         for stage in config.stages:
             module = build_module(config, stage, quantize=False)
             names[stage] = module_names(module)
+            if isinstance(module, BlockStage):
+                spans[stage] = module.span
             passed = _passes(config, stage, module, passed)
+    _check_spans(spans)
     if config.quant.enabled:
         check_patterns(config.quant, names)
 
@@ -165,6 +172,17 @@ def _check_cuts(config: Config) -> None:
             raise ModelError(
                 f"stage {entry.stage!r} is told cut: {ours}, stage {other.stage!r} cut: {theirs}; "
                 "write the same into every entry of the model"
+            )
+
+
+def _check_spans(spans: Mapping[str, tuple[int, int]]) -> None:
+    """Blocks [start, stop) of stages in order: none of them twice, none left out."""
+    for (before, (_, stop)), (stage, (start, _)) in pairwise(spans.items()):
+        if start != stop:
+            wrong = "are in both" if start < stop else "are in neither"
+            raise ModelError(
+                f"stage {before!r} ends in front of block {stop}, stage {stage!r} begins with block {start}: "
+                f"those between {wrong}; mind layers, or stages and the numbers of bodies, of their entries"
             )
 
 

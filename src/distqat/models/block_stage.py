@@ -63,6 +63,7 @@ class BlockStage(nn.Module):
         self._first, self._last = first, last
         config: Any = model.config
         self._width = int(config.vocab_size if last else config.hidden_size)
+        self.span = (0, int(config.num_hidden_layers))  # the blocks [start, stop) of the whole model
         self.copies: dict[
             str, str
         ] = {}  # of weights that another stage holds as well: common name to own name
@@ -121,7 +122,9 @@ def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
         model.set_submodule(name, Absent(model.get_submodule(name)))
     own = Blocks(list(blocks)[start:stop], start)
     model.set_submodule(parts.path, own)
-    return BlockStage(model, own, first=first, last=last)
+    stage = BlockStage(model, own, first=first, last=last)
+    stage.span = (start, stop)
+    return stage
 
 
 def slice_config(config: Any, start: int, stop: int) -> None:

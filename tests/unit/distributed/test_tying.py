@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distqat.config import Config
+from distqat.config.schema import PipelineOptions
 from distqat.distributed.building import build_module, check_model
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.tying import twin_stages
@@ -57,3 +58,27 @@ def test_what_cannot_be_tied() -> None:
     llama = {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     with pytest.raises(ModelError, match="needs a model whose head is tied"):
         build_stage("hf.head", {"config": llama, "layers": [0, 1], "tie": "average"})
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([[0, 1], [1, 2], [2, 3]], ""),
+        ([[0, 2], [1, 2], [2, 3]], "'head' ends in front of block 2, stage 'body' begins with block 1"),
+        ([[0, 1], [1, 2], [1, 3]], "in both"),
+        ([[0, 1], [2, 3], [3, 4]], "are in neither"),
+    ],
+)
+def test_blocks_are_in_one_stage_each(layers: list[list[int]], said: str) -> None:
+    pipeline = [
+        {"model_name": f"distilgpt2.{name}", "layers": cut, **TINY, "n_layer": layers[-1][1]}
+        for name, cut in zip(NAMES, layers, strict=True)
+    ]
+    run = config(True, True, True).model_copy(
+        update={"model_pipeline": PipelineOptions.model_validate({"pipeline": pipeline})}
+    )
+    if not said:
+        check_model(run)
+        return
+    with pytest.raises(ModelError, match=said):
+        check_model(run)
