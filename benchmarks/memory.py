@@ -70,8 +70,8 @@ class Child:
 
     def measure(self, *, loading_only: bool, averages: bool) -> dict[str, Any]:
         self._warm_up()
-        self.peaks["empty server"] = resident("VmRSS")
         forget_peak()
+        self.peaks["empty server"] = resident("VmRSS")
         module = self._load()
         self.peaks["loading"] = resident("VmHWM")
         if not loading_only:

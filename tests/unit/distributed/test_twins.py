@@ -44,7 +44,7 @@ class TestTwins:
         self.committed(twins, TAIL, 3, 4, 5)
         assert twins.offer(HEAD, 2, 0) == Copy(TAIL, 1, "copy 1")  # a member that asks late hears the same
         assert twins.offer(HEAD, 2, 1) is None  # in case nobody gives it
-        assert twins.offer(HEAD, 2, 2) == Copy(TAIL, 5 - KEPT + 1, "copy 3")
+        assert twins.offer(HEAD, 2, 2) == Copy(TAIL, 5 - KEPT + 1, f"copy {5 - KEPT + 1}")
         assert twins.offer("body", 2, 0) is None
 
     def test_a_copy_that_voters_do_not_agree_on_is_not_offered(self) -> None:

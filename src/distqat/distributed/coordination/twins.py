@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-KEPT = 3  # rounds; members keep one more
+KEPT = 2  # rounds; members keep one more
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
 
 Named = dict[str, Tensor]
-KEPT = 4  # rounds
+KEPT = 3  # rounds: the two that the convener names, and the next, which may commit meanwhile
 
 
 class Twin:
