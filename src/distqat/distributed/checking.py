@@ -44,7 +44,7 @@ def check_batch(config: Config, told: Told) -> None:
             task = build_task(config)
             if outputs is not None and task.loss_at == "last_stage":
                 _loss(task, outputs, _tensors(told["labels"]))
-    except (ModelError, QuantError, TaskError) as error:
+    except (ModelError, QuantError, TaskError, DataError) as error:
         raise ConfigError(str(error)) from error
 
 
