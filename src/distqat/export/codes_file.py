@@ -61,15 +61,20 @@ def integer_state(model: nn.Module) -> dict[str, Tensor]:
             raise ExportError(f"{name} is still calibrating, so there are no integers to export; train on")
     state = {name: t.detach() for name, t in model.state_dict().items() if not name.endswith(_STATISTICS)}
     for name, layer, weight_quant in _layers(model):
-        values = weight_quant(layer.weight)
-        steps = _aligned(weight_quant, layer.weight)
-        state[f"{name}.weight{CODES}"] = (values / steps).round().to(torch.int8)
+        state[f"{name}.weight{CODES}"] = weight_codes(layer, weight_quant)
         state[f"{name}.weight_quant.log_step"] = weight_quant.log_step.detach()  # a method may have moved it
         del state[f"{name}.weight"]
         bias = layer.used_bias()
         if bias is not None:
             state[f"{name}.bias"] = bias.detach()
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def weight_codes(layer: QuantizedLayer, quantizer: WeightQuantizer) -> Tensor:
+    """The integers of a layer's weight, int8 in its shape."""
+    values: Tensor = quantizer(layer.weight)
+    return (values / _aligned(quantizer, layer.weight)).round().to(torch.int8)
 
 
 @torch.no_grad()

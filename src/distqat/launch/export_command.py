@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distqat.export.description import Description
     from distqat.export.report import Report
 
-FORMATS = ("onnx-int8", "safetensors")
+FORMATS = ("onnx-int8", "torchao", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,11 +81,13 @@ def _export(config: Config, args: Any) -> Report:
     description = _description(config, told)
     expected = Expectations(args.agreement, latency_s=args.latency_s)
     model = Whole(modules).eval()
-    if args.format == "safetensors":
+    if args.format != "onnx-int8":
         from distqat.export.codes_file import export_codes
+        from distqat.export.torchao_export import export_torchao
 
-        fields = config.model_dump(mode="json")
-        return export_codes(model, Whole(build_all(config)), samples, description, args.out, fields, expected)
+        write = export_codes if args.format == "safetensors" else export_torchao
+        blank, fields = Whole(build_all(config)), config.model_dump(mode="json")
+        return write(model, blank, samples, description, args.out, fields, expected)
     from distqat.export.onnx_export import export_onnx
 
     return export_onnx(model, samples, description, args.out, expected)
