@@ -128,14 +128,14 @@ def _largest(one: Tensor | None, other: Tensor | None) -> float:
 
 def table_of(results: Sequence[Compared]) -> Table:
     """One row per family; what the stages hold is in the JSON file."""
-    table = Table(title="Families of transformers, five blocks cut into 1 + 3 + 1, against the unsplit model")
-    for name in ("family", "logits", "gradients", "complete", "parameters", "stages: 3"):
+    table = Table(title="Five blocks cut into 1 + 3 + 1 against the unsplit model")
+    for name in ("family", "logits", "gradients", "complete", "parameters, k", "stages: 3"):
         table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
     for r in results:
-        sizes = " + ".join(str(count) for count in r.parameters)
+        sizes = " + ".join(f"{count / 1000:.1f}" for count in r.parameters)
         cuts = " ".join(f"{start}-{stop}" for start, stop in r.balanced)
         complete = "yes" if r.complete else "NO"
-        table.add_row(r.family, f"{r.logits:.1e}", f"{r.gradients:.1e}", complete, sizes, cuts)
+        table.add_row(r.family, f"{r.logits:.2g}", f"{r.gradients:.2g}", complete, sizes, cuts)
     return table
 
 
