@@ -14,7 +14,9 @@ from tests.swarm_scene import MemorySwarm
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task, check_model
+from distqat.distributed.checking import check_batch, tell
 from distqat.distributed.model import EventLoopThread, SwarmModel
+from distqat.errors import ConfigError, ModelError
 from distqat.models import build_stage
 from distqat.tasks.base import Batch
 
@@ -139,3 +141,17 @@ def test_four_sentences_are_learned_by_heart() -> None:
     heard = model.eval()(*batch.inputs.values())
     assert task.summarize(task.score(heard, batch.labels)) <= 0.05
     assert task.alphabet.decode(batch.labels["y"][0].tolist()) in task.texts(heard)
+
+
+def test_blocks_left_out_and_data_that_do_not_fit_are_told_at_the_start() -> None:
+    run = config(quantize=False)
+    task = build_task(run)
+    check_batch(run, tell(task, batches(run)[0][0]))
+    entries = [{**entry.kwargs, "model_name": entry.model_name} for entry in run.model_pipeline.pipeline]
+    entries[2]["layers"] = [1, 3]
+    changed = {**run.model_dump(), "model_pipeline": {"pipeline": entries}}
+    with pytest.raises(ModelError, match="begins with block 1: those between are in both"):
+        check_model(Config.model_validate(changed))
+    images = {"inputs": {"x": ("float32", [4, 1, 8, 8])}, "labels": {"y": ("int64", [4])}}
+    with pytest.raises(ConfigError, match=r"the first stage, 'wav2vec2.head', cannot take a batch"):
+        check_batch(run, images)

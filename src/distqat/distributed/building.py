@@ -17,6 +17,7 @@ from distqat.distributed.vocabulary import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input, stages_of
 from distqat.models.block_stage import BlockStage
+from distqat.models.speech_stage import SpeechStage
 from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
 from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
@@ -154,7 +155,7 @@ def check_model(config: Config) -> None:
         for stage in config.stages:
             module = build_module(config, stage, quantize=False)
             names[stage] = module_names(module)
-            if isinstance(module, BlockStage):
+            if isinstance(module, (BlockStage, SpeechStage)):
                 spans[stage] = module.span
             passed = _passes(config, stage, module, passed)
     _check_spans(spans)

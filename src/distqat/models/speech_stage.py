@@ -30,6 +30,7 @@ class SpeechStage(nn.Module):
         self._config: Any = model.config
         self._windows = tuple(windows)
         self._first, self._last = first, last
+        self.span = (0, int(model.config.num_hidden_layers))  # the blocks [start, stop) of the whole model
 
     def forward(self, x: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """One microbatch."""

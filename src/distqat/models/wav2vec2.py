@@ -87,6 +87,7 @@ def build(
     if start == 0:
         _finish_head(model, mel, windows)
     built = SpeechStage(model, windows, first=start == 0, last=stop == int(whole.num_hidden_layers))
+    built.span = (start, stop)
     if pretrained is not None and device.type != "meta":
         _load(built, pretrained)
     return built.train()
