@@ -18,8 +18,20 @@ from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input, stages_of
 from distqat.models.block_stage import BlockStage
 from distqat.models.speech_stage import SpeechStage
-from distqat.quant import Boundary, Flow, check_patterns, edges, module_names, quantize_module, record
+from distqat.quant import (
+    Boundary,
+    Flow,
+    check_patterns,
+    coverage,
+    edges,
+    module_names,
+    quantize_module,
+    record,
+    report_of,
+)
 from distqat.tasks import Interactive, Task, TaskSettings, get_task
+
+SAMPLE_TOKENS = 8  # of the pass that shows who takes what: any length does
 
 
 def build_task(config: Config) -> Task:
@@ -78,15 +90,27 @@ def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Mod
 
 def _flow(config: Config, stage: str, module: nn.Module) -> Flow | None:
     """Which layer produces what, seen in one pass; None for a model that does not say what it takes."""
-    entry = config.model_pipeline.pipeline[config.stages.index(stage)]
-    sample = sample_input(entry.model_name, 2, stage_kwargs(config, stage))
-    if sample is None:
-        return None
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    sample = _sample(config, stage, module)
     try:
-        return record(module, [tensor.to(device) for tensor in sample.values()])
+        return None if sample is None else record(module, sample)
     except NotImplementedError:  # an operation without a meta form
         return None
+
+
+def _sample(config: Config, stage: str, module: nn.Module) -> list[Tensor] | None:
+    """A small input of the stage, on its device; None for a model that does not say what it takes."""
+    entry = config.model_pipeline.pipeline[config.stages.index(stage)]
+    short = min(config.data.sequence_length, SAMPLE_TOKENS)
+    sample = sample_input(entry.model_name, 2, {**stage_kwargs(config, stage), "sequence_length": short})
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    return None if sample is None else [tensor.to(device) for tensor in sample.values()]
+
+
+def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[str]:
+    """For the log at start: what of the stage is quantized, by bits, and what stays in float and why."""
+    report = report_of(module)
+    lines = [] if report is None else report.lines()
+    return lines + coverage(module, None if report is None else _sample(config, stage, module)).lines()
 
 
 def _boundary(config: Config, stage: str, module: nn.Module, flow: Flow) -> Boundary:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         set_state,
         step_parameter_names,
     )
-    from distqat.quant.wrap import edges, quantize_module
+    from distqat.quant.wrap import edges, quantize_module, report_of
 
 _WHERE = {
     "flow": ("Flow", "record"),
@@ -57,7 +57,7 @@ _WHERE = {
         "set_state",
         "step_parameter_names",
     ),
-    "wrap": ("edges", "quantize_module"),
+    "wrap": ("edges", "quantize_module", "report_of"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -87,6 +87,7 @@ __all__ = [
     "quantizer_buffer_names",
     "quantizers",
     "record",
+    "report_of",
     "schedule",
     "set_state",
     "step_parameter_names",

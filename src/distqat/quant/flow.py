@@ -77,7 +77,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def record(module: nn.Module, sample: Sequence[Tensor]) -> Flow:
-    """Run `module` over zeros like `sample` and note the flow; nothing of the module changes."""
+    """Run `module` over a copy of `sample` and note the flow; nothing of the module changes."""
     recorder = _Recorder()
     flow = Flow([], [], {}, {}, {})
     handles = [
@@ -85,8 +85,7 @@ def record(module: nn.Module, sample: Sequence[Tensor]) -> Flow:
         for name, child in module.named_modules()
     ]
     training = [(child, child.training) for child in module.modules()]
-    # Each input an object of its own that the pass cannot confuse with another's.
-    inputs = [torch.zeros_like(tensor) for tensor in sample]
+    inputs = [tensor.clone() for tensor in sample]  # each an object that nobody else holds
     flow.inputs = [recorder.start(tensor) for tensor in inputs]
     try:
         module.eval()

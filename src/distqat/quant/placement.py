@@ -3,10 +3,10 @@
     conv -> norm -> [joint] -+-> add -> relu -> [joint] -+-> conv       (carries the joint's codes)
     shortcut ------ [joint] -+                           +-> next add, pooling, the next stage
 
-A tensor that one layer takes is quantized in front of that layer (`input_quant`). A tensor that is added,
-pooled or sent to the next stage as well is quantized where it is produced: the module that returns it gets
-a *joint* (`output_quant`), whose 8 bits cost no multiply-accumulate. Layers of 8 bits behind a joint carry
-its codes; those of fewer bits quantize them again, once for all that take the same tensor.
+A tensor that one layer takes is quantized in front of that layer (`input_quant`). A tensor of layers that
+several take, or that is added, pooled or sent to the next stage, is quantized where it is produced: the
+module that returns it gets a *joint* (`output_quant`), whose 8 bits cost no multiply-accumulate. Layers of 8
+bits behind a joint carry its codes; those of fewer bits quantize them again, once for all that take it.
 
 Only sums whose operands all come from layers are integers. Behind embeddings and LayerNorms the residual
 stream of a transformer stays in float, as every int8 runtime leaves it.
@@ -91,6 +91,7 @@ class _Placing:
         for name in self._bits:
             for node in flow.taken.get(name, ()):
                 self._want(node)
+        self._join_shared()
         if self._boundary.sends and last is not None:
             self._join(last)
         self._join_convolutions(last)
@@ -106,6 +107,19 @@ class _Placing:
         if made.op in _SUMS and self._from_layers(made):
             for operand in _operands(made):
                 self._join(operand)
+
+    def _join_shared(self) -> None:
+        """Tensors that several layers take, where layers made them: so a cut there changes nothing."""
+        takers: dict[int, list[Node]] = {}
+        for name in self._bits:
+            for node in self._flow.taken.get(name, ()):
+                takers.setdefault(id(_source(node)), []).append(_source(node))
+        for nodes in takers.values():
+            made = nodes[0]
+            parts = made.inputs[:1] if made.op in _POINTWISE else _operands(made) if made.op in _SUMS else []
+            made_by_layers = id(made) in self._made or (parts and all(map(self._from_layers, parts)))
+            if len(nodes) > 1 and made_by_layers:
+                self._join(made)
 
     def _join(self, node: Node) -> bool:
         """Quantize this tensor where it is produced, if a module returns it that runs once."""

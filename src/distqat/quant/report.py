@@ -27,7 +27,7 @@ class QuantReport:
     """Modules whose output is quantized where it is produced."""
 
     def lines(self) -> list[str]:
-        """For the log: one line in all, one per pair of bits, one per layer left out."""
+        """For the log: one line in all, one per pair of bits, one per reason why something stays in float."""
         if not self.enabled:
             return [f"{self.stage}: quantization is off"]
         lines = [f"{self.stage}: {len(self.layers)} layers quantized, {len(self.left_out)} left in float"]
@@ -37,7 +37,13 @@ class QuantReport:
         for layer in self.layers:
             groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
         lines += [f"  {bits}: {len(names)} ({names[0]} ... {names[-1]})" for bits, names in groups.items()]
-        return lines + [f"  float: {name} ({reason})" for name, reason in self.left_out]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_out:
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  float: {names[0]}{more} ({reason})")
+        return lines
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -40,9 +40,9 @@ class Coverage:
 
 
 def coverage(module: nn.Module, sample: Sequence[Tensor] | None = None) -> Coverage:
-    """Count what is quantized; with `sample`, the positional inputs, in a forward pass over zeros like them.
+    """Count what is quantized; with `sample`, the positional inputs, in a forward pass as well.
 
-    The pass runs in eval mode without gradients, and nothing is observed or changed by it.
+    It runs over zeros, integers as given, in eval mode without gradients; nothing is observed or changed.
     """
     result = Coverage()
     counted: set[int] = set()
@@ -73,7 +73,7 @@ def _count_macs(module: nn.Module, sample: Sequence[Tensor], macs: dict[str, int
     try:
         module.eval()
         with torch.no_grad():
-            module(*(torch.zeros_like(tensor) for tensor in sample))
+            module(*(torch.zeros_like(t) if t.is_floating_point() else t.clone() for t in sample))
     finally:
         for handle in handles:
             handle.remove()

@@ -27,6 +27,8 @@ from distqat.quant.rules import LayerBits, layer_bits
 from distqat.quant.states import OBSERVES, quantizers
 from distqat.quant.token import TokenQuantizer
 
+_REPORT = "_quant_report"
+
 
 def quantize_module(
     module: nn.Module,
@@ -67,9 +69,17 @@ def quantize_module(
     layers = (
         LayerReport(name or stage, kinds[name], bits.weight, bits.activation) for name, bits in chosen.items()
     )
-    return QuantReport(
+    report = QuantReport(
         stage, True, tuple(layers), tuple(left_out), tuple(name or stage for name in placement.joints)
     )
+    module.__dict__[_REPORT] = report
+    return report
+
+
+def report_of(module: nn.Module) -> QuantReport | None:
+    """What `quantize_module` did to this stage; None if it did nothing."""
+    report: QuantReport | None = module.__dict__.get(_REPORT)
+    return report
 
 
 def edges(

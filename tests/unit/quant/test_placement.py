@@ -91,10 +91,10 @@ def inputs(module: nn.Module) -> dict[str, str]:
 def test_residual_additions_and_pooling_carry_integers() -> None:
     model = placed(Residual(), X)
     assert [name for name, _, _ in joints(model)] == [
-        "one.norm_b", "one.relu", "one.shortcut", "two.norm_b", "two.relu",
+        "relu", "one.norm_b", "one.relu", "one.shortcut", "two.norm_b", "two.relu",
     ]  # fmt: skip
     assert inputs(model) == {
-        "stem": "own", "one.a": "own", "one.b": "own", "one.shortcut": "shared", "two.a": "carried",
+        "stem": "own", "one.a": "carried", "one.b": "own", "one.shortcut": "carried", "two.a": "carried",
         "two.b": "own", "fc": "own",
     }  # fmt: skip
 

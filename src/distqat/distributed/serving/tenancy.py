@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distqat.codec import get_codec
 from distqat.config import Config
-from distqat.distributed.building import build_task
+from distqat.distributed.building import build_task, quantization_lines
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready
@@ -35,7 +35,6 @@ from distqat.distributed.serving.transfer import inner_state
 from distqat.distributed.tying import twin_of
 from distqat.distributed.wire import Hop
 from distqat.errors import BadFrame, Refused, RunFinished, SwarmError
-from distqat.quant import coverage
 from distqat.swarm.channel import Call
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
@@ -75,7 +74,7 @@ class Tenancy:
         self._replica = StageReplica(
             module, config.diloco, config.quant, stage=stage, device=device, precision=precision, task=task
         )
-        for line in coverage(module).lines():
+        for line in quantization_lines(config, stage, module):
             logger.info("%s: %s", stage, line)
         options = config.model_pipeline
         self.steps = Steps(
