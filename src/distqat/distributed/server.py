@@ -15,7 +15,7 @@ import torch
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.distributed.building import build_module
-from distqat.distributed.checking import check_batch, check_run
+from distqat.distributed.checking import check_batch, check_run, check_served
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
@@ -126,6 +126,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     """Start the peer, serve, stop."""
     device = resolve_device(config.device, explicit="device" in args.config_overrides)
     given = "server_base_port" in config.model_fields_set
+    check_served(config)
     await asyncio.to_thread(check_run, config)
     peer = await Peer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers

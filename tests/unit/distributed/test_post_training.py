@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from distqat.checkpoint.assembled import join, write_model
+from distqat.checkpoint.assembled import join, read_model, write_model
 from distqat.config import load_config
+from distqat.data.source import open_source
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task
+from distqat.distributed.checking import check_served
 from distqat.distributed.post_training import quantize_and_judge
-from distqat.errors import QuantError
+from distqat.errors import ConfigError, QuantError
 from distqat.launch.evaluate_command import main as evaluate
 from distqat.launch.local import main as run_local
+from distqat.quant import quantizers
 
 FAST = {
     "diloco.inner_optim.type": "adamw",
@@ -31,8 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A perceptron that was trained in float for some steps."""
     config = load_config("configs/mlp.yaml", {"quant.enabled": False, "data.img_size": 8, **FAST})
     trainer = BaselineTrainer(config, torch.device("cpu"), samples=1920)
-    from distqat.data.source import open_source
-
     source, task = open_source(config.data, seed=0), build_task(config)
     for _ in range(60):
         trainer.step([task.collate([item.sample for item in source.take(32)])])
@@ -42,8 +43,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_eight_bits_keep_the_quality_and_two_lose_some(model: Path) -> None:
-    from distqat.checkpoint.assembled import read_model
-
     judged = {}
     for bits in (8, 2):
         bits_of = {"quant.weight.bits": bits, "quant.activation.bits": bits, "quant.first_last_bits": bits}
@@ -67,3 +66,24 @@ def test_both_commands_print_both(model: Path, capsys: pytest.CaptureFixture[str
     assert "weights ptq" in capsys.readouterr().out
     assert evaluate(["--ptq", config, "--quant-enabled"]) == 2
     assert "a checkpoint folder" in capsys.readouterr().err
+
+
+def test_steps_in_float_come_first_in_one_process_and_nowhere_else() -> None:
+    first = {"quant.enabled": True, "quant.warmup.float_steps": 3, "quant.warmup.calibrate_batches": 2}
+    config = load_config("configs/mlp.yaml", {"data.img_size": 8, **first})
+    with pytest.raises(ConfigError, match=r"quant\.warmup\.float_steps: servers calibrate"):
+        check_served(config)
+    trainer = BaselineTrainer(config, torch.device("cpu"), samples=320)
+    source, task = open_source(config.data, seed=0), build_task(config)
+    calibrated = []
+    for number in range(8):
+        batch = [task.collate([item.sample for item in source.take(32)])]
+        if trainer.calibrates:
+            calibrated.append(number)
+            trainer.calibrate(batch)
+        else:
+            trainer.step(batch)
+        if number < 3:
+            assert all(int(q.batches) == 0 for _, q in quantizers(trainer.model) if "input" in q.name)
+    assert calibrated == [3, 4]
+    assert {quantizer.state for _, quantizer in quantizers(trainer.model)} == {"active"}
