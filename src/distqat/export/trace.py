@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 21
-BATCH, SEQUENCE = "batch", "sequence"
+BATCH, LENGTH = "batch", "length"
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
@@ -49,6 +50,7 @@ def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
         raise ExportError(f"the model cannot be traced to ONNX: {first}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
+    _name_dimensions(proto.graph)
     return proto
 
 
@@ -58,6 +60,19 @@ def _dynamic(tensor: Tensor) -> dict[int, object]:
     if tensor.dim() == 2:
         dims[1] = torch.export.Dim.AUTO
     return dims
+
+
+def _name_dimensions(graph: onnx.GraphProto) -> None:
+    """The exporter's own symbols (`s21`) become the names that users read."""
+    names: dict[str, str] = {}
+    for value in graph.input:
+        for dim, name in zip(value.type.tensor_type.shape.dim, (BATCH, LENGTH), strict=False):
+            if dim.dim_param:
+                names[dim.dim_param] = name
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), dim.dim_param)
 
 
 @contextlib.contextmanager

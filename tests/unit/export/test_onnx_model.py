@@ -52,6 +52,9 @@ def exported(request: pytest.FixtureRequest) -> Exported:
 def test_the_file_is_valid_and_takes_any_batch(exported: Exported) -> None:
     onnx.checker.check_model(exported.models.integer, full_check=True)
     x = exported.batch.inputs["x"].numpy()
+    for value in (*exported.models.integer.graph.input, *exported.models.integer.graph.output):
+        names = [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param]
+        assert names == (["batch", "length"] if "gpt" in exported.name else ["batch"])
     session = Session(exported.models.integer)
     assert session.inputs == ["x"]
     assert session.outputs == ["logits"]
