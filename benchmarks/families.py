@@ -129,7 +129,7 @@ def _largest(one: Tensor | None, other: Tensor | None) -> float:
 def table_of(results: Sequence[Compared]) -> Table:
     """One row per family; what the stages hold is in the JSON file."""
     table = Table(title="Five blocks cut into 1 + 3 + 1 against the unsplit model")
-    for name in ("family", "logits", "gradients", "complete", "parameters, k", "stages: 3"):
+    for name in ("family", "logits", "grads", "whole", "parameters, k", "stages: 3"):
         table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
     for r in results:
         sizes = " + ".join(f"{count / 1000:.1f}" for count in r.parameters)
