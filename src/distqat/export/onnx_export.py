@@ -28,7 +28,7 @@ def export_onnx(
     """Write both models and the report into `folder`. Raises ExportError."""
     task = description.task()
     if not samples:
-        raise ExportError("the data set has no held-out samples to check the export with")
+        raise ExportError("the task has no held-out samples to trace and check the model with")
     batch = task.collate(samples[:TRACED_SAMPLES])
     models = onnx_models(model, batch.inputs)
     files = Files(folder / MODEL, folder / FLOAT_MODEL)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 21
+MESSAGE = 400  # characters of what torch says; the rest is its own call stack
 BATCH, LENGTH = "batch", "length"
 
 
@@ -46,8 +47,8 @@ def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         cause = error.__cause__ or error
-        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise ExportError(f"the model cannot be traced to ONNX: {first}") from error
+        said = " ".join(str(cause).split())[:MESSAGE] or type(cause).__name__
+        raise ExportError(f"the model cannot be traced to ONNX: {said}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     _name_dimensions(proto.graph)

@@ -64,7 +64,7 @@ def _parser() -> ConfigParser:
 
 
 def _export(config: Config, args: Any) -> Report:
-    from distqat.data.source import open_source
+    from distqat.distributed.building import open_data
     from distqat.distributed.evaluation import build_all, load_all
     from distqat.export.check import Expectations
     from distqat.export.whole import Whole
@@ -75,7 +75,7 @@ def _export(config: Config, args: Any) -> Report:
     tensors, what = read_tensors(config, args.checkpoint, args.round)
     modules = build_all(config)
     load_all(modules, tensors)
-    source = open_source(config.data, seed=config.seed)
+    source = open_data(config)
     samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in what.items())
     description = _description(config, told)

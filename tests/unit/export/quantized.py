@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from distqat.config import Config, load_config
-from distqat.data.source import open_source
-from distqat.distributed.building import build_module, build_task
+from distqat.distributed.building import build_module, build_task, open_data
 from distqat.export.whole import Whole
 from distqat.quant import activate
 from distqat.tasks import Batch, Sample, Task
@@ -43,7 +42,7 @@ def quantized(config: Config, batches: int = 2) -> tuple[Whole, Task, list[Sampl
     torch.manual_seed(5)
     stages = {stage: build_module(config, stage) for stage in config.stages}
     model, task = Whole(stages), build_task(config)
-    source = open_source(config.data, seed=config.seed)
+    source = open_data(config)
     model.train()
     with torch.no_grad():
         _spread(model)

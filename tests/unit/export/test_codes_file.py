@@ -62,6 +62,7 @@ def test_codes_are_int8_of_the_bits_asked_for() -> None:
     assert not any(name.endswith(("layer1.weight", ".counts")) for name in state)
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_stays_in_float() -> None:
     config = tiny_config("distilgpt2", **{"quant.skip": []})
     model, _, _ = quantized(config)
