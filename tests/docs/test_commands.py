@@ -88,7 +88,7 @@ EXERCISES: dict[str, Exercise] = {
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble, distqat export
-    "--agreement", "--samples", "--format", "--round",  # distqat export
+    "--agreement", "--samples", "--format", "--exact", "--round",  # distqat export
     "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
     "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",

@@ -32,6 +32,8 @@ class Expectations:
     agreement: float = 0.999
     integer_share: float = 1.0
     latency_s: float = 2.0
+    exact: bool = False
+    """Biases in float: slower, and codes are those of the fake-quantized model but for ties."""
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,11 @@ def output_names(names: Mapping[str, object], inputs: Mapping[str, object]) -> l
     return [f"{name}_out" if name in inputs else name for name in names]
 
 
-def onnx_models(model: Whole, inputs: Mapping[str, Tensor]) -> OnnxModels:
-    """Trace a quantized model for inputs of these shapes and write it twice. Raises ExportError."""
+def onnx_models(model: Whole, inputs: Mapping[str, Tensor], *, exact: bool = False) -> OnnxModels:
+    """Trace a quantized model for inputs of these shapes and write it twice; `exact`: see lower_products.
+
+    Raises ExportError.
+    """
     outputs = output_names(model.eval().outputs(*inputs.values()), inputs)
     marked = traced(marked_copy(model), inputs, outputs)
     floating = _float_model(marked)
@@ -55,7 +58,7 @@ def onnx_models(model: Whole, inputs: Mapping[str, Tensor]) -> OnnxModels:
     weights = take_weight_codes(graph)
     fold_batch_norms(graph, weights)
     activations = lower_activations(graph)
-    products = lower_products(graph, weights, activations)
+    products = lower_products(graph, weights, activations, exact)
     probes = _in_order(graph, activations)
     return OnnxModels(
         integer=graph.model(),

@@ -46,9 +46,15 @@ class Product:
 
 
 def lower_products(
-    graph: Graph, weights: dict[str, WeightCodes], activations: dict[str, ActivationCodes]
+    graph: Graph,
+    weights: dict[str, WeightCodes],
+    activations: dict[str, ActivationCodes],
+    exact: bool = False,
 ) -> list[Product]:
-    """Rewrite every product with a quantized weight; a list of all products, in order of the graph."""
+    """Rewrite every product with a quantized weight; a list of all products, in order of the graph.
+
+    `exact`: biases are added in float, behind ConvInteger and QGemm, instead of rounded to int32.
+    """
     products = []
     for node in [n for n in graph.nodes if n.op_type in PRODUCTS]:
         codes, given = weights.get(node.input[1]), activations.get(node.input[0])
@@ -65,7 +71,7 @@ def lower_products(
             products.append(Product(codes.name, node.op_type, "", codes.bits, "its input is not quantized"))
         else:
             biased = len(node.input) > 2
-            form = _lower(graph, node, codes, given)
+            form = _lower(graph, node, codes, given, exact)
             sizes = codes.integers.size, codes.scale.size if biased else 0
             products.append(Product(codes.name, node.op_type, form, codes.bits, "", *sizes))
     for value, codes in weights.items():  # what uses a quantized weight without a product: a tied embedding
@@ -80,10 +86,17 @@ def _in_float(graph: Graph, node: onnx.NodeProto) -> Product:
     return Product(graph.scope(node) or node.output[0], node.op_type, "", 0, reason)
 
 
-def _lower(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> str:
-    if node.op_type == "Conv" and not _quantized_behind(graph, node):
+def _lower(
+    graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes, exact: bool
+) -> str:
+    if node.op_type == "Conv" and (exact or not _quantized_behind(graph, node)):
         _conv_integer(graph, node, codes, given)
         return "ConvInteger"
+    if exact and node.op_type == "Gemm" and len(node.input) > 2:
+        out, bias = node.output[0], node.input[2]
+        del node.input[2:]
+        node.output[0] = f"{out}.unbiased"
+        graph.add("Add", [node.output[0], bias], out)
     if node.op_type in ("Conv", "Gemm"):
         _integer_bias(graph, node, codes, given)
     _dequantize_weight(graph, node, codes)

@@ -59,6 +59,9 @@ def _parser() -> ConfigParser:
     parser.add_argument(
         "--latency-s", type=float, default=2.0, metavar="S", help="seconds of measuring (%(default)s)"
     )
+    parser.add_argument(
+        "--exact", action="store_true", help="add biases in float, not as int32: slower, closer to training"
+    )
     add_config_arguments(parser)
     return parser
 
@@ -79,7 +82,7 @@ def _export(config: Config, args: Any) -> Report:
     samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in what.items())
     description = _description(config, told)
-    expected = Expectations(args.agreement, latency_s=args.latency_s)
+    expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
     model = Whole(modules).eval()
     if args.format != "onnx-int8":
         from distqat.export.codes_file import export_codes

@@ -132,3 +132,16 @@ def test_a_wrong_bias_is_found_at_its_layer(exported: Exported) -> None:
     assert found is not None
     assert found.name == layers[1].name
     assert layers[0].agrees
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["", "W4A4"])
+def test_with_exact_biases_nearly_all_codes_are_the_same(how: str) -> None:
+    model, task, samples = quantized(tiny_config("resnet18", **HOW[how]))
+    batch = first_batch(task, samples)
+    models = onnx_models(model, batch.inputs, exact=True)
+    ran = executed(models.integer)
+    assert set(ran.integer) == {"ConvInteger", "QGemm"}
+    assert ran.integer_count == len(models.products)
+    layers = compare_layers(model, Session(models.probed), models.activations, batch.inputs)
+    assert max(layer.share_apart for layer in layers[:8]) < 1e-3
