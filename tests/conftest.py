@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,14 @@ def _seeded() -> None:
         sys.modules["numpy"].random.seed(SEED)
     if "torch" in sys.modules:  # the unit tests of the configuration do without
         sys.modules["torch"].manual_seed(SEED)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Servers compute with one thread; sums over two threads have another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -7,14 +7,13 @@ import errno
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from tests.failover.memory_scene import Driver, batches, mlp
 from tests.failover.round_scene import OnlyClient
 from tests.swarm_scene import MemorySwarm
@@ -34,16 +33,8 @@ from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
 from distqat.swarm.memory_directory import MemoryDirectory
 from distqat.swarm.memory_directory import MemorySwarm as Records
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Newcomer:

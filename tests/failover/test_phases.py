@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,18 +13,10 @@ from tests.swarm_scene import MemorySwarm
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("one_thread")]
 PHASES = (frozenset({0}), frozenset({1}))  # the back is trained, then the front
 BATCHES, HIT = 3, 4  # steps are counted from 1: the second phase of the second batch is disturbed
 States = dict[str, dict[str, torch.Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def undisturbed(dead: str, *, first_step: int) -> States:

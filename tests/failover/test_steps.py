@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,19 +20,11 @@ from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
 from distqat.tasks.base import Batch
 from distqat.topology.attempts import StepId
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK, SPARE = "front.0.0.0", "back.0.0.0", 1
 STEPS, HIT = 5, 3  # the third step is disturbed
 MICROBATCHES = 3
 IN_THE_COMMIT = ("call.commit", "stage.commit.before_apply", "stage.commit.after_apply")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def undisturbed(route_after: tuple[int, int], *, repeated: bool) -> dict[str, dict[str, torch.Tensor]]:

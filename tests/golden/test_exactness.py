@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task
 from distqat.tasks.base import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 20
 
 
@@ -69,15 +69,6 @@ def largest_relative_difference(one: dict[str, torch.Tensor], other: dict[str, t
         scale = tensor.abs().max().clamp_min(1e-12)
         worst = max(worst, float((tensor - other[name]).abs().max() / scale))
     return worst
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Servers compute with one thread here; sums over two threads have another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])

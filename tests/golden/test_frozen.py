@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,16 +13,9 @@ from tests.swarm_scene import MemorySwarm
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.phases import PhaseStep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
 PHASES = (frozenset({0}), frozenset({1}))  # the back is trained first
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("frozen", "trained"), [(FRONT, BACK), (BACK, FRONT)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from distqat.distributed.building import build_task, check_model
 from distqat.distributed.evaluation import judge
 from distqat.tasks import Batch, Drawing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BATCHES = 4
 CPU = torch.device("cpu")
 
@@ -55,14 +55,6 @@ def batches(config: Config, count: int) -> list[Batch]:
 def parameters(trainer: BaselineTrainer) -> dict[str, torch.Tensor]:
     """By their names in the whole model."""
     return {n.removeprefix("stages.").partition(".")[2]: t for n, t in trainer.model.state_dict().items()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

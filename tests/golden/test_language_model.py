@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.building import build_task, check_model
 from distqat.tasks.base import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = {"n_layer": 5, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 257, "dropout": 0.0}
 CUTS = {"head": [0, 1], "body": [1, 4], "tail": [4, 5]}
 STEPS = 5
@@ -38,14 +38,6 @@ def batches(config: Config) -> list[list[Batch]]:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, 31, (STEPS, 8, 13), generator=generator)
     return [task.collate([{"tokens": row} for row in step]).microbatches(3) for step in tokens]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def test_steps_equal_a_plain_loop() -> None:

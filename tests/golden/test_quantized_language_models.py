@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from distqat.distributed.building import build_task, check_model
 from distqat.quant import quantizers
 from distqat.tasks.base import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QWEN = {
     "model_type": "qwen3",
     "vocab_size": 257,
@@ -58,14 +58,6 @@ def config(model: str) -> Config:
 def batch(run: Config) -> list[Batch]:
     tokens = torch.arange(8)[:, None] * 5 + torch.arange(13)
     return build_task(run).collate([{"tokens": row} for row in tokens]).microbatches(2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("model", MODELS)

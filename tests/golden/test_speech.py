@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from distqat.errors import ConfigError, ModelError
 from distqat.models import build_stage
 from distqat.tasks.base import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -62,14 +62,6 @@ def batches(config: Config) -> list[list[Batch]]:
         return {"audio": {"array": sound, "sampling_rate": 8000}, "text": "ab cd"[: random.randint(1, 6)]}
 
     return [task.collate([sample() for _ in range(7)]).microbatches(3) for _ in range(STEPS)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])

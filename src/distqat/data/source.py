@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from distqat.data.options import DataOptions
 from distqat.errors import DataError
+from distqat.registration import enter
 from distqat.tasks.base import Sample
 
 
@@ -80,17 +81,10 @@ def register_dataset(name: str) -> Callable[[Opener], Opener]:
     """
 
     def register(opener: Opener) -> Opener:
-        present = DATASETS.get(name)
-        if present is not None and _definition(present) != _definition(opener):
-            raise DataError(f"data set {name!r} exists already; register yours under another name")
-        DATASETS[name] = opener
+        enter(DATASETS, name, opener, kind="data set", error=DataError)
         return opener
 
     return register
-
-
-def _definition(opener: Opener) -> tuple[object, object]:
-    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", id(opener))
 
 
 def open_source(options: DataOptions, *, seed: int) -> Source:

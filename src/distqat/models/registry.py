@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from distqat.errors import DistqatError, ModelError, UnknownName
+from distqat.registration import enter
 
 StageFactory: TypeAlias = "type[nn.Module] | Callable[..., nn.Module]"
 SampleInput: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...] | dict[str, Tensor]]"
@@ -44,13 +45,7 @@ def register_expert_class(name: str, sample_input: SampleInput) -> Callable[[Mod
 
 def register_stage(name: str, factory: StageFactory, sample_input: SampleInput | None = None) -> None:
     """Put a class or a factory function into the registry. Raises ModelError when the name is taken."""
-    present = MODEL_TYPES.get(name)
-    if present is not None and not _same_source(present, factory):
-        raise ModelError(
-            f"stage {name!r} is already {_describe(present)}; "
-            f"register {_describe(factory)} under another name"
-        )
-    MODEL_TYPES[name] = factory
+    enter(MODEL_TYPES, name, factory, kind="stage", error=ModelError)
     if sample_input is not None:
         _SAMPLE_INPUTS[name] = sample_input
 
@@ -180,16 +175,3 @@ def _accepted(model_name: str, factory: StageFactory, kwargs: Mapping[str, Any])
 def _defaults(factory: StageFactory) -> dict[str, Any]:
     parameters = inspect.signature(factory).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _same_source(one: StageFactory, other: StageFactory) -> bool:
-    """The same object, or the same definition loaded twice: a user's file that two paths import."""
-    if one is other:
-        return True
-    names = [(getattr(f, "__module__", None), getattr(f, "__qualname__", None)) for f in (one, other)]
-    return names[0] == names[1] and names[0][1] is not None
-
-
-def _describe(factory: StageFactory) -> str:
-    name = getattr(factory, "__qualname__", None)
-    return f"{getattr(factory, '__module__', '?')}.{name}" if name else repr(factory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distqat.errors import TaskError, UnknownName
+from distqat.registration import enter
 from distqat.tasks.base import Task, TaskSettings
 
 TaskBuilder = Callable[[TaskSettings], Task]
@@ -26,10 +27,7 @@ def register_task(name: str) -> Callable[[TaskBuilder], TaskBuilder]:
     """
 
     def register(build: TaskBuilder) -> TaskBuilder:
-        present = TASKS.get(name)
-        if present is not None and _source(present) != _source(build):
-            raise TaskError(f"task type {name!r} exists already; register yours under another name")
-        TASKS[name] = build
+        enter(TASKS, name, build, kind="task type", error=TaskError)
         return build
 
     return register
@@ -51,7 +49,3 @@ def get_task(task_type: str, settings: TaskSettings | None = None) -> Task:
     if build is None:
         raise UnknownName("task type", task_type, known_task_types())
     return build(settings or TaskSettings())
-
-
-def _source(build: TaskBuilder) -> tuple[object, object]:
-    return getattr(build, "__module__", None), getattr(build, "__qualname__", id(build))
