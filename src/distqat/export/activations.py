@@ -103,13 +103,13 @@ def _quantized(graph: Graph, mark: onnx.NodeProto, source: str, cut: bool) -> Ac
     graph.marked[value] = (scale, qmin, qmax)
     graph.remove([mark])
     grid = [
-        graph.add_constant(f"{name}.scale", np.float32(scale).reshape(())),
-        graph.add_constant(f"{name}.zero", np.uint8(zero).reshape(())),
+        graph.add_constant(f"{name}.scale", np.array(scale, np.float32)),
+        graph.add_constant(f"{name}.zero", np.array(zero, np.uint8)),
     ]
     codes = graph.add("QuantizeLinear", [source, *grid], f"{value}.codes")
     if (lowest, highest) != (0, 255):
         bounds = [
-            graph.add_constant(f"code.{bound}", np.uint8(bound).reshape(())) for bound in (lowest, highest)
+            graph.add_constant(f"code.{bound}", np.array(bound, np.uint8)) for bound in (lowest, highest)
         ]
         codes = graph.add("Clip", [codes, *bounds], f"{value}.clipped")
     graph.add("DequantizeLinear", [codes, *grid], value)

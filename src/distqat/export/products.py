@@ -149,7 +149,7 @@ def _conv_integer(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given:
     """Exact sums in int32, then scale and bias in float: nothing behind it rounds."""
     out, name = node.output[0], codes.name
     integers = graph.add_constant(f"{node.input[1]}.integers", codes.integers)
-    zeros = [f"{given.name}.zero", graph.add_constant("weight.zero", np.int8(0).reshape(()))]
+    zeros = [f"{given.name}.zero", graph.add_constant("weight.zero", np.array(0, np.int8))]
     copied = {a.name: attribute(node, a.name) for a in node.attribute}
     sums = graph.add("ConvInteger", [given.codes, integers, *zeros], f"{out}.sums", **copied)
     value = graph.add("Cast", [sums], f"{out}.float", to=1)

@@ -52,7 +52,7 @@ def _quantized(graph: Graph, mark: onnx.NodeProto) -> tuple[str, str]:
     qmax = float(attribute(mark, "qmax"))
 
     def number(value: float) -> str:
-        return graph.add_constant(f"token.{value:g}", np.float32(value).reshape(()))
+        return graph.add_constant(f"token.{value:g}", np.array(value, np.float32))
 
     size = graph.add("Abs", [x], f"{made}.abs")
     axes = graph.add_constant("token.axes", np.array([-1], dtype=np.int64))
