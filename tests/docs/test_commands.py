@@ -84,11 +84,15 @@ EXERCISES: dict[str, Exercise] = {
     "python test_failover.py --public-ip ${PUBLIC_IP}": exercise.python,
     "python test_failover.py --public-ip 127.0.0.1 --quick": exercise.python,
     "python benchmarks/failover.py --json failover.json": exercise.helps,
+    "python benchmarks/tasks.py --json tasks.json": exercise.helps,
+    "python benchmarks/models.py --json models.json": exercise.helps,
+    "python benchmarks/quantization.py --json quantization.json --quick": exercise.helps,
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble, distqat export
     "--agreement", "--samples", "--format", "--exact", "--round",  # distqat export
+    "--ptq",  # distqat evaluate, run_local.py
     "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",
     "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",
