@@ -143,6 +143,7 @@ class NetworkSwarm:
     async def _start(self) -> None:
         peer = self._peer(CLIENT)
         self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[CLIENT])  # type: ignore[arg-type]
+        self.client.gate.open()  # there is no data server
         await peer.transport.serve(self.client._answer, self.client._died)
         self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
         self._run("watching", self.client._watch.run())
