@@ -11,13 +11,14 @@ from distqat.config import plugins
 from distqat.data import embedded_sets  # noqa: F401  registers its data sets before they are remembered
 from distqat.data.source import DATASETS
 from distqat.models import MODEL_TYPES
+from distqat.models import registry as models
 from distqat.tasks import TASKS
 
 
 @contextmanager
 def forgotten_plugins() -> Iterator[None]:
     """Registries, modules and the list of what is loaded are put back at the end."""
-    registries: list[dict[str, Any]] = [MODEL_TYPES, TASKS, DATASETS, plugins._LOADED]  # type: ignore[list-item]
+    registries: list[dict[str, Any]] = [MODEL_TYPES, models._SAMPLE_INPUTS, TASKS, DATASETS, plugins._LOADED]  # type: ignore[list-item]
     before = [dict(registry) for registry in registries]
     modules = set(sys.modules)
     plugins._LOADED.clear()

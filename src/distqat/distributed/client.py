@@ -100,9 +100,7 @@ class Client:
         announce_ready({"role": "client", "peers": list(self._peer.maddrs)})
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
         rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
-        failed: asyncio.Future[Any] = asyncio.ensure_future(
-            asyncio.gather(self._keep_children(), self._check_start())
-        )
+        failed: asyncio.Future[Any] = asyncio.ensure_future(self._until_failure())
         try:
             ended = await first_of(stop, rounds, daemon, failed)
             if ended is not None and ended is not rounds:
@@ -254,6 +252,10 @@ class Client:
             for stage, uid in decision.restorers.items():
                 self._rounds.appoint(stage, uid, generation)
         return decision
+
+    async def _until_failure(self) -> None:
+        """Raises ConfigError for a run that cannot work, RoleError when a child is given up."""
+        await asyncio.gather(self._keep_children(), self._check_start())
 
     async def _keep_children(self) -> None:
         """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""

@@ -114,7 +114,7 @@ def _say_end(ended: Ended) -> None:
     name, consequence = ended.command.name, ended.consequence
     said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
     for line in (f"{name} (PID {ended.pid}) ended with {ending(ended.code)}: {consequence}", said):
-        if line and ended.code:
+        if line:
             print(line, file=sys.stderr, flush=True)  # noqa: T201  what the user of the terminal is told
 
 
