@@ -48,7 +48,7 @@ async def test_a_death_in_the_second_phase_leaves_the_first_alone(
             server.passage = passage
         for batch in batches(config, BATCHES):
             for frozen in PHASES:
-                await asyncio.wait_for(driver.train(batch, frozen), 25)
+                await asyncio.wait_for(driver.train(batch, frozen), 10)
         assert fault.fired
         driver.check()
         assert len(driver.attempts) == (not lost)
@@ -93,7 +93,7 @@ async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_tra
             return await deaf.answer(call)
 
         await deaf.transport.serve(hears_no_commit, deaf.steps.gone)
-        await asyncio.wait_for(swarm.step(second, frozen=PHASES[0]), 25)
+        await asyncio.wait_for(swarm.step(second, frozen=PHASES[0]), 10)
         assert fault.fired
         front, back = (swarm.stage(uid).steps for uid in (FRONT, BACK))
         while back.counts["applied"] < 2 or front.counts["frozen"] < 1:  # noqa: ASYNC110  ended by the deadline

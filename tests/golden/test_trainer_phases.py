@@ -56,7 +56,7 @@ class Scene:
 
     async def train(self, number: int, batch: Any) -> bool:
         leased: list[LeasedBatch | None] = [LeasedBatch(number, batch, 0, ())]
-        return await asyncio.wait_for(self.trainer._one_batch(leased, asyncio.Event()), 50)
+        return await asyncio.wait_for(self.trainer._one_batch(leased, asyncio.Event()), 10)
 
     def steps(self) -> list[Mapping[str, Any]]:
         return [record for record in self.records if record["event"] == "step"]
