@@ -83,6 +83,7 @@ EXERCISES: dict[str, Exercise] = {
     "python src/distqat/distributed/trainer.py --run-locally": exercise.python,
     "python test_failover.py --public-ip ${PUBLIC_IP}": exercise.python,
     "python test_failover.py --public-ip 127.0.0.1 --quick": exercise.python,
+    "python benchmarks/story.py --out logs/story": exercise.helps,
     "python benchmarks/failover.py --json failover.json": exercise.helps,
     "python benchmarks/tasks.py --json tasks.json": exercise.helps,
     "python benchmarks/models.py --json models.json": exercise.helps,

@@ -51,7 +51,8 @@ class Predictor:
         raise ExportError(f"a model of the task {kind!r} takes neither an image, a text nor a recording")
 
     def _classes(self, given: str, top: int) -> list[Answer]:
-        batch = self._task.collate([{"image": _image(Path(given)), "label": 0}])
+        image = _image(Path(given), self.description.settings.num_channels)
+        batch = self._task.collate([{"image": image, "label": 0}])
         logits = self._run({name: tensor.numpy() for name, tensor in batch.inputs.items()})
         labels = self.description.labels
         return [
@@ -92,17 +93,28 @@ class Predictor:
         return next(iter(self._session.run(inputs).values()))
 
 
-def _image(path: Path) -> Any:
-    """A PIL image, or the array of an .npy file."""
+def _image(path: Path, channels: int) -> Any:
+    """A PIL image, or the array of an .npy file, for a model that takes so many channels."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            return _fitting(np.load(path, allow_pickle=False), path, channels)
         image: Any = require("PIL.Image", extra="export", why="reading images")
         with image.open(path) as opened:
             opened.load()
             return opened.copy()
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} is no image ({', '.join(IMAGES)}) that can be read: {error}") from error
+
+
+def _fitting(array: Array, path: Path, channels: int) -> Array:
+    """An array [H, W] or [H, W, C] itself; ExportError for one whose C is not the model's."""
+    if array.ndim == 3 and array.shape[2] not in (1, channels):
+        takes = "[height, width]" if channels == 1 else f"[height, width, {channels}]"
+        raise ExportError(
+            f"{path} is an array {list(array.shape)} of {array.shape[2]} channels, and the model takes "
+            f"{channels}; give an array {takes}, or a png, jpg or bmp, whose colours are converted"
+        )
+    return array
 
 
 def _best(logits: Array, top: int) -> list[tuple[int, float]]:
