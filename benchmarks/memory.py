@@ -150,7 +150,7 @@ class Child:
         inputs = {n: torch.randn_like(t) if t.is_floating_point() else t for n, t in inputs.items()}
         replica.begin(f"memory|{step}")
         needs = frozenset(name for name, tensor in inputs.items() if tensor.is_floating_point())
-        outputs, _ = replica.forward(0, inputs, needs)
+        outputs = replica.forward(0, inputs, needs).tensors
         replica.backward(0, {name: torch.ones_like(tensor) for name, tensor in outputs.items()})
         replica.prepare()
         replica.commit(1.0)

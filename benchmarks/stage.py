@@ -34,6 +34,7 @@ class Stage:
             device=torch.device("cpu"),
             precision=Precision(),
             task=build_task(config) if stage == config.stages[-1] else None,
+            activations=config.model_pipeline.activations,
         )
         self._compute = ComputeThread(1)
         self._transport = transport

@@ -42,8 +42,9 @@ class Stage:
             config.quant,
             stage=stage,
             device=torch.device("cpu"),
-            precision=Precision(),
+            precision=Precision.resolve(config.data.precision, torch.device("cpu")),
             task=build_task(config) if last else None,
+            activations=config.model_pipeline.activations,
         )
         self.compute = ComputeThread(1)
         self.transport = MemoryTransport(network, self.uid)

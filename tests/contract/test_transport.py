@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from distqat.codec.activations import encode_activation
+from distqat.codec.aligned import Grid
 from distqat.errors import CallTimeout, PeerGone, ProtocolMismatch, Refused, StaleAttempt, SwarmError
 from distqat.swarm.channel import Call
 from distqat.swarm.engine import Engine, EngineOptions, P2PStreams
@@ -113,6 +115,21 @@ async def test_tensors_arrive_as_they_left(pair: Pair) -> None:
         assert torch.equal(reply.tensors[name], tensor), name
     assert pair.caller.traffic.bytes_out > 3_000_000
     assert pair.caller.traffic.bytes_in > 3_000_000
+
+
+async def test_a_coded_tensor_arrives_as_the_tensor_and_is_a_quarter(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        return Message(tensors={name: tensor.double() for name, tensor in call.message.tensors.items()})
+
+    await pair.server.serve(answer)
+    x = torch.randint(0, 256, (1000, 64)).float() * 0.5
+    coded = encode_activation(x, Grid(0.5, 0, 255), None)
+    assert coded is not None
+    link = await pair.caller.link(pair.address)
+    before = link.bytes_out()
+    reply = await link.call("x", Message({}, {"x": x}, frozenset({"x"}), {"x": coded}), timeout=10)
+    assert link.bytes_out() - before < 0.26 * x.nbytes
+    assert torch.equal(reply.tensors["x"], x.double())
 
 
 async def test_calls_overlap_and_answers_come_in_any_order(pair: Pair) -> None:

@@ -79,6 +79,10 @@ class PipelineOptions(Options):
     """Bound of a microbatch's way back, seconds per stage."""
     microbatches: Annotated[int, Field(ge=1, le=1024)] = 4
     """Slices of a batch, in flight together."""
+    activations: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """How a stage's output travels to the next. auto: as integer codes where the stage's own quantizer made
+    it (exact, a quarter of the bytes), else as it is; fp32: always as it is; fp16, int8: as auto, but what
+    would travel as it is while training is shortened, at a loss. Gradients travel as they are."""
 
     @field_validator("pipeline")
     @classmethod

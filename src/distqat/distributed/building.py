@@ -110,6 +110,10 @@ def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[st
     """For the log at start: what of the stage is quantized, by bits, and what stays in float and why."""
     report = report_of(module)
     lines = [] if report is None else report.lines()
+    following = config.stages[config.stages.index(stage) + 1 :]
+    if report is not None and following and config.model_pipeline.activations != "fp32":
+        codes = f"integer codes of 8 bits, once calibrated (quantized by {report.sends})"
+        lines.append(f"  sends to {following[0]}: {codes if report.sends else 'float'}")
     return lines + coverage(module, None if report is None else _sample(config, stage, module)).lines()
 
 

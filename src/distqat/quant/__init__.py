@@ -21,7 +21,7 @@ from distqat.quant.options import QuantOptions
 if TYPE_CHECKING:
     from distqat.quant import schedule
     from distqat.quant.flow import Flow, record
-    from distqat.quant.joint import CarriedInput, SharedInput, joints
+    from distqat.quant.joint import CarriedInput, SharedInput, joints, leaving
     from distqat.quant.placement import Boundary
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
     from distqat.quant.report import LayerReport, QuantReport
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "flow": ("Flow", "record"),
-    "joint": ("CarriedInput", "SharedInput", "joints"),
+    "joint": ("CarriedInput", "SharedInput", "joints", "leaving"),
     "placement": ("Boundary",),
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
     "rules": ("check_patterns", "module_names"),
@@ -81,6 +81,7 @@ __all__ = [
     "edges",
     "freeze_in",
     "joints",
+    "leaving",
     "module_names",
     "observe_data",
     "quantize_module",

@@ -32,6 +32,11 @@ def joints(module: nn.Module) -> Iterator[tuple[str, nn.Module, ActivationQuanti
             yield name, child, quantizer
 
 
+def leaving(module: nn.Module) -> ActivationQuantizer | None:
+    """The quantizer whose codes are what the stage `module` returns; None where its output is float."""
+    return next((quantizer for _, _, quantizer in joints(module) if quantizer.leaves_stage), None)
+
+
 class Unquantized(nn.Module):
     """In place of a quantizer on a side that stays in float (method `none`)."""
 

@@ -67,6 +67,7 @@ class Placement:
     inputs: dict[str, Input] = field(default_factory=dict)
     wants_codes: bool = False  # a layer takes the stage's only input directly
     has_codes: bool = False  # the stage's only output comes from layers
+    sends: str | None = None  # the joint whose codes leave the stage
 
 
 def place(flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> Placement:
@@ -92,8 +93,8 @@ class _Placing:
             for node in flow.taken.get(name, ()):
                 self._want(node)
         self._join_shared()
-        if self._boundary.sends and last is not None:
-            self._join(last)
+        if self._boundary.sends and last is not None and self._join(last):
+            placement.sends = self._joined[id(_source(last))]
         self._join_convolutions(last)
         for name in self._bits:
             placement.inputs[name] = self._input(name)

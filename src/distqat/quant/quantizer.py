@@ -163,6 +163,8 @@ class ActivationQuantizer(Quantizer):
         self.signed_option = signed
         self.observing = True
         """False while the module that owns this is fed a dummy batch; see wrap.quantize_module."""
+        self.leaves_stage = False
+        """Whether its codes travel to the next stage: then no zero is negative, as no integer is."""
         self.register_buffer("signed", torch.tensor(signed is not False, device=device))
         self.register_buffer("counts", torch.zeros(2, mse.BINS, dtype=torch.int64, device=device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
@@ -239,7 +241,8 @@ class ActivationQuantizer(Quantizer):
         features = max(x.numel() // max(x.shape[0], 1), 1) if x.dim() else 1
         grid = Grid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, self.how.compiled)
         offset = self.offset.detach() if self.offset is not None and state == "frozen" else self.offset
-        return self.method.fake_quantize(x, self._learned_log_step(), offset, grid)
+        y = self.method.fake_quantize(x, self._learned_log_step(), offset, grid)
+        return y + 0.0 if self.leaves_stage else y
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""

@@ -25,6 +25,8 @@ class QuantReport:
     left_out: tuple[tuple[str, str], ...]
     joints: tuple[str, ...] = ()
     """Modules whose output is quantized where it is produced."""
+    sends: str | None = None
+    """The one of them whose codes are what leaves the stage."""
 
     def lines(self) -> list[str]:
         """For the log: one line in all, one per pair of bits, one per reason why something stays in float."""

@@ -61,6 +61,7 @@ def quantize_module(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     for name, changed_later in placement.joints.items():
         quantizer = _tensor_quantizer(f"{_full(stage, name)}.{OUTPUT_QUANT}", JOINT_BITS, options, device)
+        quantizer.leaves_stage = name == placement.sends
         add_joint(module.get_submodule(name), quantizer, changed_later=changed_later)
     for name, bits in chosen.items():
         _quantize_layer(module, name, stage, bits, options, placement)
@@ -70,7 +71,12 @@ def quantize_module(
         LayerReport(name or stage, kinds[name], bits.weight, bits.activation) for name, bits in chosen.items()
     )
     report = QuantReport(
-        stage, True, tuple(layers), tuple(left_out), tuple(name or stage for name in placement.joints)
+        stage,
+        True,
+        tuple(layers),
+        tuple(left_out),
+        tuple(name or stage for name in placement.joints),
+        None if placement.sends is None else placement.sends or stage,
     )
     module.__dict__[_REPORT] = report
     return report

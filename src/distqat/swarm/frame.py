@@ -4,6 +4,9 @@
     header   {"m": method, "f": fields, "t": [[name, dtype, shape, needs_grad], ...], "d": xxh3 of payload}
     payload  the tensors one behind the other, each padded to 16 bytes
 
+A tensor that travels coded (`codec.activations`) has two more entries, the name of its codec and its parts,
+[[name, dtype, size], ...]: those are in the payload in its place. Who receives the frame gets the tensor.
+
 Everything that a peer sent is checked before a tensor is made of it: sizes against caps, dtypes against an
 allow-list, shapes against byte counts, depth of the header, the digest.
 """
@@ -21,43 +24,34 @@ import numpy as np
 import torch
 import xxhash
 
-from distqat.errors import BadFrame
+from distqat.codec.activations import Coded, decode_activation
+from distqat.errors import BadContribution, BadFrame, UnknownName
+from distqat.swarm.spec import DTYPE_NAMES, DTYPES, Spec, parse_spec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"DQ"
 PREFIX = struct.Struct(">2sBBIIQ")
 MAX_HEADER_BYTES = 64 * 1024
 MAX_DEPTH = 16
-MAX_DIMENSIONS = 8
 ALIGNMENT = 16
 
 CALL, REPLY, ERROR, PING, PONG, BYE = range(1, 7)
 KINDS = frozenset((CALL, REPLY, ERROR, PING, PONG, BYE))
-
-DTYPES: dict[str, torch.dtype] = {
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f64": torch.float64,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One call or reply: plain fields, named tensors; `needs_grad` names those whose gradient is wanted."""
+    """One call or reply: plain fields, named tensors; `needs_grad` names those whose gradient is wanted.
+
+    `coded`, of a message to be sent: what travels in place of some of the tensors.
+    """
 
     fields: Fields = field(default_factory=dict)
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     needs_grad: frozenset[str] = frozenset()
+    coded: Mapping[str, Coded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,14 +87,19 @@ def encode(kind: int, request: int, method: str, message: Message) -> list[bytes
     specs, payload, size = [], list[bytes | memoryview](), 0
     digest = xxhash.xxh3_64()
     for name, tensor in message.tensors.items():
-        raw = _bytes_of(tensor)
-        padding = -len(raw) % ALIGNMENT
-        specs.append([name, _dtype_name(tensor), list(tensor.shape), name in message.needs_grad])
-        for part in (raw, bytes(padding)):
-            if len(part):
-                digest.update(part)
-                payload.append(part)
-        size += len(raw) + padding
+        spec = [name, _dtype_name(tensor), list(tensor.shape), name in message.needs_grad]
+        coded = message.coded.get(name)
+        if coded is not None:
+            spec += [coded.codec, [[n, _dtype_name(part), part.numel()] for n, part in coded.parts.items()]]
+        specs.append(spec)
+        for part in (tensor,) if coded is None else coded.parts.values():
+            raw = _bytes_of(part)
+            padding = bytes(-len(raw) % ALIGNMENT)
+            for piece in (raw, padding):
+                if len(piece):
+                    digest.update(piece)
+                    payload.append(piece)
+            size += len(raw) + len(padding)
     header = msgpack.packb({"m": method, "f": message.fields, "t": specs, "d": digest.intdigest()})
     if len(header) > MAX_HEADER_BYTES:
         raise BadFrame(f"header of {method!r} takes {len(header)} bytes, at most {MAX_HEADER_BYTES} travel")
@@ -108,24 +107,38 @@ def encode(kind: int, request: int, method: str, message: Message) -> list[bytes
     return [prefix + header, *payload]
 
 
-def decode(header: bytes | memoryview, payload: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[str, Message]:
-    """Method and message of one frame; the tensors are views of `payload`. Raises BadFrame."""
+def decode(
+    header: bytes | memoryview, payload: np.ndarray[Any, np.dtype[np.uint8]], max_decoded: int
+) -> tuple[str, Message]:
+    """Method and message of one frame; the tensors are views of `payload`, those that came coded are new.
+
+    `max_decoded` bounds the bytes of the latter. Raises BadFrame.
+    """
     method, fields, specs, digest = _parse_header(bytes(header))
     if xxhash.xxh3_64_intdigest(payload.data) != digest:
         raise BadFrame(f"{method}: the payload's digest does not match its header")
     tensors: dict[str, torch.Tensor] = {}
     needs_grad, offset = set(), 0
-    for spec in specs:
-        name, dtype, shape, wants_grad = _parse_spec(method, spec)
-        if name in tensors:
-            raise BadFrame(f"{method}: tensor {name!r} appears twice")
-        size = math.prod(shape) * dtype.itemsize
-        if offset + size > payload.nbytes:
-            raise BadFrame(f"{method}: tensor {name!r} of shape {shape} is longer than the payload")
-        tensors[name] = _view(payload[offset : offset + size], dtype, shape)
-        if wants_grad:
-            needs_grad.add(name)
-        offset += size + -size % ALIGNMENT
+    for raw in specs:
+        spec = parse_spec(method, raw)
+        if spec.name in tensors:
+            raise BadFrame(f"{method}: tensor {spec.name!r} appears twice")
+        parts: dict[str, torch.Tensor] = {}
+        for name, dtype, shape in spec.parts:
+            size = math.prod(shape) * dtype.itemsize
+            if offset + size > payload.nbytes:
+                raise BadFrame(f"{method}: tensor {spec.name!r} of {shape} is longer than the payload")
+            parts[name] = _view(payload[offset : offset + size], dtype, shape)
+            offset += size + -size % ALIGNMENT
+        if spec.codec is None:
+            (tensors[spec.name],) = parts.values()
+        else:
+            max_decoded -= math.prod(spec.shape) * spec.dtype.itemsize
+            if max_decoded < 0:
+                raise BadFrame(f"{method}: tensor {spec.name!r} of shape {spec.shape} is too large")
+            tensors[spec.name] = _decoded(method, spec, parts)
+        if spec.wants_grad:
+            needs_grad.add(spec.name)
     if offset != payload.nbytes:
         raise BadFrame(f"{method}: {payload.nbytes} payload bytes, the tensors account for {offset}")
     return method, Message(fields, tensors, frozenset(needs_grad))
@@ -146,21 +159,11 @@ def _parse_header(raw: bytes) -> tuple[str, dict[str, Any], Sequence[Any], int]:
     return method, fields, specs, digest
 
 
-def _parse_spec(method: str, spec: Any) -> tuple[str, torch.dtype, list[int], bool]:
-    if not (isinstance(spec, list) and len(spec) == 4):
-        raise BadFrame(f"{method}: a tensor needs name, dtype, shape and needs_grad")
-    name, dtype, shape, wants_grad = spec
-    if not (isinstance(name, str) and isinstance(dtype, str) and dtype in DTYPES):
-        raise BadFrame(f"{method}: tensor {name!r} of dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if not (isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(_is_size(n) for n in shape)):
-        raise BadFrame(f"{method}: tensor {name!r} has no valid shape: {shape!r}")
-    if math.prod(max(1, size) for size in shape) >= 2**48:  # an empty tensor, too, has strides
-        raise BadFrame(f"{method}: tensor {name!r} of shape {shape} is too large")
-    return name, DTYPES[dtype], shape, bool(wants_grad) and DTYPES[dtype].is_floating_point
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
+def _decoded(method: str, spec: Spec, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    try:
+        return decode_activation(str(spec.codec), parts, spec.shape, spec.dtype)
+    except (BadContribution, UnknownName) as error:
+        raise BadFrame(f"{method}: tensor {spec.name!r}: {error}") from error
 
 
 def _is_plain(value: Any, depth: int) -> bool:

@@ -77,8 +77,9 @@ class Incoming:
             prefix, header, payload = self._prefix, self._header, self._payload
             assert payload is not None
             self._begin(now)
-            method, message = frame.decode(header, payload)
-            nbytes = prefix.header_bytes + prefix.payload_bytes
+            method, message = frame.decode(header, payload, self._max_payload)
+            decoded = sum(tensor.nbytes for tensor in message.tensors.values())
+            nbytes = prefix.header_bytes + max(prefix.payload_bytes, decoded)
             return Received(prefix.kind, prefix.request, method, message, nbytes)
         self._filled = 0
         return None

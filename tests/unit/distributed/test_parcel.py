@@ -15,7 +15,8 @@ from distqat.distributed.serving import parcel
 from distqat.distributed.serving.download import Pieces
 from distqat.distributed.serving.parcel import Description, Parcel
 from distqat.errors import BadContribution, BadFrame
-from distqat.swarm.frame import DTYPES, Message
+from distqat.swarm.frame import Message
+from distqat.swarm.spec import DTYPES
 
 SHAPES = st.lists(st.integers(0, 7), max_size=3)
 TENSORS = st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(SHAPES, st.sampled_from([*DTYPES])))

@@ -215,10 +215,10 @@ async def test_a_peer_that_pings_and_does_not_read_fills_no_memory() -> None:
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         frame.PREFIX.pack(b"DQ", 99, frame.CALL, 0, 1, 0),
-        frame.PREFIX.pack(b"DQ", 1, 77, 0, 1, 0),
-        frame.PREFIX.pack(b"DQ", 1, frame.CALL, 2**31, 1, 0),
-        frame.PREFIX.pack(b"DQ", 1, frame.CALL, 10, 1, 2**60),
-        frame.PREFIX.pack(b"DQ", 1, frame.CALL, 0, 1, 0),
+        frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, 77, 0, 1, 0),
+        frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, 2**31, 1, 0),
+        frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, 10, 1, 2**60),
+        frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, 0, 1, 0),
         b"".join(frame.encode(frame.CALL, 1, "x", Message())).replace(b"\xa1m", b"\xa1q"),
     ],
 )

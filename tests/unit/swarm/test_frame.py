@@ -13,10 +13,13 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distqat.codec.activations import encode_activation
+from distqat.codec.aligned import Grid
 from distqat.errors import BadFrame
 from distqat.swarm import frame
 from distqat.swarm.frame import Message
 from distqat.swarm.incoming import Incoming, Received
+from distqat.swarm.spec import DTYPE_NAMES
 
 MAX_PAYLOAD = 1 << 20
 
@@ -34,7 +37,7 @@ plain = st.recursive(
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    dtype = draw(st.sampled_from(list(frame.DTYPE_NAMES)))
+    dtype = draw(st.sampled_from(list(DTYPE_NAMES)))
     shape = draw(st.lists(st.integers(0, 5), max_size=4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     bits = torch.randint(0, 2 if dtype == torch.bool else 256, (*shape, 8), generator=generator)
@@ -72,7 +75,11 @@ def parse(raw: bytes) -> Received | None:
 def with_header(payload: bytes = b"", **changes: Any) -> bytes:
     header = {"m": "x", "f": {}, "t": [], "d": xxhash.xxh3_64_intdigest(payload), **changes}
     raw = msgpack.packb({key: value for key, value in header.items() if value is not ...})
-    return frame.PREFIX.pack(b"DQ", 1, frame.CALL, len(raw), 1, len(payload)) + raw + payload
+    return (
+        frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, len(raw), 1, len(payload))
+        + raw
+        + payload
+    )
 
 
 @given(messages)
@@ -119,7 +126,7 @@ def test_every_flipped_bit_is_a_bad_frame_or_a_clean_message() -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_any_header_is_a_bad_frame_or_a_clean_message(header: bytes) -> None:
-    raw = frame.PREFIX.pack(b"DQ", 1, frame.CALL, len(header), 1, 0) + header
+    raw = frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, len(header), 1, 0) + header
     with contextlib.suppress(BadFrame):
         parse(raw)
 
@@ -127,7 +134,8 @@ def test_any_header_is_a_bad_frame_or_a_clean_message(header: bytes) -> None:
 @given(plain, plain, plain, plain)
 @settings(max_examples=150)
 def test_any_tensor_spec_is_a_bad_frame_or_a_clean_message(a: Any, b: Any, c: Any, d: Any) -> None:
-    for specs in ([[a, b, c, d]], [["x", "f32", c, d]], [["x", b, [2], d]], [a], a):
+    coded = ([["x", "f32", [4], True, a, b]], [["x", "f32", [4], True, "aligned", [["codes", c, d], a]]])
+    for specs in ([[a, b, c, d]], [["x", "f32", c, d]], [["x", b, [2], d]], [a], a, *coded):
         with contextlib.suppress(BadFrame):
             parse(with_header(bytes(16), t=specs))
 
@@ -176,7 +184,7 @@ def test_a_header_nested_a_thousand_deep_is_a_bad_frame() -> None:
     for opener in (b"\x91", b"\x81\xa1a", b"\xd4\x05"):
         raw = opener * 20_000
         with pytest.raises(BadFrame):
-            parse(frame.PREFIX.pack(b"DQ", 1, frame.CALL, len(raw), 1, 0) + raw)
+            parse(frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, len(raw), 1, 0) + raw)
 
 
 def test_an_integer_tensor_never_needs_a_gradient() -> None:
@@ -197,7 +205,7 @@ def test_an_announced_payload_takes_no_memory_before_it_comes() -> None:
     for _ in range(20):
         incoming = Incoming(2**31, now=0.0)
         header = with_header()[frame.PREFIX.size :]
-        raw = frame.PREFIX.pack(b"DQ", 1, frame.CALL, len(header), 1, 2**31) + header
+        raw = frame.PREFIX.pack(b"DQ", frame.PROTOCOL_VERSION, frame.CALL, len(header), 1, 2**31) + header
         while raw:
             room = incoming.buffer()
             count = min(len(room), len(raw))
@@ -218,3 +226,74 @@ def test_one_element_with_a_stride_travels() -> None:
     whole = parse(packed(Message(tensors={"x": torch.arange(6.0)[::2][1:2]})))
     assert whole is not None
     assert whole.message.tensors["x"].tolist() == [2.0]
+
+
+GRID_PART = [1.0, 0.0, 3.0]  # step, lowest, highest
+CODED_PARTS = [["codes", "u8", 4], ["grid", "f32", 3]]
+CODED = ["x", "f32", [2, 2], True, "aligned", CODED_PARTS]
+
+
+def coded_payload(codes: bytes = b"\x00\x01\x02\x03", grid: list[float] = GRID_PART) -> bytes:
+    return codes.ljust(16, b"\0") + torch.tensor(grid).numpy().tobytes().ljust(16, b"\0")
+
+
+def test_a_coded_tensor_arrives_as_the_tensor() -> None:
+    x, mask = torch.tensor([[0.0, 1.5], [3.0, 0.5]]), torch.tensor([1, 2])
+    coded = encode_activation(x, Grid(0.5, 0, 255), None)
+    assert coded is not None
+    sent = Message({"n": 1}, {"x": x, "mask": mask}, frozenset({"x"}), {"x": coded})
+    whole = parse(packed(sent))
+    assert whole is not None
+    assert list(whole.message.tensors) == ["x", "mask"]
+    assert torch.equal(whole.message.tensors["x"], x)
+    assert whole.message.needs_grad == {"x"}
+    assert whole.message.coded == {}
+
+
+def test_codes_by_hand() -> None:
+    whole = parse(with_header(coded_payload(), t=[CODED]))
+    assert whole is not None
+    assert whole.message.tensors["x"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "payload"),
+    [
+        (["x", "f32", [2, 2], True, "alined", CODED_PARTS], coded_payload()),
+        (["x", "f32", [2, 2], True, 7, CODED_PARTS], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned"], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned", {}], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned", []], b""),
+        (["x", "f32", [2, 2], True, "aligned", [CODED_PARTS[0]] * 2], bytes(32)),
+        (["x", "f32", [2, 2], True, "aligned", [["codes", "u8"], CODED_PARTS[1]]], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned", [["codes", "u8", -4], CODED_PARTS[1]]], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned", [["codes", "i8", 4], CODED_PARTS[1]]], coded_payload()),
+        (["x", "f32", [2, 2], True, "aligned", [["codes", "u8", 99], CODED_PARTS[1]]], coded_payload()),
+        (["x", "f32", [3, 2], True, "aligned", CODED_PARTS], coded_payload()),
+        (["x", "f32", [2**30, 2], True, "aligned", CODED_PARTS], coded_payload()),
+        (["x", "f64", [2, 2], True, "aligned", CODED_PARTS], coded_payload()),
+        (["x", "i64", [2, 2], True, "aligned", CODED_PARTS], coded_payload()),
+        (CODED, coded_payload(codes=b"\x00\x01\x02\x04")),
+        (CODED, coded_payload(grid=[0.0, 0.0, 3.0])),
+        (CODED, coded_payload(grid=[float("nan"), 0.0, 3.0])),
+        (CODED, coded_payload(grid=[1.0, 0.0, 300.0])),
+        (CODED, coded_payload()[:16]),
+    ],
+)
+def test_bad_coded_tensors(spec: list[Any], payload: bytes) -> None:
+    with pytest.raises(BadFrame):
+        parse(with_header(payload, t=[spec]))
+
+
+def test_what_is_decoded_is_bounded_as_the_payload_is() -> None:
+    spec = [
+        "x",
+        "f32",
+        [MAX_PAYLOAD // 2],
+        False,
+        "aligned",
+        [["codes", "u8", MAX_PAYLOAD // 2], ["grid", "f32", 3]],
+    ]
+    payload = bytes(MAX_PAYLOAD // 2) + coded_payload()[16:]
+    with pytest.raises(BadFrame, match="too large"):
+        parse(with_header(payload, t=[spec]))

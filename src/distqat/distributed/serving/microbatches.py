@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -77,8 +78,7 @@ class Microbatches:
                 lambda: self._replica.forward(number, message.tensors, message.needs_grad),
             )
             attempt.forward_turns.through(number)
-            outputs, needs_grad = await job
-            reply = await self._call_next(attempt, Message(message.fields, outputs, needs_grad))
+            reply = await self._call_next(attempt, (await job).message(message.fields))
             await attempt.backward_turns.mine(number)
             failpoint("stage.backward.before_apply")
             back = self._compute.submit(
@@ -99,7 +99,7 @@ class Microbatches:
         outputs = await job
         if attempt.last:
             return Message({"scores": {}})
-        return await self._call_next(attempt, Message(message.fields, outputs))
+        return await self._call_next(attempt, outputs.message(message.fields))
 
     async def _call_next(self, attempt: OpenAttempt, message: Message, method: str = "train") -> Message:
         assert attempt.next_link is not None
@@ -109,7 +109,7 @@ class Microbatches:
         fields = {**message.fields, "budget": budget}
         try:
             return await attempt.next_link.call(
-                method, Message(fields, message.tensors, message.needs_grad), timeout=budget, prompt=True
+                method, replace(message, fields=fields), timeout=budget, prompt=True
             )
         except SwarmError as error:
             raise about(error, attempt.route[attempt.position + 1].uid) from error
@@ -124,10 +124,10 @@ class Microbatches:
             lambda: self._replica.forward(number, message.tensors, message.needs_grad),
         )
         attempt.forward_turns.through(number)
-        outputs, needs_grad = await job
+        outputs = await job
         if attempt.last:
-            return Message(tensors=outputs)
-        return await self._call_next(attempt, Message(message.fields, outputs, needs_grad), "forward")
+            return Message(tensors=outputs.tensors)
+        return await self._call_next(attempt, outputs.message(message.fields), "forward")
 
     async def _backward(self, attempt: OpenAttempt, message: Message) -> Message:
         """Gradients of the last stage's outputs to gradients of this stage's inputs."""

@@ -21,7 +21,8 @@ from torch import Tensor
 from distqat.diloco.digest import state_digest
 from distqat.distributed.wire import take
 from distqat.errors import BadContribution, BadFrame
-from distqat.swarm.frame import ALIGNMENT, DTYPE_NAMES, DTYPES, MAX_DIMENSIONS, Message
+from distqat.swarm.frame import ALIGNMENT, Message
+from distqat.swarm.spec import DTYPE_NAMES, DTYPES, MAX_DIMENSIONS
 
 Named = dict[str, Tensor]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.serving.precision import Precision
+from distqat.distributed.serving.sending import Outputs, Sending
 from distqat.errors import BadFrame, SwarmError
 from distqat.models import named_tensors
 from distqat.quant import QuantOptions, activate, calibrated, quantizers, schedule, step_parameter_names
@@ -76,6 +77,7 @@ class StageReplica:
         device: torch.device,
         precision: Precision,
         task: Task | None,
+        activations: str = "auto",
     ) -> None:
         self.module = module.to(device).train()
         self.stage = stage
@@ -83,6 +85,7 @@ class StageReplica:
         self.precision = precision
         self.task = task  # of the last stage only: it computes the loss
         self.options = options
+        self._sending = Sending(module, activations if task is None else "fp32", stage=stage)
         self._quant = quant
         self.steps = step_parameter_names(module)
         no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
@@ -109,13 +112,11 @@ class StageReplica:
             parameter.requires_grad_(False)
         self._attempt = Attempt(seed, buffers, self.calibrating, frozen, held)
 
-    def forward(
-        self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]
-    ) -> tuple[Named, frozenset[str]]:
+    def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Outputs:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
         outputs = self._run(microbatch, tensors, needs_grad)
         wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
-        return {name: tensor.detach() for name, tensor in outputs.items()}, wanted
+        return self._sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
 
     def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
         """Gradients of the outputs to gradients of the inputs that need one."""
@@ -148,20 +149,20 @@ class StageReplica:
         return self._finish(self._open().graphs.pop(microbatch)), scores
 
     @torch.no_grad()
-    def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> Named:
+    def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> Outputs:
         """Forward without a graph: calibrating quantizers see the data."""
         attempt = self._open()
         self._seed(attempt, microbatch)
         outputs = self._call(tensors)
         attempt.done += 1
-        return outputs
+        return self._sending.outputs(outputs, ())
 
     @torch.no_grad()
-    def evaluate(self, tensors: Mapping[str, Tensor]) -> Named:
+    def evaluate(self, tensors: Mapping[str, Tensor]) -> Outputs:
         """Forward in eval mode, outside any attempt."""
         self.module.eval()
         try:
-            return self._call(tensors)
+            return self._sending.outputs(self._call(tensors), ())
         finally:
             self.module.train()
             self._follow_schedule()

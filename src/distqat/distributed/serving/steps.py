@@ -231,12 +231,12 @@ class Steps:
             Priority.FORWARD, "evaluate", lambda: self._replica.evaluate(tensors)
         )
         if not route:
-            return Message(tensors=outputs)
+            return Message(tensors=outputs.tensors)
         following = {**fields, "route": [hop.fields() for hop in route[1:]]}
         budget = take(fields, "budget", float)
         try:
             link = await self._transport.link(route[0].address)
-            return await link.call("evaluate", Message(following, outputs), timeout=budget, prompt=True)
+            return await link.call("evaluate", outputs.message(following), timeout=budget, prompt=True)
         except SwarmError as error:
             raise about(error, route[0].uid) from error
 

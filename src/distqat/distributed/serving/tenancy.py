@@ -72,7 +72,14 @@ class Tenancy:
         task = build_task(config) if stage == config.stages[-1] else None
         precision = Precision.resolve(config.data.precision, device)
         self._replica = StageReplica(
-            module, config.diloco, config.quant, stage=stage, device=device, precision=precision, task=task
+            module,
+            config.diloco,
+            config.quant,
+            stage=stage,
+            device=device,
+            precision=precision,
+            task=task,
+            activations=config.model_pipeline.activations,
         )
         for line in quantization_lines(config, stage, module):
             logger.info("%s: %s", stage, line)
