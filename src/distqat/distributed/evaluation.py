@@ -14,6 +14,7 @@ from distqat.data.source import Source
 from distqat.distributed.building import build_module, build_task, open_data
 from distqat.errors import ModelError
 from distqat.models import named_tensors
+from distqat.quant.joint import link
 from distqat.tasks.base import Bounded, Forward, Judging, Sample, Showing, Task
 
 BATCH = 256
@@ -74,6 +75,7 @@ def show(config: Config, modules: Mapping[str, nn.Module]) -> Mapping[str, bytes
 def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
     """The stages one behind the other, in eval mode."""
     stages = [modules[stage].eval() for stage in config.stages]
+    link(stages)
 
     @torch.no_grad()
     def forward(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

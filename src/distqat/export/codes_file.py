@@ -44,7 +44,7 @@ def export_codes(
     """Write the file, load it into `blank` (the same model, anew) and compare. Raises ExportError."""
     path = folder / MODEL
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = integer_state(model)
+    tensors = integer_state(model.settled())
     told = {"distqat": description.to_json(), "config": json.dumps(config, sort_keys=True)}
     write_model(path, tensors, told)
     load_codes(blank, path)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distqat.errors import ExportError
 from distqat.quant import ActivationQuantizer, SharedInput, WeightQuantizer, quantizers
 from distqat.quant.layers import QuantizedLayer, channel_axis
+from distqat.quant.norm import FoldedNorm, unfold_norm
 from distqat.quant.token import TokenQuantizer
 
 DOMAIN, MARK = "distqat", "Mark"
@@ -53,6 +54,9 @@ def marked_copy(model: nn.Module) -> nn.Module:
                 "round"
             )
     marks: dict[int, Mark] = {}
+    for child in copied.modules():
+        if isinstance(child, FoldedNorm):
+            unfold_norm(child)
     for name, layer in list(copied.named_modules()):
         if isinstance(layer, QuantizedLayer):
             _settle_bias(layer)

@@ -30,7 +30,7 @@ def export_onnx(
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
     batch = task.collate(samples[:TRACED_SAMPLES])
-    models = onnx_models(model, batch.inputs, exact=expected.exact)
+    models = onnx_models(model.settled(), batch.inputs, exact=expected.exact)
     files = Files(folder / MODEL, folder / FLOAT_MODEL)
     for made, path in ((models.integer, files.integer), (models.float, files.float)):
         describe(made, description)

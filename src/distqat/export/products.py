@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from distqat.export.activations import ActivationCodes
 from distqat.export.graph import Array, Graph, attribute
 from distqat.export.marks import TOKEN
 from distqat.export.tokens import lower_token_product
 from distqat.export.weights import WeightCodes, is_mark
+from distqat.quant.bias import bias_codes, stored_step
 
 if TYPE_CHECKING:
     import onnx
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 ATTENTION = "activations times activations"
-BIAS_LIMIT = 2.0**30
-"""An int32 bias stays below this, and the accumulator below 2**31."""
 
 
 @dataclass(frozen=True)
@@ -117,31 +117,23 @@ def _dequantize_weight(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, v
 
 
 def _integer_bias(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
-    """An int32 bias of scale s_x * s_w.
-
-    Under W4 that grid is coarse, and rounding the bias to it would move outputs: codes of few bits become
-    multiples (7 -> 126) of a step as many times smaller, which is the same weight and a finer grid. Where a
-    channel's step is too small for its bias (gamma near 0), it is made larger.
-    """
+    """The bias as int32 of scale s_x * s_w, and the weight codes as that wants them stored."""
     if len(node.input) < 3 or not node.input[2]:
         return
     bias = graph.constant(node.input[2])
     if bias is None:
         return
-    times = 127 // (2 ** (codes.bits - 1) - 1)
-    codes.integers, codes.scale = (codes.integers * times).astype(np.int8), codes.scale / np.float32(times)
-    bias_C = np.broadcast_to(bias.astype(np.float64).reshape(-1), codes.scale.shape)
-    needed_C = np.abs(bias_C) / (given.scale * BIAS_LIMIT)
-    scale_C = np.maximum(codes.scale, needed_C).astype(np.float32)
-    if bool((scale_C > codes.scale).any()):
-        shape = [-1 if dim == codes.axis else 1 for dim in range(codes.integers.ndim)]
-        smaller = np.rint(codes.integers * (codes.scale / scale_C).reshape(shape))
-        codes.integers, codes.scale = smaller.astype(np.int8), scale_C
-    product_C = (np.float32(given.scale) * codes.scale).astype(np.float32)
-    integers = np.rint(bias_C / product_C.astype(np.float64)).astype(np.int32)
+    bias_C = torch.tensor(bias.reshape(-1)).expand(codes.scale.shape)
+    input_step = torch.tensor(given.scale)
+    stored_C = stored_step(torch.tensor(codes.scale), codes.bits, input_step, bias_C)
+    shape = [-1 if dim == codes.axis else 1 for dim in range(codes.integers.ndim)]
+    ratio_C = codes.scale.astype(np.float64) / stored_C.numpy()  # a whole number but where a step was widened
+    codes.integers = np.rint(codes.integers * ratio_C.reshape(shape)).astype(np.int8)
+    codes.scale = stored_C.numpy()
+    integers_C, product_C = (each.numpy() for each in bias_codes(bias_C, input_step, stored_C))
     value = f"{node.output[0]}.bias"
     scale, zero = _grid(graph, f"{value}.", product_C, np.int32)
-    stored = graph.add_constant(f"{value}.integers", integers)
+    stored = graph.add_constant(f"{value}.integers", integers_C.astype(np.int32))
     node.input[2] = graph.add("DequantizeLinear", [stored, scale, zero], value, axis=0)
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from distqat.errors import ExportError
 from distqat.export.graph import Array, Graph, attribute
 from distqat.export.marks import MARK, WEIGHT
+from distqat.quant.bias import folded_step
 
 if TYPE_CHECKING:
     import onnx
@@ -108,9 +110,10 @@ def _fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto, codes: Weigh
     factor_C = gamma_C / np.sqrt(variance_C + float(attribute(norm, "epsilon", 1e-5)))
     bias = graph.constant(conv.input[2]) if len(conv.input) > 2 else None
     bias_C = (np.zeros_like(mean_C) if bias is None else bias.astype(np.float64)) - mean_C
-    sign_C = np.sign(factor_C).astype(np.int8)  # 0 where gamma is: such a channel is its bias alone
+    kept_C = np.abs(codes.scale * factor_C).astype(np.float32) > 0  # else gamma is 0: its bias alone
+    sign_C = (np.sign(factor_C) * kept_C).astype(np.int8)
     codes.integers = codes.integers * sign_C.reshape(-1, *[1] * (codes.integers.ndim - 1))
-    codes.scale = np.where(factor_C == 0, 1.0, np.abs(codes.scale * factor_C)).astype(np.float32)
+    codes.scale = folded_step(torch.tensor(codes.scale), torch.tensor(factor_C)).numpy()
     codes.folded = True
     name = graph.add_constant(f"{codes.name}.folded_bias", (bias_C * factor_C + beta_C).astype(np.float32))
     del conv.input[2:]

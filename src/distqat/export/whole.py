@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from distqat.models import named_tensors
+from distqat.quant import quantizers
+from distqat.quant.joint import link
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Whole(nn.Module):
@@ -16,6 +22,14 @@ class Whole(nn.Module):
         super().__init__()
         for name, stage in stages.items():
             self.add_module(name, stage)
+        link(list(stages.values()))
+
+    def settled(self) -> Self:
+        """In eval mode, with steps that move no more; those that calibrate are left as they are."""
+        for _, quantizer in quantizers(self):
+            if quantizer.state == "active":
+                quantizer.freeze()
+        return self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the last stage returns, by position."""

@@ -83,7 +83,7 @@ def _export(config: Config, args: Any) -> Report:
     told = ", ".join(f"{key} {value}" for key, value in what.items())
     description = _description(config, told)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
-    model = Whole(modules).eval()
+    model = Whole(modules)
     if args.format != "onnx-int8":
         from distqat.export.codes_file import export_codes
         from distqat.export.torchao_export import export_torchao

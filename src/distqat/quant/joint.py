@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -37,6 +38,19 @@ def leaving(module: nn.Module) -> ActivationQuantizer | None:
     return next((quantizer for _, _, quantizer in joints(module) if quantizer.leaves_stage), None)
 
 
+def link(stages: Sequence[nn.Module]) -> None:
+    """Tell layers that take codes of the stage before (all stages are in this process) whose they are.
+
+    Their biases are then rounded as an exported model rounds them. A stage that trains alone does not know
+    the step, so stages are linked when a model is assembled.
+    """
+    for before, stage in pairwise(stages):
+        quantizer = leaving(before)
+        for child in stage.modules():
+            if quantizer is not None and isinstance(child, CarriedInput) and child.source is None:
+                child.take_from(quantizer)
+
+
 class Unquantized(nn.Module):
     """In place of a quantizer on a side that stays in float (method `none`)."""
 
@@ -58,8 +72,12 @@ class CarriedInput(nn.Module):
 
     @property
     def quantizer(self) -> ActivationQuantizer | None:
-        """The joint's; None where the stage before has it."""
+        """The joint's; None where the stage before has it, and is elsewhere."""
         return self._quantizer[0]
+
+    def take_from(self, quantizer: ActivationQuantizer) -> None:
+        """The stage before is here, and this is its joint."""
+        self._quantizer[0] = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """The same."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distqat.quant.bias import snapped
 from distqat.quant.joint import InputQuantizer, Unquantized, quantizer_of
 from distqat.quant.quantizer import WeightQuantizer
 
@@ -27,20 +28,13 @@ class QuantizedLayer:
     snaps_bias: bool
 
     def used_bias(self) -> Tensor | None:
-        """The bias; once steps are frozen as int32 times (input step * weight step), if `snaps_bias`."""
+        """The bias; once steps are frozen as the int32 of `quant.bias` stand for, if `snaps_bias`."""
         taken, weight = quantizer_of(self.input_quant), self.weight_quant
         if self.bias is None or not self.snaps_bias or taken is None or isinstance(weight, Unquantized):
             return self.bias
         if taken.state != "frozen" or weight.state != "frozen":
             return self.bias
-        return snapped(self.bias, taken.step, weight.step)
-
-
-def snapped(bias: Tensor, input_step: Tensor, weight_step: Tensor) -> Tensor:
-    """The nearest value that int32 codes of the accumulator's grid can hold; the gradient passes."""
-    step = input_step.double() * weight_step.double()
-    codes = (bias.detach().double() / step).round().clamp(-(2**31) + 1, 2**31 - 1)
-    return (codes * step).to(bias.dtype) + (bias - bias.detach())
+        return snapped(self.bias, taken.step, weight.step, weight.bits)
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]

@@ -14,7 +14,7 @@ stream of a transformer stays in float, as every int8 runtime leaves it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from distqat.quant.flow import Flow, Node
@@ -34,6 +34,7 @@ _SUMS = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d",
 }  # fmt: skip
 _CONVOLUTIONS = {"conv1d", "conv2d"}
+_NORMS = {"batch_norm"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Placement:
     wants_codes: bool = False  # a layer takes the stage's only input directly
     has_codes: bool = False  # the stage's only output comes from layers
     sends: str | None = None  # the joint whose codes leave the stage
+    norms: dict[str, str] = field(default_factory=dict)  # by convolution, the BatchNorm that folds into it
 
 
 def place(flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> Placement:
@@ -95,7 +97,9 @@ class _Placing:
         self._join_shared()
         if self._boundary.sends and last is not None and self._join(last):
             placement.sends = self._joined[id(_source(last))]
-        self._join_convolutions(last)
+        users = _users(flow)
+        self._join_convolutions(last, users)
+        placement.norms = dict(self._folding(users))
         for name in self._bits:
             placement.inputs[name] = self._input(name)
         return placement
@@ -135,12 +139,8 @@ class _Placing:
                 return True
         return False
 
-    def _join_convolutions(self, last: Node | None) -> None:
+    def _join_convolutions(self, last: Node | None, users: Mapping[int, list[Node]]) -> None:
         """A convolution runs on integers only if what comes out is quantized too (runtimes requantize it)."""
-        users: dict[int, list[Node]] = {}
-        for node in _all_nodes(self._flow):
-            for each in node.inputs:
-                users.setdefault(id(each), []).append(node)
         for name in self._bits:
             for node in self._flow.given.get(name, ()):
                 if node.op not in _CONVOLUTIONS:
@@ -149,6 +149,17 @@ class _Placing:
                 quantized = any(id(each) in self._wanted or id(each) in self._joined for each in chain)
                 while chain and not quantized and chain[-1] is not last:
                     quantized = self._join(chain.pop())
+
+    def _folding(self, users: Mapping[int, list[Node]]) -> Iterator[tuple[str, str]]:
+        """Convolutions, each with the norm that alone takes what it gives."""
+        for name in self._bits:
+            given = self._flow.given.get(name, [])
+            if len(given) != 1 or given[0].op not in _CONVOLUTIONS or id(given[0]) in self._joined:
+                continue
+            chain = _fused(given[0], users)
+            norm = chain[1].modules[:1] if len(chain) > 1 and chain[1].op in _NORMS else []
+            if norm and self._flow.calls[norm[0]] == 1 and given[0] not in self._flow.outputs:
+                yield name, norm[0]
 
     def _from_layers(self, node: Node) -> bool:
         """Whether a tensor can be integers: it comes from quantized layers, or one takes it."""
@@ -195,11 +206,20 @@ def _operands(node: Node) -> list[Node]:
 def _fused(node: Node, users: Mapping[int, list[Node]]) -> list[Node]:
     """Convolution, norm and ReLU in a row, which runtimes make one kernel of."""
     chain = [node]
-    for ops in ({"batch_norm"}, _CLAMPS):
+    for ops in (_NORMS, _CLAMPS):
         following = users.get(id(chain[-1]), [])
         if len(following) == 1 and following[0].op in ops:
             chain.append(following[0])
     return chain
+
+
+def _users(flow: Flow) -> dict[int, list[Node]]:
+    """Who takes a tensor, by its node."""
+    users: dict[int, list[Node]] = {}
+    for node in _all_nodes(flow):
+        for each in node.inputs:
+            users.setdefault(id(each), []).append(node)
+    return users
 
 
 def _all_nodes(flow: Flow) -> list[Node]:

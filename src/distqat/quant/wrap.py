@@ -19,6 +19,7 @@ from distqat.quant.joint import (
     add_joint,
 )
 from distqat.quant.layers import channel_axis, layer_kind, to_quantized
+from distqat.quant.norm import fold_norm
 from distqat.quant.options import QuantOptions
 from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
 from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
@@ -65,6 +66,9 @@ def quantize_module(
         add_joint(module.get_submodule(name), quantizer, changed_later=changed_later)
     for name, bits in chosen.items():
         _quantize_layer(module, name, stage, bits, options, placement)
+    if options.bias.snap:
+        for name, norm in placement.norms.items():
+            fold_norm(module.get_submodule(norm), module.get_submodule(name))
     if chosen:
         module.register_forward_pre_hook(_note_dummies, with_kwargs=True)
     layers = (

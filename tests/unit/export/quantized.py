@@ -37,7 +37,7 @@ def tiny_config(name: str, **changes: Any) -> Config:
     return load_config(f"configs/{name}.yaml", {**CHANGES[name], **changes})
 
 
-def quantized(config: Config, batches: int = 2) -> tuple[Whole, Task, list[Sample]]:
+def quantized(config: Config, batches: int = 2, *, frozen: bool = True) -> tuple[Whole, Task, list[Sample]]:
     """A model with random weights whose quantizers saw real batches; its task and some held-out samples."""
     torch.manual_seed(5)
     stages = {stage: build_module(config, stage) for stage in config.stages}
@@ -50,7 +50,7 @@ def quantized(config: Config, batches: int = 2) -> tuple[Whole, Task, list[Sampl
             model(*task.collate([item.sample for item in source.take(16)]).inputs.values())
     for stage in stages.values():
         activate(stage)
-    return model.eval(), task, list(source.heldout())[:64]
+    return model.settled() if frozen else model.eval(), task, list(source.heldout())[:64]
 
 
 def first_batch(task: Task, samples: list[Sample], size: int = 8) -> Batch:

@@ -18,7 +18,7 @@ from distqat.export.check import Expectations
 from distqat.export.codes_file import export_codes, integer_state, load_codes
 from distqat.export.description import Description
 from distqat.export.whole import Whole
-from distqat.quant import quantizers, set_state
+from distqat.quant import quantizers
 
 HOW: dict[str, dict[str, Any]] = {
     "mlp": {"quant.weight.bits": 4, "quant.bias.snap": True},
@@ -40,8 +40,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "state"), CASES)
 def test_the_loaded_model_gives_the_same_bits(name: str, state: Any, tmp_path: Path) -> None:
     config = tiny_config(name.split()[0], **HOW[name])
-    model, task, samples = quantized(config)
-    set_state(model, state)
+    model, task, samples = quantized(config, frozen=state == "frozen")
     description = Description(config.data.task_type, task_settings(config), source="test")
     blank, told = Whole(build_all(config)), config.model_dump(mode="json")
     report = export_codes(model, blank, samples[:16], description, tmp_path, told, Expectations())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from distqat.errors import UnknownName
 from distqat.quant import ActivationQuantizer, QuantOptions, activate, quantize_module, quantizers, set_state
-from distqat.quant.layers import snapped
+from distqat.quant.bias import snapped
 from distqat.quant.methods import METHODS, get_method
 from distqat.quant.quantizer import How, WeightQuantizer
 from distqat.quant.token import TokenQuantizer
@@ -198,7 +198,7 @@ def test_biases_snap_to_the_grid_of_the_accumulator_once_frozen() -> None:
     codes = layer.used_bias().detach().double() / step
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
     assert float((layer.used_bias() - layer.bias).detach().abs().max()) <= float(step.max()) / 2 + 1e-9
-    again = snapped(layer.used_bias(), layer.input_quant.step, layer.weight_quant.step)
+    again = snapped(layer.used_bias(), layer.input_quant.step, layer.weight_quant.step, bits=8)
     assert torch.equal(again, layer.used_bias())
     stage(x).sum().backward()
     assert torch.isfinite(layer.bias.grad).all()
