@@ -26,7 +26,7 @@ from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
 from distqat.metrics import open_sinks
-from distqat.quant import step_parameter_names
+from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names
 from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -152,12 +152,15 @@ class BaselineTrainer:
         """Gradients of the mean over all microbatches, clipped; the mean loss."""
         samples = sum(part.size for part in batch)
         self._optimizer.zero_grad(set_to_none=True)
+        hold_weights(self.model)
         total = 0.0
         for part in batch:
             labels = {name: tensor.to(self._device) for name, tensor in part.labels.items()}
             loss = self._task.loss(self._outputs(part), labels) * (part.size / samples)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        settle_weights(self.model)
+        drop_weights(self.model)
         if self._config.diloco.max_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.diloco.max_grad_norm)

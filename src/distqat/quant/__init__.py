@@ -21,6 +21,7 @@ from distqat.quant.options import QuantOptions
 if TYPE_CHECKING:
     from distqat.quant import schedule
     from distqat.quant.flow import Flow, record
+    from distqat.quant.held import drop_weights, hold_weights, settle_weights
     from distqat.quant.joint import CarriedInput, SharedInput, joints, leaving
     from distqat.quant.placement import Boundary
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "flow": ("Flow", "record"),
+    "held": ("drop_weights", "hold_weights", "settle_weights"),
     "joint": ("CarriedInput", "SharedInput", "joints", "leaving"),
     "placement": ("Boundary",),
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
@@ -78,8 +80,10 @@ __all__ = [
     "calibrated",
     "check_patterns",
     "coverage",
+    "drop_weights",
     "edges",
     "freeze_in",
+    "hold_weights",
     "joints",
     "leaving",
     "module_names",
@@ -91,6 +95,7 @@ __all__ = [
     "report_of",
     "schedule",
     "set_state",
+    "settle_weights",
     "step_parameter_names",
 ]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Rounding: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+Rounding: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 
 LOG_STEP_BOUND = 64.0
 """|log(step)| beyond this counts as this, so neither the step nor its inverse ever leaves float32."""
@@ -70,33 +70,38 @@ class _FakeQuantize(torch.autograd.Function):
         rounded: Rounding,
     ) -> Tensor:
         step = _aligned(step_size(log_step), x.dim(), axis)
-        y = rounded(_wide(x), step, qmin, qmax).to(x.dtype)
+        inverse = step.reciprocal()
+        y = rounded(_wide(x), step, inverse, qmin, qmax).to(x.dtype)
         ctx.save_for_backward(x, y, log_step)
-        ctx.qmin, ctx.qmax, ctx.axis, ctx.gradient_scale = qmin, qmax, axis, gradient_scale
+        ctx.axis, ctx.gradient_scale = axis, gradient_scale
+        ctx.range = qmin * EDGE - TINY, qmax * EDGE  # of x / step
+        ctx.inverse = inverse
+        if axis is None and x.device.type == "cpu":  # the same of x: a pass less, but on a GPU a wait
+            size = float(step)
+            ctx.range, ctx.inverse = (ctx.range[0] * size, ctx.range[1] * size), None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, log_step = ctx.saved_tensors
-        inverse = _aligned(step_size(log_step).reciprocal(), x.dim(), ctx.axis)
-        wide = _wide(x)
-        t = wide * inverse
-        grad_x = torch.ops.aten.hardtanh_backward(_wide(grad), t, ctx.qmin * EDGE - TINY, ctx.qmax * EDGE)
+        x_wide, grad_wide = _wide(x), _wide(grad)
+        place = x_wide if ctx.inverse is None else x_wide * ctx.inverse
+        grad_x = torch.ops.aten.hardtanh_backward(grad_wide, place, *ctx.range)
         grad_step = None
         if ctx.needs_input_grad[1]:
             if ctx.axis is None:
-                total = _dot(grad, y) - _dot(grad_x, wide)
+                total = _dot(grad_wide, _wide(y)) - _dot(grad_x, x_wide)
             else:
-                terms = (_wide(grad) * _wide(y)).addcmul_(grad_x, wide, value=-1)
-                total = terms.sum_to_size(inverse.shape).view(-1)
-            grad_step = (total * ctx.gradient_scale).to(log_step.dtype)
+                terms = (grad_wide * _wide(y)).addcmul_(grad_x, x_wide, value=-1)
+                total = terms.sum_to_size(_aligned(log_step, x.dim(), ctx.axis).shape).view(-1)
+            grad_step = total.mul_(ctx.gradient_scale).to(log_step.dtype)
         grad_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad_step, None, None, None, None, None
 
 
-def _rounded(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
-    y: Tensor = (x * step.reciprocal()).round_().clamp_(qmin, qmax).mul_(step)
+def _rounded(x: Tensor, step: Tensor, inverse: Tensor, qmin: int, qmax: int) -> Tensor:
+    y: Tensor = (x * inverse).round_().clamp_(qmin, qmax).mul_(step)
     return y
 
 
@@ -119,7 +124,6 @@ def _aligned(step: Tensor, dims: int, axis: int | None) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    a, b = _wide(a), _wide(b)
     if a.is_contiguous() and b.is_contiguous():  # one pass, nothing written
         return torch.dot(a.view(-1), b.view(-1))
     return (a * b).sum()

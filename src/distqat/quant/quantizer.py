@@ -12,6 +12,7 @@ state dict carries it to the bit and a snapshot of the buffers undoes what an ab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -83,14 +84,13 @@ class Quantizer(nn.Module):
             raise QuantError(f"{self.name} is calibrating; activate it before it can be frozen")
         self.state_code.fill_(STATES.index("frozen"))
 
-    def _learned_log_step(self) -> Tensor:
-        return self.log_step.detach() if self.state == "frozen" else self.log_step
+    def _learned_log_step(self, state: QuantState) -> Tensor:
+        return self.log_step.detach() if state == "frozen" else self.log_step
 
     def _flag(self, buffer_name: str) -> int:
-        """The value of a scalar buffer; on an accelerator it is read again only after it was written."""
-        buffer: Tensor = getattr(self, buffer_name)
-        if buffer.device.type == "cpu":
-            return int(buffer)
+        """The value of a scalar buffer, read again only after it was written: reading one waits for a GPU."""
+        buffer = self._buffers[buffer_name]
+        assert buffer is not None
         known = self._read.get(buffer_name)
         if known is None or known[0] is not buffer or known[1] != buffer._version:
             known = self._read[buffer_name] = (buffer, buffer._version, int(buffer))
@@ -109,6 +109,8 @@ class WeightQuantizer(Quantizer):
         self.qmax = 2 ** (bits - 1) - 1
         per_step = weight.numel() / self.log_step.numel()
         self._grid = Grid(-self.qmax, self.qmax, axis, (per_step * self.qmax) ** -0.5, self.how.compiled)
+        self._holds = False
+        self._made: tuple[Tensor, Tensor] | None = None  # quantized, and the leaf that stands for it
 
     def initial_step(self, weight: Tensor) -> Tensor:
         """The first step, for each output channel where there is one each."""
@@ -119,13 +121,34 @@ class WeightQuantizer(Quantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the integers will have it; itself while calibrating."""
+        if self._made is not None:
+            return self._made[1]
         state = self.state
         if state == "calibrating":
             return weight
         if self.method.follows_weight and state == "active":
             with torch.no_grad():
                 self.log_step.copy_(self.initial_step(weight).log())
-        return self.method.fake_quantize(weight, self._learned_log_step(), None, self._grid)
+        quantized = self.method.fake_quantize(weight, self._learned_log_step(state), None, self._grid)
+        if not self._holds or not torch.is_grad_enabled():
+            return quantized
+        leaf = quantized.detach().requires_grad_(quantized.requires_grad)
+        self._made = quantized, leaf
+        return leaf
+
+    def hold(self) -> None:
+        """Quantize once, at the next call, until `drop`; see `distqat.quant.held`."""
+        self._holds, self._made = True, None
+
+    def settle(self) -> None:
+        """Pass the gradient that the held weight has collected through the quantizer."""
+        made, self._made = self._made, None
+        if made is not None and made[1].grad is not None:
+            torch.autograd.backward([made[0]], [made[1].grad])
+
+    def drop(self) -> None:
+        """Quantize at every call again."""
+        self._holds, self._made = False, None
 
     @property
     def _extremes(self) -> bool:
@@ -239,12 +262,19 @@ class ActivationQuantizer(Quantizer):
             return x
         qmin, qmax = self.code_range
         features = max(x.numel() // max(x.shape[0], 1), 1) if x.dim() else 1
-        grid = Grid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, self.how.compiled)
-        offset = self.offset.detach() if self.offset is not None and state == "frozen" else self.offset
-        y = self.method.fake_quantize(x, self._learned_log_step(), offset, grid)
+        grid = _tensor_grid(qmin, qmax, features, self.how.compiled)
+        offset: Tensor | None = self.offset
+        if offset is not None and state == "frozen":
+            offset = offset.detach()
+        y = self.method.fake_quantize(x, self._learned_log_step(state), offset, grid)
         return y + 0.0 if self.leaves_stage else y
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""
         kind = "shifted" if self.offset is not None else "signed" if self._flag("signed") else "unsigned"
         return f"bits={self.bits}, {kind}, {self.state}"
+
+
+@lru_cache(maxsize=1024)
+def _tensor_grid(qmin: int, qmax: int, features: int, compiled: bool) -> Grid:
+    return Grid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, compiled)

@@ -29,6 +29,7 @@ from distqat.quant.states import OBSERVES, quantizers
 from distqat.quant.token import TokenQuantizer
 
 _REPORT = "_quant_report"
+_OBSERVERS = "_quant_observers"
 
 
 def quantize_module(
@@ -70,6 +71,8 @@ def quantize_module(
         for name, norm in placement.norms.items():
             fold_norm(module.get_submodule(norm), module.get_submodule(name))
     if chosen:
+        observers = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
+        module.__dict__[_OBSERVERS] = observers
         module.register_forward_pre_hook(_note_dummies, with_kwargs=True)
     layers = (
         LayerReport(name or stage, kinds[name], bits.weight, bits.activation) for name, bits in chosen.items()
@@ -192,12 +195,10 @@ def _full(stage: str, name: str) -> str:
 
 def _note_dummies(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A batch of zeros gives inner layers values that are not zero (biases, norms): it is told apart here."""
-    waiting = [
-        quantizer
-        for _, quantizer in quantizers(module)
-        if isinstance(quantizer, ActivationQuantizer) and quantizer.state == "calibrating"
-    ]
-    if waiting and module.training:
+    if not module.training:
+        return
+    waiting = [quantizer for quantizer in module.__dict__[_OBSERVERS] if quantizer.state == "calibrating"]
+    if waiting:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         real = not tensors or any(bool(torch.any(tensor)) for tensor in tensors)
         real = real and bool(module.__dict__.get(OBSERVES, True))

@@ -21,7 +21,17 @@ from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.sending import Outputs, Sending
 from distqat.errors import BadFrame, SwarmError
 from distqat.models import named_tensors
-from distqat.quant import QuantOptions, activate, calibrated, quantizers, schedule, step_parameter_names
+from distqat.quant import (
+    QuantOptions,
+    activate,
+    calibrated,
+    drop_weights,
+    hold_weights,
+    quantizers,
+    schedule,
+    settle_weights,
+    step_parameter_names,
+)
 from distqat.tasks.base import Task
 
 Named = dict[str, Tensor]
@@ -110,6 +120,7 @@ class StageReplica:
         held = [p for p in self.module.parameters() if p.requires_grad] if frozen else []
         for parameter in held:
             parameter.requires_grad_(False)
+        hold_weights(self.module)
         self._attempt = Attempt(seed, buffers, self.calibrating, frozen, held)
 
     def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Outputs:
@@ -169,6 +180,7 @@ class StageReplica:
 
     def prepare(self) -> Prepared:
         """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow."""
+        settle_weights(self.module)
         norms = torch._foreach_norm(self._gradients()) if self._gradients() else ()
         flat = torch.stack([norm.float() for norm in norms]).cpu() if norms else torch.zeros(0)
         return Prepared(self._open().done, flat)
@@ -180,6 +192,7 @@ class StageReplica:
         does a frozen attempt.
         """
         attempt = self._open()
+        settle_weights(self.module)
         if skip or attempt.frozen:
             self._restore(attempt)
         else:
@@ -263,6 +276,7 @@ class StageReplica:
             buffer.copy_(attempt.buffers[name])
 
     def _close(self) -> None:
+        drop_weights(self.module)
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self._open().held:
             parameter.requires_grad_(True)
