@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distqat.errors import ExportError
-from distqat.tasks import Task, TaskSettings, get_task
+from distqat.tasks import Interactive, Phased, Task, TaskSettings, get_task
 
 if TYPE_CHECKING:
     import onnx
@@ -68,3 +68,17 @@ def describe(model: onnx.ModelProto, description: Description) -> None:
     """Write the description into the file's metadata, for programs as JSON under one key."""
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, description.to_json()
+
+
+def refuse_task(task: Task) -> None:
+    """ExportError for a task whose models no fixed graph holds, or nothing can check."""
+    if isinstance(task, Interactive):
+        why = "it has no held-out samples that a file could be checked with"
+    elif isinstance(task, Phased):
+        why = "its batches take several phases, and a file holds one graph"
+    else:
+        return
+    raise ExportError(
+        f"models of the task {task.name} are not exported: {why}; "
+        "distqat checkpoint assemble writes the weights as one safetensors file"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,12 @@ def _export(config: Config, args: Any) -> Report:
     from distqat.distributed.building import open_data
     from distqat.distributed.evaluation import build_all, load_all
     from distqat.export.check import Expectations
+    from distqat.export.description import refuse_task
     from distqat.export.whole import Whole
     from distqat.launch.evaluate_command import read_tensors
 
+    description = _description(config)
+    refuse_task(description.task())
     if not config.quant.enabled:
         raise ConfigError("quant.enabled is false, so the model has no integers; train with quantization")
     tensors, what = read_tensors(config, args.checkpoint, args.round)
@@ -81,7 +85,7 @@ def _export(config: Config, args: Any) -> Report:
     source = open_data(config)
     samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in what.items())
-    description = _description(config, told)
+    description = replace(description, source=told)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
     model = Whole(modules)
     if args.format != "onnx-int8":
@@ -96,13 +100,13 @@ def _export(config: Config, args: Any) -> Report:
     return export_onnx(model, samples, description, args.out, expected)
 
 
-def _description(config: Config, source: str) -> Description:
+def _description(config: Config) -> Description:
     from distqat.distributed.building import task_settings
     from distqat.export.description import Description
 
     settings = task_settings(config)
     labels = tuple(str(number) for number in range(settings.num_classes or 0))
-    return Description(config.data.task_type, settings, labels, config.data.tokenizer, source)
+    return Description(config.data.task_type, settings, labels, config.data.tokenizer)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,18 @@ def test_what_cannot_be_used_is_said(exported: Path, tmp_path: Path, capsys: Any
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("task", "why"), [("ppo", "no held-out samples"), ("dcgan", "several phases")])
+@pytest.mark.parametrize("flag", ["--quant-enabled", "--disable-quant"])
+def test_a_task_that_no_file_can_hold_is_refused_at_once(
+    task: str, why: str, flag: str, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["--out", str(tmp_path / "out"), "--config-path", f"configs/{task}.yaml", flag]
+    assert cli.main(["export", str(tmp_path), *words]) == 1
+    said = capsys.readouterr().err
+    assert why in said
+    assert "distqat checkpoint assemble" in said
+
+
 def write_wave(path: Path, samples: bytes, *, rate: int) -> None:
     """16-bit samples of one channel."""
     with wave.open(str(path), "wb") as file:
