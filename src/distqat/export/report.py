@@ -119,7 +119,7 @@ class Report:
         metrics = " | ".join(f"{value:.4f}" for value in self.metrics.values())
         names = " | ".join(self.metrics)
         return [
-            f"| {self.metric}, {self.samples:,} held-out samples | {names} |",
+            f"| {self.metric}, {self.samples:,} held-out sample{'s' * (self.samples != 1)} | {names} |",
             f"|---|{'---:|' * len(self.metrics)}",
             f"| | {metrics} |",
             "",
