@@ -96,8 +96,8 @@ class _ClockedTransport:
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
         await self._inner.serve(answer, gone)
 
-    async def link(self, to: Address) -> LinkLike:
-        return _ClockedLink(await self._inner.link(to), self._spans)
+    async def link(self, to: Address, *, prompt: bool = False) -> LinkLike:
+        return _ClockedLink(await self._inner.link(to, prompt=prompt), self._spans)
 
     async def close(self) -> None:
         await self._inner.close()
@@ -116,10 +116,18 @@ class _ClockedLink:
         return self._inner.alive
 
     async def call(
-        self, method: str, message: Message | None = None, *, timeout: float, urgent: bool = False
+        self,
+        method: str,
+        message: Message | None = None,
+        *,
+        timeout: float,
+        urgent: bool = False,
+        prompt: bool = False,
     ) -> Message:
         began = time.perf_counter()
-        call: Awaitable[Message] = self._inner.call(method, message, timeout=timeout, urgent=urgent)
+        call: Awaitable[Message] = self._inner.call(
+            method, message, timeout=timeout, urgent=urgent, prompt=prompt
+        )
         reply = await call
         first = self._spans.get(method, (began, began))[0]
         self._spans[method] = first, time.perf_counter()

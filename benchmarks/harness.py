@@ -114,6 +114,11 @@ class Stages:
         for worker in self.workers:
             worker.ask(case=case.dumps())
 
+    def send(self, activations: str) -> None:
+        """What leaves a stage goes in this form from now on; the last sends nothing on."""
+        for worker in self.workers[:-1]:
+            worker.ask(activations=activations)
+
     def end(self) -> None:
         for worker in self.workers:
             worker.end()
@@ -136,6 +141,10 @@ class Pipeline:
         """Build the stages of a case and calibrate them."""
         self._stages.take(case)
         self._trainer.ask(case=case.dumps(), hops=[hop.fields() for hop in self._stages.hops])
+
+    def send(self, activations: str) -> None:
+        """As `Stages.send`."""
+        self._stages.send(activations)
 
     def block(self, count: int) -> dict[str, Any]:
         """`count` steps: their times, bytes, and CPU seconds by process."""

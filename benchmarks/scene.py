@@ -11,6 +11,7 @@ import torch
 from distqat.config import Config
 from distqat.distributed.building import build_module, build_task
 from distqat.models import named_tensors
+from distqat.quant import leaving
 from distqat.tasks.base import Batch
 
 RUN = "benchmark"
@@ -103,7 +104,8 @@ def batches(config: Config, count: int, *, cut: int | None = None) -> list[list[
 def boundary_bytes(config: Config) -> dict[str, int]:
     """Bytes per step of what crosses each link, tensors alone: inputs, activations, gradients, labels.
 
-    A gradient has the size of its activation; the trainer's inputs need none.
+    A gradient has the size of its activation in float32; where integer codes travel that takes a byte per
+    element. The trainer's inputs need no gradient.
     """
     (parts,) = batches(config, 1, cut=1)
     tensors: dict[str, Any] = dict(parts[0].inputs)
@@ -111,9 +113,17 @@ def boundary_bytes(config: Config) -> dict[str, int]:
     with torch.device("meta"), torch.no_grad():
         module = build_module(config, config.stages[0], quantize=False)
         outputs = named_tensors(module(*(tensor.to("meta") for tensor in tensors.values())))
-    activations = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
+    codes = config.model_pipeline.activations != "fp32" and sends_codes(config, config.stages[0])
+    activations = sum(tensor.numel() for tensor in outputs.values()) if codes else gradients
     labels = sum(tensor.nbytes for tensor in parts[0].labels.values())
-    return {"inputs": inputs, "activations": activations, "gradients": activations, "labels": labels}
+    return {"inputs": inputs, "activations": activations, "gradients": gradients, "labels": labels}
+
+
+def sends_codes(config: Config, stage: str) -> bool:
+    """Whether the output of a stage travels as integer codes once its quantizers are calibrated."""
+    with torch.random.fork_rng(devices=[]):
+        return leaving(build_module(config, stage)) is not None
 
 
 def chosen_cases(names: list[str], quick: bool) -> list[Case]:

@@ -12,6 +12,7 @@ from distqat.distributed.building import build_module, build_task
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.sending import Sending
 from distqat.distributed.serving.steps import Steps
 from distqat.distributed.wire import Hop
 from distqat.swarm.channel import Call
@@ -49,14 +50,22 @@ class Stage:
         self._calls = {
             "open": self._steps.open,
             "prepare": self._steps.prepare,
+            "decide": self._steps.decide,
+            "outcome": self._steps.outcome,
             "commit": self._steps.commit,
             "abort": self._steps.abort,
+            "evaluate": self._steps.evaluate,
             "status": self._status,
             "state": self._state,
         }
 
     async def answer(self, call: Call) -> Message:
         return await self._calls.get(call.method, self._steps.microbatch)(call)
+
+    def send(self, activations: str) -> None:
+        """From now on what leaves goes in this form."""
+        replica = self.replica
+        replica.sending = Sending(replica.module, activations, stage=replica.stage)
 
     async def close(self) -> None:
         await self._steps.close()

@@ -34,20 +34,24 @@ Reader = asyncio.StreamReader
 
 
 async def stage(name: str, commands: Reader) -> None:
-    """Serve one stage, of one case after the other."""
+    """Serve one stage, of one case after the other, in whatever form its output is to be sent."""
     peer = await Peer.start(any_config(), port=0, port_given=False, initial_peers=[])
     serving: list[Stage] = []
 
     async def answer(call: Call) -> Message:
         return await serving[0].answer(call)
 
-    await peer.transport.serve(answer, lambda gone: None)
+    await peer.transport.serve(answer)
     hop = Hop(f"{name}.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
     say(hop.fields())
     while line := await commands.readline():
-        for ended in serving:
-            await ended.close()
-        serving[:] = [Stage(config_of(Case.loads(json.loads(line)["case"])), name, peer.transport)]
+        command = json.loads(line)
+        if "case" in command:
+            for ended in serving:
+                await ended.close()
+            serving[:] = [Stage(config_of(Case.loads(command["case"])), name, peer.transport)]
+        else:
+            serving[0].send(command["activations"])
         say({})
     await peer.stop()
 

@@ -19,6 +19,8 @@ def test_bytes_at_the_cut_of_the_perceptron() -> None:
     assert sizes["inputs"] == case.batch * 3 * case.img_size**2 * 4
     assert sizes["activations"] == sizes["gradients"] == case.batch * case.hidden * 4
     assert sizes["labels"] == case.batch * 8
+    quantized = boundary_bytes(config_of(case.with_quantization(True)))
+    assert quantized == {**sizes, "activations": case.batch * case.hidden}
 
 
 def test_everybody_gets_the_same_batches() -> None:

@@ -95,7 +95,7 @@ class StageReplica:
         self.precision = precision
         self.task = task  # of the last stage only: it computes the loss
         self.options = options
-        self._sending = Sending(module, activations if task is None else "fp32", stage=stage)
+        self.sending = Sending(module, activations if task is None else "fp32", stage=stage)
         self._quant = quant
         self.steps = step_parameter_names(module)
         no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
@@ -127,7 +127,7 @@ class StageReplica:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
         outputs = self._run(microbatch, tensors, needs_grad)
         wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
-        return self._sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
+        return self.sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
 
     def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
         """Gradients of the outputs to gradients of the inputs that need one."""
@@ -166,14 +166,14 @@ class StageReplica:
         self._seed(attempt, microbatch)
         outputs = self._call(tensors)
         attempt.done += 1
-        return self._sending.outputs(outputs, ())
+        return self.sending.outputs(outputs, ())
 
     @torch.no_grad()
     def evaluate(self, tensors: Mapping[str, Tensor]) -> Outputs:
         """Forward in eval mode, outside any attempt."""
         self.module.eval()
         try:
-            return self._sending.outputs(self._call(tensors), ())
+            return self.sending.outputs(self._call(tensors), ())
         finally:
             self.module.train()
             self._follow_schedule()
