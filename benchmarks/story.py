@@ -52,6 +52,9 @@ REPORTED = ("agreement", "places", "operations", "sizes", "latencies", "metrics"
 
 def train(config: Config, flags: Sequence[str]) -> tuple[float, tuple[str, float]]:
     """Train with a kill in the middle: when it began, who was killed and when, in seconds since 1970."""
+    shutil.rmtree(
+        config.log_dir, ignore_errors=True
+    )  # of the last story: its rounds are not those of this one
     victim = f"{config.stages[0]}.0.{config.world_size - 1}.0"
     began = time.time()
     launcher = psutil.Popen([sys.executable, "run_local.py", *flags], cwd=ROOT)
@@ -158,15 +161,15 @@ def settings(folder: Path, words: Sequence[str]) -> tuple[Config, list[str]]:
         "monitor_port": 0,
         "client_port": 0,
         "server_base_port": 0,
-        "eval_every": 2,
     }
-    args.config_overrides = {**ours, **args.config_overrides}
+    args.config_overrides = {"eval_every": 2, **args.config_overrides, **ours}
     return config_from_args(args), to_argv(args.config_path, args.config_overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1: a step of it, or the check of the export, failed; 2: bad usage or configuration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.allow_abbrev = False
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--draw", type=Path, metavar="PATH", help="only draw this story.json")
     args, words = parser.parse_known_args(argv)
@@ -185,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"story: {error}\n")
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, psutil.TimeoutExpired) as error:
         sys.stderr.write(f"story: {error}\n")
         return 1
     (folder / "story.json").write_text(story.to_json(), encoding="utf-8")

@@ -142,7 +142,7 @@ def test_answers_are_read() -> None:
 
 
 def test_the_digit_is_that_of_the_held_out_data(tmp_path: Path) -> None:
-    config, flags = settings(tmp_path, ["--diloco-outer-steps", "8"])
+    config, flags = settings(tmp_path, ["--diloco-outer-steps", "8", "--log-dir", "elsewhere"])
     assert config.diloco.outer_steps == 8
     assert "--diloco-outer-steps=8" in flags
     assert Path(config.log_dir) == tmp_path / "logs"
