@@ -13,6 +13,7 @@ import numpy as np
 
 from distqat.errors import ExportError
 from distqat.export.graph import Array
+from distqat.export.precision import sums_exactly
 from distqat.extras import require
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = WARNINGS_OFF
         options.intra_op_num_threads = threads
-        # On x86 without VNNI two int8 products may saturate a 16-bit sum; this takes the exact kernels there.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not sums_exactly():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
