@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from distqat.errors import CheckpointError
 from distqat.models import full_state_dict
 
 Named = dict[str, Tensor]
+TOLD = "quantization"
+"""Key of a model file's metadata: JSON, by which a reader sees whether it has the right configuration."""
 _MODULE_PARTS = ("anchor", "step", "buffer")
 
 
@@ -28,6 +32,8 @@ class Assembled:
     stages: tuple[str, ...]
     tensors: Named
     skipped: tuple[str, ...]
+    agreement: Mapping[str, Any]
+    """What the replicas of the first stage had in common, as its manifest says."""
 
 
 def assemble(
@@ -53,7 +59,8 @@ def assemble(
             skipped.append(str(error))
             continue
         states = {stage: _state(shard, names) for stage, shard in shards.items()}
-        return Assembled(entry.generation, entry.round, entry.wanted, join(states), tuple(skipped))
+        said = shards[entry.wanted[0]].manifest.agreement
+        return Assembled(entry.generation, entry.round, entry.wanted, join(states), tuple(skipped), said)
     which = "no round" if round is None else f"no round {round}"
     why = "; ".join(skipped[:3]) or "there is none"
     raise CheckpointError(f"{folder} holds {which} that can be assembled: {why}")
@@ -87,6 +94,18 @@ def read_model(path: Path) -> Named:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no model file: {error}") from error
+
+
+def read_told(path: Path) -> dict[str, Any]:
+    """What the writer of a model file told about its quantization; nothing for one of another program."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(TOLD, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is no model file: {error}") from error
+    return dict(told)
 
 
 def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:

@@ -7,6 +7,7 @@ from distqat.config.agreement import (
     agreement_digest,
     changeable,
     differing_keys,
+    quantization,
     structure,
     structure_digest,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "config_from_args",
     "differing_keys",
     "load_config",
+    "quantization",
     "structure",
     "structure_digest",
     "to_argv",

@@ -83,6 +83,15 @@ def changeable(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key != _OUTER_TYPE}
 
 
+def quantization(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an agreement says of integers: bits, methods, patterns; not how quantizers began."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.startswith("quant.") and not key.startswith("quant.warmup.") and not key.endswith(".init")
+    }
+
+
 def differing_keys(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Keys in which two agreements differ, as a refusal names them."""
     missing = object()

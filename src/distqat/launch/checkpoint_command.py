@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _assemble(args: argparse.Namespace) -> int:
     from distqat.checkpoint import assemble, write_model
+    from distqat.checkpoint.assembled import TOLD
+    from distqat.config import quantization
 
     stages = names = None
     if args.config_path is not None:
@@ -141,7 +144,9 @@ def _assemble(args: argparse.Namespace) -> int:
     model = assemble(args.folder, args.round, stages=stages, names=names)
     for problem in model.skipped:
         sys.stderr.write(f"skipped: {problem}\n")
-    write_model(args.out, model.tensors, {"round": str(model.round), "generation": str(model.generation)})
+    told = {"round": str(model.round), "generation": str(model.generation)}
+    told[TOLD] = json.dumps(quantization(model.agreement))
+    write_model(args.out, model.tensors, told)
     total = sum(tensor.numel() for tensor in model.tensors.values())
     sys.stdout.write(
         f"{args.out}: round {model.round}, stages {', '.join(model.stages)}, "

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.errors import ConfigError, DistqatError
+from distqat.launch.saved_model import SavedModel
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from distqat.distributed.evaluation import Judged
 
 TIMEOUT_S = 60.0  # for finding the client, and for each stage's way here
@@ -59,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _checkpoint(config: Config, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
     from distqat.distributed.evaluation import build_all, judge, load_all
 
-    tensors, what = read_tensors(config, path, round)
+    saved = SavedModel.read(config, path, round)
+    saved.hold_to(config)
     modules = build_all(config)
-    load_all(modules, tensors)
-    return judge(config, modules), what
+    load_all(modules, saved.tensors)
+    return judge(config, modules), saved.source
 
 
 def _print_both(config: Config, path: Path | None, round: int | None, *, as_json: bool) -> None:
@@ -71,22 +71,9 @@ def _print_both(config: Config, path: Path | None, round: int | None, *, as_json
 
     if path is None:
         raise ConfigError("--ptq needs a checkpoint folder or a model file")
-    tensors, what = read_tensors(config, path, round)
-    for kind, judged in quantize_and_judge(config, tensors).items():
-        _print(judged, {"weights": kind, **what}, as_json=as_json)
-
-
-def read_tensors(config: Config, path: Path, round: int | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The whole model in a checkpoint folder or a model file, and where it is from. CheckpointError."""
-    from distqat.checkpoint import assemble
-    from distqat.checkpoint.assembled import read_model
-
-    if path.is_file():
-        return read_model(path), {"model": str(path)}
-    model = assemble(path, round, stages=config.stages)
-    for problem in model.skipped:
-        sys.stderr.write(f"skipped: {problem}\n")
-    return model.tensors, {"checkpoint": str(path), "round": model.round}
+    saved = SavedModel.read(config, path, round)
+    for kind, judged in quantize_and_judge(config, saved.tensors).items():
+        _print(judged, {"weights": kind, **saved.source}, as_json=as_json)
 
 
 async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:

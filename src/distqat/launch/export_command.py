@@ -73,18 +73,22 @@ def _export(config: Config, args: Any) -> Report:
     from distqat.export.check import Expectations
     from distqat.export.description import refuse_task
     from distqat.export.whole import Whole
-    from distqat.launch.evaluate_command import read_tensors
+    from distqat.launch.saved_model import SavedModel
 
     description = _description(config)
     refuse_task(description.task())
     if not config.quant.enabled:
-        raise ConfigError("quant.enabled is false, so the model has no integers; train with quantization")
-    tensors, what = read_tensors(config, args.checkpoint, args.round)
+        raise ConfigError(
+            "quant.enabled is false in this configuration, and a float model has no integers; if the run was "
+            "quantized, give the flags that it was started with (--quant-enabled)"
+        )
+    saved = SavedModel.read(config, args.checkpoint, args.round)
+    saved.hold_to(config)
     modules = build_all(config)
-    load_all(modules, tensors)
+    load_all(modules, saved.tensors)
     source = open_data(config)
     samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
-    told = ", ".join(f"{key} {value}" for key, value in what.items())
+    told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
     model = Whole(modules)

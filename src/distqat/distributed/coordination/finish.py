@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-from distqat.checkpoint.assembled import join, write_model
-from distqat.config import Config
+from distqat.checkpoint.assembled import TOLD, join, write_model
+from distqat.config import Config, agreement, quantization
 from distqat.distributed.coordination.slots import Slots
 from distqat.distributed.coordination.trainers import Trainers
 from distqat.distributed.evaluation import judge, show
@@ -104,7 +104,8 @@ def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
     states = {stage: modules[stage].state_dict() for stage in config.stages}
     config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     path = config.checkpoint_dir / "model.safetensors"
-    write_model(path, join(states), {"run": config.experiment_prefix})
+    told = json.dumps(quantization(agreement(config, config.stages[0])))
+    write_model(path, join(states), {"run": config.experiment_prefix, TOLD: told})
     return path
 
 
