@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Rounding: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+from distqat.quant import kernels
 
 LOG_STEP_BOUND = 64.0
 """|log(step)| beyond this counts as this, so neither the step nor its inverse ever leaves float32."""
@@ -48,10 +48,9 @@ def fake_quantize(
 
     `log_step` is a scalar (axis None) or has one entry per index of `axis`; its gradient is multiplied
     by `gradient_scale`. Quantizing the result again changes nothing (in float32 and float64).
-    `compiled`: through torch.compile, which makes one pass over the memory of the forward arithmetic.
+    `compiled`: one pass over memory in each direction: in C (`kernels`) on a CPU, by torch.compile elsewhere.
     """
-    rounded = _compiled() if compiled else _rounded
-    y: Tensor = _FakeQuantize.apply(x, log_step, qmin, qmax, axis, gradient_scale, rounded)  # type: ignore[no-untyped-call]
+    y: Tensor = _FakeQuantize.apply(x, log_step, qmin, qmax, axis, gradient_scale, compiled)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -67,37 +66,44 @@ class _FakeQuantize(torch.autograd.Function):
         qmax: int,
         axis: int | None,
         gradient_scale: float,
-        rounded: Rounding,
+        compiled: bool,
     ) -> Tensor:
-        step = _aligned(step_size(log_step), x.dim(), axis)
+        step = step_size(log_step)
         inverse = step.reciprocal()
-        y = rounded(_wide(x), step, inverse, qmin, qmax).to(x.dtype)
+        in_c = compiled and log_step.dtype == torch.float32 and kernels.fits(x)
+        if in_c:
+            y = kernels.forward(x, step, inverse, qmin, qmax, axis)
+        else:
+            rounded = _fused(_rounded) if compiled and x.device.type != "cpu" else _rounded
+            aligned = _aligned(step, x.dim(), axis), _aligned(inverse, x.dim(), axis)
+            y = rounded(_wide(x), *aligned, qmin, qmax).to(x.dtype)
         ctx.save_for_backward(x, y, log_step)
-        ctx.axis, ctx.gradient_scale = axis, gradient_scale
-        ctx.range = qmin * EDGE - TINY, qmax * EDGE  # of x / step
-        ctx.inverse = inverse
+        ctx.axis, ctx.gradient_scale, ctx.compiled, ctx.in_c = axis, gradient_scale, compiled, in_c
+        ctx.range = qmin * EDGE - TINY, qmax * EDGE  # of x * scale
+        ctx.scale = inverse
         if axis is None and x.device.type == "cpu":  # the same of x: a pass less, but on a GPU a wait
             size = float(step)
-            ctx.range, ctx.inverse = (ctx.range[0] * size, ctx.range[1] * size), None
+            ctx.range, ctx.scale = (ctx.range[0] * size, ctx.range[1] * size), None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, log_step = ctx.saved_tensors
-        x_wide, grad_wide = _wide(x), _wide(grad)
-        place = x_wide if ctx.inverse is None else x_wide * ctx.inverse
-        grad_x = torch.ops.aten.hardtanh_backward(grad_wide, place, *ctx.range)
-        grad_step = None
-        if ctx.needs_input_grad[1]:
-            if ctx.axis is None:
-                total = _dot(grad_wide, _wide(y)) - _dot(grad_x, x_wide)
-            else:
-                terms = (grad_wide * _wide(y)).addcmul_(grad_x, x_wide, value=-1)
-                total = terms.sum_to_size(_aligned(log_step, x.dim(), ctx.axis).shape).view(-1)
-            grad_step = total.mul_(ctx.gradient_scale).to(log_step.dtype)
-        grad_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_step, None, None, None, None, None
+        saved = ctx.saved_tensors
+        x, y, log_step = saved
+        learns = ctx.needs_input_grad[1]
+        grad_step: Tensor | None
+        if ctx.in_c:
+            factor, grad = ctx.gradient_scale, grad.contiguous()
+            grad_x, grad_step = kernels.backward(grad, saved, ctx.scale, ctx.range, ctx.axis, factor)
+            return grad_x, grad_step if learns else None, None, None, None, None, None
+        gradients = _fused(_gradients) if ctx.compiled and x.device.type != "cpu" else _gradients
+        scale = None if ctx.scale is None else _aligned(ctx.scale, x.dim(), ctx.axis)
+        grad_x, grad_step = gradients(_wide(grad), _wide(x), _wide(y), scale, ctx.range, learns)
+        if grad_step is not None:
+            grad_step = (grad_step * ctx.gradient_scale).to(log_step.dtype).view(log_step.shape)
+        grad_of_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
+        return grad_of_x, grad_step, None, None, None, None, None
 
 
 def _rounded(x: Tensor, step: Tensor, inverse: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -105,10 +111,23 @@ def _rounded(x: Tensor, step: Tensor, inverse: Tensor, qmin: int, qmax: int) -> 
     return y
 
 
+def _gradients(
+    grad: Tensor, x: Tensor, y: Tensor, scale: Tensor | None, bounds: tuple[float, float], learns: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(gradient of x, that of log(step) before its scale); `scale` None: `bounds` are those of x itself."""
+    place = x if scale is None else x * scale
+    grad_x = torch.ops.aten.hardtanh_backward(grad, place, *bounds)
+    if not learns:
+        return grad_x, None
+    if scale is None or scale.dim() == 0:
+        return grad_x, _dot(grad, y) - _dot(grad_x, x)
+    return grad_x, (grad * y).addcmul_(grad_x, x, value=-1).sum_to_size(scale.shape)
+
+
 @cache
-def _compiled() -> Rounding:
-    made: Rounding = torch.compile(_rounded, dynamic=True)
-    return made
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In one kernel per direction; on a CPU a call of it takes longer than the arithmetic (see `kernels`)."""
+    return torch.compile(function, dynamic=True)
 
 
 def _wide(x: Tensor) -> Tensor:

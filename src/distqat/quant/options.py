@@ -88,4 +88,4 @@ class QuantOptions(Options):
     overrides: tuple[OverrideOptions, ...] = ()
     warmup: WarmupOptions = WarmupOptions()
     compile: bool = False
-    """Compile the arithmetic of quantizers (torch.compile; needs a C++ compiler where there is no GPU)."""
+    """Compile the arithmetic of quantizers, both directions: needs a C compiler, on a GPU torch.compile."""
