@@ -17,7 +17,7 @@ from distqat.swarm.transport import Gone, LinkLike, Transport
 from distqat.tasks.base import Batch
 
 TIMEOUT_S = 120.0
-PHASES = {"open": "open", "train": "microbatches", "prepare": "prepare", "commit": "commit"}
+PHASES = {name: name for name in ("open", "prepare", "decide", "commit")} | {"train": "microbatches"}
 
 Spans = dict[str, tuple[float, float]]
 """By method: when the first call of a step began, and when the last one ended."""

@@ -21,7 +21,7 @@ optimizer, as `compute_cpu_s` in a server's status. What a step costs besides (b
 overhead in `share`; `share_with_control` counts it as work.
 
 Bytes are those of whole frames on both streams of a link, heartbeats included, against the bytes of the
-tensors that have to cross it; the goal between stages is 1.02.
+tensors that have to cross it, a byte per element where integer codes travel; the goal between stages is 1.02.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from benchmarks.scene import CASES, Case, boundary_bytes, chosen_cases, config_o
 
 TRANSPORTS = ("unix", "libp2p")
 WARM_UP_STEPS = 2
-PHASES = ("step", "open", "microbatches", "prepare", "commit")
+PHASES = ("step", "open", "microbatches", "prepare", "decide", "commit")
 KINDS = ("forward", "backward", "optimizer", "control", "loop", "p2pd")
 CUTS = ("microbatches", "whole")  # of the batch, in the plain loop
 
