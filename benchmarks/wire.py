@@ -1,6 +1,7 @@
 """Integer codes between stages against floats: are they the same to the bit, how many bytes, how fast?
 
-    python benchmarks/wire.py --json PATH [--quick] [--steps N] [--repeats N] [--cases NAME ...] [--no-speed]
+    python benchmarks/wire.py --json PATH [--quick] [--parts exactness speed] [--steps N] [--repeats N]
+        [--cases NAME ...]
 
 First, over the in-memory transport, every model and cut runs twice from the same seed, with
 `model_pipeline.activations` fp32 and auto: calibration, `steps` inner steps, a held-out batch. The largest
@@ -37,6 +38,7 @@ from benchmarks.wire_cases import WIRE_CASES
 from distqat.config import Config
 
 TRANSPORTS = ("unix", "libp2p")
+PARTS = ("exactness", "speed")
 
 
 def speed(case: Case, pipelines: dict[str, Pipeline], repeats: int, steps: int) -> Row:
@@ -120,17 +122,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="steps per run and block (default 3, quick 2)")
     parser.add_argument("--repeats", type=int, help="blocks of each kind (default 7, quick 2)")
     parser.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES], help="whose speed is taken")
-    parser.add_argument("--no-speed", action="store_true", help="exactness and bytes only")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
     args = parser.parse_args(argv)
     steps, repeats = args.steps or (2 if args.quick else 3), args.repeats or (2 if args.quick else 7)
     torch.set_num_threads(1)
     console, about = Console(width=170), facts()
     console.print(describe(about))
-    exact = [compared(case, steps, quick=args.quick) for case in WIRE_CASES]
-    console.print(exactness_table(exact))
+    chosen = WIRE_CASES if "exactness" in args.parts else []
+    exact = [compared(case, steps, quick=args.quick) for case in chosen]
+    if exact:
+        console.print(exactness_table(exact))
     speeds: list[Row] = []
     write_json(args.json, about, {"exactness": exact, "speed": speeds})
-    if not args.no_speed:
+    if "speed" in args.parts:
         known = QUICK_CASES if args.quick else CASES
         cases = [known[name].with_quantization(True) for name in args.cases if name in known]
         with ExitStack() as stack:
