@@ -26,6 +26,7 @@ from distqat.export.report import Report, Sizes
 from distqat.export.whole import Whole
 from distqat.quant import WeightQuantizer, quantizers
 from distqat.quant.layers import QuantizedLayer
+from distqat.quant.parametrized import settle_computed_weights
 from distqat.tasks import Sample
 
 MODEL, CODES = "model.safetensors", ".codes"
@@ -84,6 +85,7 @@ def load_codes(model: nn.Module, path: Path) -> None:
     Raises CheckpointError for no such file, ExportError for another model's.
     """
     found = read_model(path)
+    settle_computed_weights(model)
     state = model.state_dict()
     for name, own in state.items():
         stored = found.get(name, found.get(f"{name}{CODES}"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distqat.models import named_tensors
 from distqat.quant import quantizers
 from distqat.quant.joint import link
+from distqat.quant.parametrized import settle_computed_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +26,11 @@ class Whole(nn.Module):
         link(list(stages.values()))
 
     def settled(self) -> Self:
-        """In eval mode, with steps that move no more; those that calibrate are left as they are."""
+        """In eval mode, with steps that move no more and weights that are constants, in place.
+
+        Quantizers that calibrate are left as they are.
+        """
+        settle_computed_weights(self)
         for _, quantizer in quantizers(self):
             if quantizer.state == "active":
                 quantizer.freeze()

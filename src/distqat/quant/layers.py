@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from distqat.quant.bias import snapped
 from distqat.quant.joint import InputQuantizer, Unquantized, quantizer_of
+from distqat.quant.parametrized import plain_type, twin_type
 from distqat.quant.quantizer import WeightQuantizer
 
 
 class QuantizedLayer:
     """Mixin of all twins: what the layer computes, on the quantized input and the quantized weight."""
 
-    weight: nn.Parameter
+    weight: nn.Parameter  # or computed from others: see `distqat.quant.parametrized`
     bias: nn.Parameter | None
     weight_quant: WeightQuantizer | Unquantized
     input_quant: InputQuantizer
@@ -70,9 +71,11 @@ class QuantConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]
 def layer_kind(module: nn.Module) -> str | None:
     """The name of the layer type that can be quantized, or None.
 
-    Exactly these types: a subclass (weight norm, attention's output projection) may use its weight elsewhere.
+    Exactly these types, their weight computed (weight norm) or not: a subclass (attention's output
+    projection) may use its weight elsewhere.
     """
-    twin = _twins().get(type(module))
+    plain = plain_type(module)
+    twin = None if plain is None else _twins().get(plain)
     return twin.__name__.removeprefix("Quant") if twin else None
 
 
@@ -90,7 +93,9 @@ def to_quantized(
     snaps_bias: bool = False,
 ) -> None:
     """Turn a layer of a known kind into its twin, in place."""
-    module.__class__ = _twins()[type(module)]
+    plain = plain_type(module)
+    assert plain is not None
+    module.__class__ = twin_type(module, _twins()[plain])
     module.__dict__["snaps_bias"] = snaps_bias
     module.add_module("weight_quant", weight_quant)
     module.add_module("input_quant", input_quant)

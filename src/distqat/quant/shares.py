@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.quant.layers import QuantizedLayer, channel_axis, layer_kind
+from distqat.quant.parametrized import inner_modules
 
 MAX_BITS = 8  # a side with more is in float
 _OTHER_PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -46,8 +47,12 @@ def coverage(module: nn.Module, sample: Sequence[Tensor] | None = None) -> Cover
     """
     result = Coverage()
     counted: set[int] = set()
+    inner = inner_modules(module)
     for child in module.modules():
-        for parameter in child.parameters(recurse=False):
+        own = [] if id(child) in inner else list(child.parameters(recurse=False))
+        if hasattr(child, "parametrizations"):
+            own += [getattr(child, name) for name in child.parametrizations]  # type: ignore[union-attr]
+        for parameter in own:
             if parameter.dim() >= 2 and id(parameter) not in counted:
                 counted.add(id(parameter))
                 _add(result.weights, _bits(child, of_product=False), parameter.numel())

@@ -21,6 +21,7 @@ from distqat.quant.joint import (
 from distqat.quant.layers import channel_axis, layer_kind, to_quantized
 from distqat.quant.norm import fold_norm
 from distqat.quant.options import QuantOptions
+from distqat.quant.parametrized import inner_modules
 from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
 from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
 from distqat.quant.report import LayerReport, QuantReport
@@ -119,11 +120,12 @@ def choose_layers(
     outer |= {name for name, wanted in zip(candidates[-1:], [last], strict=False) if wanted}
     chosen: dict[str, LayerBits] = {}
     left_out: list[tuple[str, str]] = []
+    inner = inner_modules(module)
     for name, child in named:
         if layer_kind(child) is None:
-            if any(p.dim() >= 2 for p in child.parameters(recurse=False)) or hasattr(
-                child, "parametrizations"
-            ):
+            computed = hasattr(child, "parametrizations")
+            matrices = id(child) not in inner and any(p.dim() >= 2 for p in child.parameters(recurse=False))
+            if computed or matrices:
                 left_out.append((name or stage, f"{type(child).__name__} stays in float"))
             continue
         bits = layer_bits(options, stage, name, is_edge=name in outer)
@@ -151,7 +153,8 @@ def _quantize_layer(
     module: nn.Module, name: str, stage: str, bits: LayerBits, options: QuantOptions, placement: Placement
 ) -> None:
     layer = module.get_submodule(name)
-    weight, whole = layer.get_parameter("weight"), _full(stage, name)
+    weight: Any = layer.weight  # a parameter, or computed from others
+    whole = _full(stage, name)
     quantizer: WeightQuantizer | Unquantized = Unquantized()
     if options.weight.method != "none":
         axis = channel_axis(layer) if options.weight.granularity == "per_channel" else None

@@ -15,6 +15,11 @@ from distqat.quant import activate
 from distqat.tasks import Batch, Sample, Task
 
 GPT = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 257, "n_positions": 32, "dropout": 0.0}
+SPEECH = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 2],
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "do_stable_layer_norm": True,
+}  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "mlp": {},
     "resnet18": {
@@ -28,6 +33,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "quant.enabled": True,
         "data.sequence_length": 12,
         "model_pipeline.pipeline": [{"model_name": "distilgpt2.full", **GPT}],
+    },
+    "wav2vec2": {
+        "quant.enabled": True,
+        "model_pipeline.pipeline": [{"model_name": "wav2vec2.full", "config": SPEECH}],
     },
 }
 
