@@ -78,7 +78,14 @@ CASES: list[Any] = [
         "mlp", TWO, {"hidden": 256}, {"activation": {"signed": True, "method": "pact"}}, id="mlp-signed"
     ),
     pytest.param("resnet18", TWO, {"width": 0.25}, {}, id="resnet18"),
-    pytest.param("resnet18", ("head", "body", "tail"), {"width": 0.125}, {}, id="resnet18-three-stages"),
+    pytest.param(
+        "resnet18",
+        ("head", "body", "tail"),
+        {"width": 0.125},
+        {},
+        id="resnet18-three-stages",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
