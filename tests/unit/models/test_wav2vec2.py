@@ -249,7 +249,7 @@ def test_the_front_end_counts_where_stages_are_balanced() -> None:
 
 
 def test_quantized_with_its_positional_convolution() -> None:
-    """Its weight is made anew from direction and length, then quantized; padding still changes no real frame."""
+    """Its weight is made anew from direction and length, then quantized; padding changes no real frame."""
     whole = full("group")
     report = quantize_module(whole, QuantOptions(), stage="full", first=True, last=True)
     assert [layer.kind for layer in report.layers].count("Conv1d") == 3
