@@ -27,6 +27,14 @@ class Graph:
         self._constants: dict[str, Array] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer
         }
+        self._shapes = {
+            value.name: [
+                dim.dim_value if dim.HasField("dim_value") else None
+                for dim in value.type.tensor_type.shape.dim
+            ]
+            for value in (*proto.graph.input, *proto.graph.value_info)
+            if value.type.tensor_type.HasField("shape")
+        }
         self.marked: dict[str, tuple[float, int, int]] = {}
         """Scale and code range of what is on a grid, by value."""
         self._added: set[str] = set()
@@ -61,6 +69,10 @@ class Graph:
         if node is None or node.op_type != "Constant":
             return None
         return np.asarray(attribute(node, "value"))
+
+    def shape(self, value: str) -> list[int | None] | None:
+        """As it was traced, None for what may be of any size; None if that is not known."""
+        return self._shapes.get(value)
 
     def scope(self, node: onnx.NodeProto) -> str:
         """The module that a traced node is of, by its name in the model; empty if that is not known."""

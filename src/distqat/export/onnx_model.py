@@ -12,6 +12,7 @@ from distqat.export.activations import ActivationCodes, lower_activations
 from distqat.export.graph import Graph
 from distqat.export.marks import MARK, marked_copy
 from distqat.export.products import Product, lower_products
+from distqat.export.taps import trim_kernels
 from distqat.export.trace import traced
 from distqat.export.weights import fold_batch_norms, take_weight_codes
 from distqat.export.whole import Whole
@@ -57,6 +58,7 @@ def onnx_models(model: Whole, inputs: Mapping[str, Tensor], *, exact: bool = Fal
     graph = Graph(marked)
     weights = take_weight_codes(graph)
     fold_batch_norms(graph, weights)
+    trim_kernels(graph, weights)
     activations = lower_activations(graph)
     products = lower_products(graph, weights, activations, exact)
     probes = _in_order(graph, activations)
