@@ -1,8 +1,11 @@
 """`pact`: a learned clipping level (arXiv:1805.06085): step = level / qmax.
 
 The level learns from what it clips alone (equation 3); rounding passes gradients straight through. In the
-logarithm of the step: d level / d log(step) = level. The level's L2 decay of the paper (section 3.2) is left
-out, as quantizers have no weight decay here.
+logarithm of the step: d level / d log(step) = level.
+
+The paper begins with a level far too high and lets L2 decay bring it down (section 3.2). Here calibration
+begins at the level of least squared error, and there is no decay: an optimizer's would pull log(step) to 0,
+which is a step of 1 and no smaller level, and a term in the loss would count once per microbatch.
 """
 
 from __future__ import annotations
