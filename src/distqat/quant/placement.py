@@ -77,6 +77,14 @@ def place(flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> Placement:
     return _Placing(flow, bits, boundary).run()
 
 
+def outer_layers(flow: Flow) -> tuple[set[str], set[str]]:
+    """(layers that take an input of the stage as it is, layers whose output leaves it as it is)."""
+    inputs, outputs = ({id(_source(node)) for node in nodes} for nodes in (flow.inputs, flow.outputs))
+    takers = {name for name, nodes in flow.taken.items() if any(id(_source(n)) in inputs for n in nodes)}
+    givers = {name for name, nodes in flow.given.items() if any(id(_source(n)) in outputs for n in nodes)}
+    return takers, givers
+
+
 class _Placing:
     def __init__(self, flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> None:
         self._flow, self._bits, self._boundary = flow, bits, boundary

@@ -22,7 +22,7 @@ from distqat.quant.layers import channel_axis, layer_kind, to_quantized
 from distqat.quant.norm import fold_norm
 from distqat.quant.options import QuantOptions
 from distqat.quant.parametrized import inner_modules
-from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, place
+from distqat.quant.placement import JOINT_BITS, OWN, Boundary, Placement, outer_layers, place
 from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
 from distqat.quant.report import LayerReport, QuantReport
 from distqat.quant.rules import LayerBits, layer_bits
@@ -46,7 +46,8 @@ def quantize_module(
     """Turn the layers of a stage into their quantized twins, calibrating; nothing where options say disabled.
 
     `first` and `last` tell whether the stage is the first and the last of the pipeline: the first layer
-    (in the order of definition) of the first stage and the last layer of the last one get first_last_bits.
+    (in the order of definition) of the first stage and the last layer of the last one get first_last_bits,
+    and so do all others that take the model's inputs or give its outputs, where there is a flow.
     `flow` (flow.record, of the float stage) lets quantizers stand where tensors are produced; without, each
     layer has one in front of it. Forward passes in training mode are observed until `activate`, except those
     whose tensors are all empty or zero. Raises QuantError if the module is quantized already. Patterns are
@@ -56,7 +57,7 @@ def quantize_module(
         return QuantReport(stage, False, (), ())
     if any(isinstance(child, Quantizer) for child in module.modules()):
         raise QuantError(f"stage {stage!r} is quantized already; build it anew to quantize it otherwise")
-    chosen, left_out = choose_layers(module, options, stage=stage, first=first, last=last)
+    chosen, left_out = choose_layers(module, options, stage=stage, first=first, last=last, flow=flow)
     placement = Placement()
     if flow is not None:
         placement = place(flow, _placed_bits(module, chosen, options), boundary or Boundary())
@@ -105,19 +106,27 @@ def edges(
     """
     if not options.enabled:
         return False, False
-    chosen, _ = choose_layers(module, options, stage=stage, first=first, last=last)
+    chosen, _ = choose_layers(module, options, stage=stage, first=first, last=last, flow=flow)
     placement = place(flow, _placed_bits(module, chosen, options), Boundary())
     return placement.wants_codes, placement.has_codes
 
 
 def choose_layers(
-    module: nn.Module, options: QuantOptions, *, stage: str, first: bool, last: bool
+    module: nn.Module,
+    options: QuantOptions,
+    *,
+    stage: str,
+    first: bool,
+    last: bool,
+    flow: Flow | None = None,
 ) -> tuple[dict[str, LayerBits], list[tuple[str, str]]]:
     """The layers of a float stage that the options quantize, with their bits; what is left out, and why."""
     named = list(module.named_modules())
     candidates = [name for name, child in named if layer_kind(child) is not None]
-    outer = {name for name, wanted in zip(candidates[:1], [first], strict=False) if wanted}
-    outer |= {name for name, wanted in zip(candidates[-1:], [last], strict=False) if wanted}
+    outer = set(candidates[:1] if first else []) | set(candidates[-1:] if last else [])
+    if flow is not None:
+        takers, givers = outer_layers(flow)
+        outer |= (takers if first else set()) | (givers if last else set())
     chosen: dict[str, LayerBits] = {}
     left_out: list[tuple[str, str]] = []
     inner = inner_modules(module)

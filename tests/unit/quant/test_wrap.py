@@ -16,6 +16,7 @@ from distqat.quant import (
     quantize_module,
     quantizer_buffer_names,
     quantizers,
+    record,
     set_state,
     step_parameter_names,
 )
@@ -64,6 +65,39 @@ def test_first_and_last_of_the_whole_model_keep_more_bits(
     report = quantize_module(model, options, stage="front", first=first, last=last)
     assert [layer.weight_bits for layer in report.layers] == expected
     assert [layer.activation_bits for layer in report.layers] == expected
+
+
+class Towers(nn.Module):
+    """As an actor and a critic: two first layers and two last ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for tower in ("policy", "value"):
+            for layer in ("first", "inner", "out"):
+                self.add_module(f"{tower}_{layer}", nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[batch, 4] -> an action's and a state's numbers."""
+        found = {}
+        for tower in ("policy", "value"):
+            y = x
+            for layer in ("first", "inner"):
+                y = torch.tanh(self.get_submodule(f"{tower}_{layer}")(y))
+            found[tower] = self.get_submodule(f"{tower}_out")(y).squeeze(-1)
+        return found
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, True), (True, False), (False, True)])
+def test_every_layer_that_takes_the_inputs_or_gives_an_output_is_outer(first: bool, last: bool) -> None:
+    model = Towers()
+    options = QuantOptions.model_validate({"weight": {"bits": 4}, "activation": {"bits": 4}})
+    flow = record(model, [torch.randn(3, 4)])
+    report = quantize_module(model, options, stage="s", first=first, last=last, flow=flow)
+    bits = {layer.name: layer.weight_bits for layer in report.layers}
+    for tower in ("policy", "value"):
+        assert bits[f"{tower}_first"] == (8 if first else 4)
+        assert bits[f"{tower}_inner"] == 4
+        assert bits[f"{tower}_out"] == (8 if last else 4)
 
 
 def test_the_report_says_what_was_done_and_what_not() -> None:
