@@ -3,6 +3,7 @@
     step = max |x| / qmax, per token;  codes = round(x / step)
     y = (codes @ weight codes) * step * scale + bias
 
+Codes are uint8 around 128: x86 has fast kernels for unsigned times signed bytes, none for two signed ones.
 The step is rounded to 16 bits of mantissa, as `quant.token` does, by Veltkamp's splitting: with c = 257 step,
 c - (c - step) keeps the upper 16 of 24 bits (Handbook of Floating-Point Arithmetic, section 4.4.1).
 """
@@ -19,7 +20,8 @@ from distqat.export.weights import WeightCodes
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, INT8 = 1, 3
+FLOAT, UINT8 = 1, 2
+ZERO = 128
 SPLIT = np.float32(2**8 + 1)
 
 
@@ -34,7 +36,8 @@ def lower_token_product(
         integers = np.ascontiguousarray(integers.T)
     held = graph.add_constant(f"{node.input[1]}.integers", integers)
     graph.remove([node])
-    sums = graph.add("MatMulInteger", [tokens, held], f"{out}.sums")
+    zero = graph.add_constant("token.zero", np.array(ZERO, np.uint8))
+    sums = graph.add("MatMulInteger", [tokens, held, zero], f"{out}.sums")
     value = graph.add("Cast", [sums], f"{out}.float", to=FLOAT)
     value = graph.add("Mul", [value, step], f"{out}.by_token")
     last = f"{out}.scaled" if bias else out
@@ -44,7 +47,7 @@ def lower_token_product(
 
 
 def _quantized(graph: Graph, mark: onnx.NodeProto) -> tuple[str, str]:
-    """Names of the int8 codes and of the step of each token; made once for all that use the mark."""
+    """Names of the uint8 codes and of the step of each token; made once for all that use the mark."""
     made, x = mark.output[0], mark.input[0]
     names = f"{made}.codes", f"{made}.step"
     if graph.producer(names[0]) is not None:
@@ -65,6 +68,7 @@ def _quantized(graph: Graph, mark: onnx.NodeProto) -> tuple[str, str]:
     graph.add("Sub", [wide, rest], names[1])
     ratio = graph.add("Div", [x, names[1]], f"{made}.ratio")
     whole = graph.add("Round", [ratio], f"{made}.whole")
-    kept = graph.add("Clip", [whole, number(-qmax), number(qmax)], f"{made}.kept")
-    graph.add("Cast", [kept], names[0], to=INT8)
+    moved = graph.add("Add", [whole, number(ZERO)], f"{made}.moved")
+    kept = graph.add("Clip", [moved, number(ZERO - qmax), number(ZERO + qmax)], f"{made}.kept")
+    graph.add("Cast", [kept], names[0], to=UINT8)
     return names
