@@ -12,29 +12,50 @@ from torch import nn
 from distqat.diloco.options import DilocoOptions, InnerOptimOptions
 
 _DECAYED_TO = 0.1  # of the base rate: the usual tenth (Chinchilla, arXiv:2203.15556)
+_RATIO = "rate_ratio"
+WEIGHT_STEP_RATIO = 10.0
+"""Rate of the log-steps of weights over that of weights, under Adam.
+
+Adam moves each weight by about the rate, and a logarithm of a step too. Weights are small numbers, so they
+outgrow their range by more than its logarithm can follow, are cut off and get no gradient (dx is 0 there).
+Jain et al. (arXiv:1903.08066, table 4) give log-thresholds a far higher rate than weights as well. Measured:
+docs/log.md.
+"""
 
 
 def build_inner_optimizer(
-    module: nn.Module, options: InnerOptimOptions, no_decay: Set[str] = frozenset()
+    module: nn.Module,
+    options: InnerOptimOptions,
+    no_decay: Set[str] = frozenset(),
+    weight_steps: Set[str] = frozenset(),
 ) -> torch.optim.Optimizer:
-    """`torch.optim.Adam`, `AdamW` or `SGD` over the trainable parameters of `module`, in two groups.
+    """`torch.optim.Adam`, `AdamW` or `SGD` over the trainable parameters of `module`, in three groups.
 
     Args:
         no_decay: names (as in `named_parameters`) that get no weight decay: norms, biases, quantizer steps.
+        weight_steps: names of the log-steps of weights; no decay, and WEIGHT_STEP_RATIO times the rate of
+            Adam. SGD follows gradients, which LSQ scales to fit.
     Raises:
-        ValueError when `no_decay` names a parameter that does not exist.
+        ValueError when a name is that of no parameter.
 
-    The first group decays, the second does not; either may be empty, so the state has one layout. `foreach`
+    The first group decays, the others do not; each may be empty, so the state has one layout. `foreach`
     and `fused` stay at torch's choice: for-loops on CPU, which equal a plain training loop to the bit, and
     multi-tensor kernels on CUDA.
     """
     trainable = {name: param for name, param in module.named_parameters() if param.requires_grad}
-    unknown = sorted(no_decay - {name for name, _ in module.named_parameters()})
+    unknown = sorted((no_decay | weight_steps) - {name for name, _ in module.named_parameters()})
     if unknown:
-        raise ValueError(f"no_decay names {unknown[:3]}, which are no parameters of {type(module).__name__}")
+        raise ValueError(f"{unknown[:3]} are no parameters of {type(module).__name__}")
+    plain = no_decay - weight_steps
+    ratio = 1.0 if options.type == "sgd" else WEIGHT_STEP_RATIO
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trainable.items() if name not in no_decay]},
-        {"params": [p for name, p in trainable.items() if name in no_decay], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable.items() if name not in no_decay | weight_steps], _RATIO: 1.0},
+        {"params": [p for name, p in trainable.items() if name in plain], "weight_decay": 0.0, _RATIO: 1.0},
+        {
+            "params": [p for name, p in trainable.items() if name in weight_steps],
+            "weight_decay": 0.0,
+            _RATIO: ratio,
+        },
     ]
     if options.type == "sgd":
         return torch.optim.SGD(
@@ -71,6 +92,6 @@ def learning_rate(step: int, total_steps: int, base_lr: float, options: DilocoOp
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group: `lr`, times the ratio of the group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_RATIO]

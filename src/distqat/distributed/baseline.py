@@ -26,7 +26,7 @@ from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
 from distqat.metrics import open_sinks
-from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names
+from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names, weight_step_names
 from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ class BaselineTrainer:
         names = dict(self.model.named_parameters())
         no_decay = {name for name, param in names.items() if param.ndim <= 1}
         self._optimizer = build_inner_optimizer(
-            self.model, config.diloco.inner_optim, no_decay | step_parameter_names(self.model)
+            self.model,
+            config.diloco.inner_optim,
+            no_decay | step_parameter_names(self.model),
+            weight_step_names(self.model),
         )
         per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
         self._applied = [0] * len(config.stages)  # steps of each stage

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         quantizers,
         set_state,
         step_parameter_names,
+        weight_step_names,
     )
     from distqat.quant.wrap import edges, quantize_module, report_of
 
@@ -58,6 +59,7 @@ _WHERE = {
         "quantizers",
         "set_state",
         "step_parameter_names",
+        "weight_step_names",
     ),
     "wrap": ("edges", "quantize_module", "report_of"),
 }
@@ -97,6 +99,7 @@ __all__ = [
     "set_state",
     "settle_weights",
     "step_parameter_names",
+    "weight_step_names",
 ]
 
 

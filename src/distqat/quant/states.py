@@ -98,6 +98,11 @@ def step_parameter_names(module: nn.Module) -> set[str]:
     }
 
 
+def weight_step_names(module: nn.Module) -> set[str]:
+    """Those of `step_parameter_names` that are log-steps of weights."""
+    return {f"{name}.log_step" for name, each in quantizers(module) if isinstance(each, WeightQuantizer)}
+
+
 def quantizer_buffer_names(module: nn.Module) -> set[str]:
     """Names of the quantizers' buffers: equal on all replicas once active, so compared and never averaged."""
     return {

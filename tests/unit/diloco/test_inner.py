@@ -1,4 +1,4 @@
-"""The inner optimizer is torch's, with two groups; its rate follows the schedule."""
+"""The inner optimizer is torch's, with three groups; its rate follows the schedule."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions, InnerOptimOptions
+from distqat.quant import WeightQuantizer, weight_step_names
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,8 @@ def test_type_and_values_reach_torch(name: str, kind: type[torch.optim.Optimizer
     )
     optimizer = build_inner_optimizer(nn.Linear(2, 2), options, {"bias"})
     assert type(optimizer) is kind
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 0]
     assert all(group["lr"] == 0.01 for group in optimizer.param_groups)
 
 
@@ -44,7 +45,7 @@ def test_frozen_parameters_and_empty_groups() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     optimizer = build_inner_optimizer(module, InnerOptimOptions(), {"bias"})
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0, 0]
     with pytest.raises(ValueError, match="'wieght'"):
         build_inner_optimizer(module, InnerOptimOptions(), {"wieght"})
 
@@ -91,4 +92,34 @@ def test_schedules_differ_in_the_middle_and_survive_a_run_of_warm_up_only() -> N
 def test_set_learning_rate_reaches_every_group() -> None:
     optimizer = build_inner_optimizer(nn.Linear(2, 2), InnerOptimOptions(), {"bias"})
     set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5, 5.0]
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("adam", 10.0), ("adamw", 10.0), ("sgd", 1.0)])
+def test_steps_of_weights_learn_faster_under_adam(kind: str, ratio: float) -> None:
+    options = InnerOptimOptions.model_validate({"type": kind, "adam_weight_decay": 0.1})
+    module = nn.Linear(2, 2)
+    optimizer = build_inner_optimizer(module, options, {"bias"}, {"bias"})
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5, 0.5 * ratio]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0, 1]
+    assert optimizer.param_groups[2]["weight_decay"] == 0.0
+
+
+def test_a_step_follows_weights_that_outgrow_their_range() -> None:
+    """From 0.05 to 1 in 60 steps: at the rate of the weights themselves the step would cut them off."""
+    torch.manual_seed(0)
+    target, x = torch.randn(4, 8), torch.randn(64, 8)
+    holder = nn.Module()
+    holder.weight = nn.Parameter(torch.randn(4, 8) * 0.02)
+    quantizer = WeightQuantizer("layer.weight_quant", holder.weight, bits=8, axis=0)
+    quantizer.begin(quantizer.initial_step(holder.weight))
+    holder.quantizer = quantizer
+    options = InnerOptimOptions.model_validate({"type": "adam", "adam_lr": 0.05, "adam_weight_decay": 0.0})
+    optimizer = build_inner_optimizer(holder, options, frozenset(), weight_step_names(holder))
+    for _ in range(60):
+        optimizer.zero_grad()
+        ((x @ (quantizer(holder.weight) - target).T) ** 2).mean().backward()
+        set_learning_rate(optimizer, 0.05)
+        optimizer.step()
+    assert float(((quantizer(holder.weight) - target) ** 2).mean()) < 0.05

@@ -31,6 +31,7 @@ from distqat.quant import (
     schedule,
     settle_weights,
     step_parameter_names,
+    weight_step_names,
 )
 from distqat.tasks.base import Task
 
@@ -99,7 +100,9 @@ class StageReplica:
         self._quant = quant
         self.steps = step_parameter_names(module)
         no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
-        self.optimizer = build_inner_optimizer(module, options.inner_optim, no_decay)
+        self.optimizer = build_inner_optimizer(
+            module, options.inner_optim, no_decay, weight_step_names(module)
+        )
         self.step = 0  # inner steps of this replica's life line, counted on by joiners
         self._attempt: Attempt | None = None
 
