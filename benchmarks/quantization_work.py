@@ -18,6 +18,7 @@ from distqat.models import named_tensors
 from distqat.tasks.base import Batch
 
 HELDOUT_SEED = 1797
+FINAL = 0.01  # of the rate: so that scores of runs differ little by chance, and standing norms do no harm
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Effort:
     """How much is trained and judged."""
 
     steps: int
-    """Inner steps, of one process and of every replica."""
+    """Optimizer steps of one process."""
+    replica_steps: int
+    """Inner steps of every replica."""
     inner_steps: int
     """Of a round."""
     judged: int
@@ -94,6 +97,7 @@ class Digits(Work):
             "diloco": {
                 "inner_optim": {"type": "adamw", "adam_lr": 2e-3},
                 "lr_schedule": "cosine",
+                "lr_final": FINAL,
                 "warmup_steps": self.effort.steps // 20,
                 "batch_size_per_step": 64,
             },
@@ -142,6 +146,7 @@ class Text(Work):
             "diloco": {
                 "inner_optim": {"type": "adamw", "adam_lr": 3e-3},
                 "lr_schedule": "cosine",
+                "lr_final": FINAL,
                 "warmup_steps": self.effort.steps // 20,
                 "batch_size_per_step": 16,
                 "max_grad_norm": 1.0,

@@ -11,7 +11,6 @@ from torch import nn
 
 from distqat.diloco.options import DilocoOptions, InnerOptimOptions
 
-_DECAYED_TO = 0.1  # of the base rate: the usual tenth (Chinchilla, arXiv:2203.15556)
 _RATIO = "rate_ratio"
 WEIGHT_STEP_RATIO = 10.0
 """Rate of the log-steps of weights over that of weights, under Adam.
@@ -78,8 +77,8 @@ def build_inner_optimizer(
 def learning_rate(step: int, total_steps: int, base_lr: float, options: DilocoOptions) -> float:
     """The inner learning rate of inner step `step` (from 0) of `total_steps`.
 
-    Rises linearly over `warmup_steps`, then stays, or falls to a tenth along a cosine or a line. A
-    member that runs ahead of the last round keeps the tenth.
+    Rises linearly over `warmup_steps`, then stays, or falls to `lr_final` of the base rate along a cosine
+    or a line. A member that runs ahead of the last round keeps that.
     """
     if step < options.warmup_steps:
         return base_lr * (step + 1) / options.warmup_steps
@@ -88,7 +87,7 @@ def learning_rate(step: int, total_steps: int, base_lr: float, options: DilocoOp
     decaying = max(total_steps - options.warmup_steps - 1, 1)
     progress = min((step - options.warmup_steps) / decaying, 1.0)
     left = 1.0 - progress if options.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return base_lr * (_DECAYED_TO + (1.0 - _DECAYED_TO) * left)
+    return base_lr * (options.lr_final + (1.0 - options.lr_final) * left)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -83,7 +83,14 @@ class DilocoOptions(Options):
         default=None, gt=0, allow_inf_nan=False, description="clip the global gradient norm; null: never"
     )
     lr_schedule: ScheduleName = Field(
-        default="constant", description="inner learning rate after the warm-up; decays to a tenth"
+        default="constant", description="inner learning rate after the warm-up; decays to lr_final"
+    )
+    lr_final: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the base rate at which a decaying schedule ends (a tenth: arXiv:2203.15556)",
     )
     warmup_steps: int = Field(default=0, ge=0, description="inner steps of linear warm-up")
     codec: CodecName = Field(default="int4", description="how pseudo-gradients travel")

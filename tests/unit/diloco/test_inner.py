@@ -89,6 +89,13 @@ def test_schedules_differ_in_the_middle_and_survive_a_run_of_warm_up_only() -> N
     assert max(rates("cosine", 10, 4)) <= 2.0
 
 
+def test_a_decaying_schedule_ends_where_lr_final_says() -> None:
+    options = DilocoOptions.model_validate({"lr_schedule": "cosine", "lr_final": 0.0, "warmup_steps": 0})
+    assert learning_rate(0, 11, 2.0, options) == 2.0
+    assert learning_rate(5, 11, 2.0, options) == pytest.approx(1.0)
+    assert [learning_rate(step, 11, 2.0, options) for step in (10, 15)] == [0.0, 0.0]
+
+
 def test_set_learning_rate_reaches_every_group() -> None:
     optimizer = build_inner_optimizer(nn.Linear(2, 2), InnerOptimOptions(), {"bias"})
     set_learning_rate(optimizer, 0.5)
