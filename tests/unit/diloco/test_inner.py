@@ -129,4 +129,4 @@ def test_a_step_follows_weights_that_outgrow_their_range() -> None:
         ((x @ (quantizer(holder.weight) - target).T) ** 2).mean().backward()
         set_learning_rate(optimizer, 0.05)
         optimizer.step()
-    assert float(((quantizer(holder.weight) - target) ** 2).mean()) < 0.05
+    assert float(((quantizer(holder.weight) - target) ** 2).mean().detach()) < 0.05
