@@ -48,8 +48,8 @@ from benchmarks.report import describe, facts, write_json
 SETTINGS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W2A2": (2, 2)}
 WORKS: dict[str, type[Work]] = {"digits": Digits, "text": Text}
 EFFORTS = {
-    "digits": Effort(steps=1500, replica_steps=600, inner_steps=20, judged=10_080, seeds=(0, 1, 2)),
-    "text": Effort(steps=1500, replica_steps=760, inner_steps=20, judged=400, seeds=(0, 1, 2)),
+    "digits": Effort(steps=1500, replica_steps=400, inner_steps=20, judged=10_080, seeds=(0, 1, 2)),
+    "text": Effort(steps=1500, replica_steps=400, inner_steps=20, judged=400, seeds=(0, 1, 2)),
 }
 QUICK = {
     "digits": Effort(steps=100, replica_steps=100, inner_steps=20, judged=3_600, seeds=(0,)),

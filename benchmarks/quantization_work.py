@@ -28,7 +28,7 @@ class Effort:
     steps: int
     """Optimizer steps of one process."""
     replica_steps: int
-    """Inner steps of every replica."""
+    """Inner steps of each of the four replicas: about as many samples in all as one process sees."""
     inner_steps: int
     """Of a round."""
     judged: int
