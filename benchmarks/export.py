@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in (name for name in TRAINED if name in args.only):
         steps, judged = (QUICK_STEPS, QUICK_JUDGED) if args.quick else (STEPS[name], JUDGED[name])
         for setting in args.settings:
-            case = trained(name, section(setting), Effort(steps, steps, judged, (0,)))
+            case = trained(name, section(setting), Effort(steps, steps, steps, judged, (0,)))
             with tempfile.TemporaryDirectory() as folder:
                 report = exported(case, Path(folder))
                 yield record(name, setting, report, list(latencies(case, Path(folder), args.latency_s)))

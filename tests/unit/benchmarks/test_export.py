@@ -45,7 +45,7 @@ def test_flags() -> None:
 
 
 def test_augmented_samples_are_the_pictures_that_are_judged() -> None:
-    work = Digits(Effort(steps=20, inner_steps=20, judged=0, seeds=(0,)), 0)
+    work = Digits(Effort(steps=20, replica_steps=20, inner_steps=20, judged=0, seeds=(0,)), 0)
     heldout = list(open_source(work.config(None).data, seed=0).heldout())
     samples = augmented_samples(work, heldout, len(heldout) + 5)
     assert len(samples) == len(heldout) + 5
