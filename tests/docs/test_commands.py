@@ -88,6 +88,9 @@ EXERCISES: dict[str, Exercise] = {
     "python benchmarks/tasks.py --json tasks.json": exercise.helps,
     "python benchmarks/models.py --json models.json": exercise.helps,
     "python benchmarks/quantization.py --json quantization.json --quick": exercise.helps,
+    "python benchmarks/quantization_time.py --json quantization_time.json --quick": exercise.helps,
+    "python benchmarks/export.py --json export.json --quick": exercise.helps,
+    "python benchmarks/wire.py --json wire.json --quick": exercise.helps,
     "python benchmarks/pipeline.py --json pipeline.json": exercise.helps,
 }
 OWN_FLAGS = {
