@@ -169,3 +169,33 @@ def test_a_step_never_reaches_zero(
         stepper.step()
         step = step_size(log.detach())
         assert bool((step > 0).all() & step.isfinite().all())
+
+
+@pytest.mark.parametrize("qmin", [-7, 0])
+def test_gradients_are_finite_differences_while_roundings_stay(qmin: int) -> None:
+    """The straight-through estimate is the slope of s * clamp(x / s + r), r being what rounding added."""
+    generator, h = torch.Generator().manual_seed(3), 1e-6
+    x = torch.randn(4, 50, generator=generator, dtype=torch.float64) * 3
+    weights = torch.randn(4, 50, generator=generator, dtype=torch.float64)
+    log_step = torch.tensor(-0.7, dtype=torch.float64)
+    place = x / log_step.exp()
+    residue = place.round() - place
+    inside = (place > qmin) & (place < 7)
+
+    def surrogate(x: Tensor, log_step: Tensor) -> Tensor:
+        step = log_step.exp()
+        codes = torch.where(inside, x / step + residue, place.clamp(qmin, 7))
+        return (weights * step * codes).sum()
+
+    x_in, step_in = x.clone().requires_grad_(), log_step.clone().requires_grad_()
+    y = fake_quantize(x_in, step_in, qmin, 7, axis=None, gradient_scale=1.0)
+    (weights * y).sum().backward()
+    assert (weights * y).sum().item() == pytest.approx(surrogate(x, log_step).item())
+    slope = (surrogate(x, log_step + h) - surrogate(x, log_step - h)) / (2 * h)
+    torch.testing.assert_close(step_in.grad, slope, rtol=1e-6, atol=1e-6)
+    one = torch.zeros_like(x)
+    for at in ((0, 0), (1, 7), (2, 31), (3, 49)):
+        one.zero_()[at] = h
+        by_x = (surrogate(x + one, log_step) - surrogate(x - one, log_step)) / (2 * h)
+        assert x_in.grad is not None
+        torch.testing.assert_close(x_in.grad[at], by_x, rtol=1e-5, atol=1e-6)
