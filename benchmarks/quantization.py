@@ -139,7 +139,7 @@ def table_of(name: str, records: Sequence[dict[str, Any]]) -> Table:
         "way",
         "setting",
         work.metric,
-        f"worse than float ({unit})",
+        f"worse ({unit})",
         "goal",
         "",
         "worse than Brevitas",
