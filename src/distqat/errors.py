@@ -11,10 +11,12 @@ DistqatError
 │   ├── CallTimeout         a deadline passed                          (retry over another replica)
 │   ├── Busy                the peer is full                           (retry later)
 │   ├── Refused             the peer answered no, and why              (do not retry as it is)
+│   ├── RemoteFault         an exception at the peer that nobody foresaw  (retry; if it repeats, RunFailed)
 │   ├── StaleAttempt        a newer attempt of the step exists         (drop it)
 │   ├── ProtocolMismatch    another protocol version or config         (change the config)
 │   └── DirectoryUnavailable  the look-up failed: unknown, not empty   (keep the last plan)
 ├── RunFinished             the client said that the run is over       (leave)
+├── RunFailed               an error that will not go away by trying again  (end, and say it)
 ├── BadFrame                bytes from a peer that are not a frame
 ├── BadContribution         a delta that must not be averaged
 ├── ModelError, TaskError, QuantError
@@ -104,6 +106,14 @@ class Refused(SwarmError):
     code = "refused"
 
 
+class RemoteFault(SwarmError):
+    """The peer met an exception that nobody foresaw: `kind` is its class, `place` its `file:line`."""
+
+    code = "fault"
+    kind: str = ""
+    place: str = ""
+
+
 class StaleAttempt(SwarmError):
     """A newer attempt of the same step exists, or the step is over."""
 
@@ -124,6 +134,10 @@ class DirectoryUnavailable(SwarmError):
 
 class RunFinished(DistqatError):
     """The run came to its end while this role was away: there is nothing to serve any more."""
+
+
+class RunFailed(DistqatError):
+    """An error that will not go away by trying again: whoever meets it ends, and is not started again."""
 
 
 class BadFrame(SwarmError):

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import psutil
 
-from distqat.distributed.process import RoleCommand, RoleProcess, Supervisor, Zygote, announce_ready, run_role
+from distqat.distributed.process import (
+    RoleCommand,
+    RoleProcess,
+    Supervisor,
+    Zygote,
+    announce_ready,
+    notice,
+    run_role,
+)
 from distqat.distributed.process.command import READY_FD
 from distqat.errors import ConfigError, RoleError
 
@@ -133,6 +141,16 @@ def misconfigured(argv: Sequence[str]) -> int:
 def portless(argv: Sequence[str]) -> int:
     async def role(stop: asyncio.Event) -> int:
         raise RoleError("port 50500 is in use by PID 1")
+
+    return run_role("server", role)
+
+
+def talkative(argv: Sequence[str]) -> int:
+    """Gives a notice, and ends with an error that nobody foresaw."""
+
+    async def role(stop: asyncio.Event) -> int:
+        notice("the disk is nearly full")
+        raise ZeroDivisionError("a division\nby zero")
 
     return run_role("server", role)
 

@@ -350,3 +350,20 @@ async def test_a_closed_zygote_starts_nothing(monkeypatch: pytest.MonkeyPatch) -
     await asyncio.wait_for(zygote.close(), 10)
     with pytest.raises(RoleError, match="the fork server has ended"):
         await zygote.spawn(command("tell"))
+
+
+async def test_a_role_speaks_to_whoever_started_it(tmp_path: Path, zygote: Zygote) -> None:
+    heard: list[str] = []
+    ends: list[Ended] = []
+    supervisor = Supervisor(zygote, on_end=ends.append, on_notice=lambda who, said: heard.append(said))
+    code = await asyncio.wait_for(supervisor.keep(command("talkative", log=tmp_path / "log"), QUICK), 20)
+    assert code == 1
+    assert heard == ["the disk is nearly full"] * 3
+    assert ends[-1].consequence == "given up: it ended 3 times in a row with the same error"
+    words = ends[-1].words
+    assert words is not None
+    place = re.escape("process_scene.py") + r":\d+\)$"
+    assert re.match(r"ZeroDivisionError: a division by zero \(.*" + place, words.sentence)
+    log = (tmp_path / "log").read_text()
+    assert log.count("Traceback") == 3
+    assert log.rstrip().endswith(f"distqat server: {words.sentence}")

@@ -25,7 +25,7 @@ async def test_it_is_ready_when_its_first_batch_is_made(
     )
     stop = asyncio.Event()
     serving = asyncio.ensure_future(data_server.serve(config, stop))
-    said = json.loads(await asyncio.to_thread(os.read, reading, 1 << 16))
+    said = json.loads(await asyncio.to_thread(os.read, reading, 1 << 16))["body"]
     os.close(reading)
     assert (tmp_path / "data.sock").is_socket()
     assert said["batch"] == {

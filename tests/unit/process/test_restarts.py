@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distqat.distributed.process.notices import LastWords
 from distqat.distributed.process.restarts import (
     Decision,
     Finished,
@@ -78,3 +79,27 @@ def test_delays_are_bounded_and_no_more_than_crashes_fit_into_a_window(runs: lis
         assert 1.0 <= decision.delay_s <= 5.0
         assert sum(now - at < POLICY.window_s for at in history.crashes) <= POLICY.crashes
         now += decision.delay_s
+
+
+def test_a_fault_that_repeats_with_the_same_sentence_is_given_up() -> None:
+    history, decisions = History(), []
+    for sentence in ("a", "b", "b", "b"):
+        words = LastWords(sentence, "fault")
+        decision, history = after_exit(history, RestartPolicy(), code=1, ran_s=0.0, now=0.0, words=words)
+        decisions.append(decision)
+    assert all(isinstance(decision, Restart) for decision in decisions[:3])
+    assert decisions[3] == GiveUp("it ended 3 times in a row with the same error")
+
+
+def test_what_comes_from_outside_may_repeat() -> None:
+    history = History()
+    for _ in range(5):
+        words = LastWords("port 50000 is in use", "circumstance")
+        decision, history = after_exit(history, RestartPolicy(), code=1, ran_s=0.0, now=0.0, words=words)
+        assert isinstance(decision, Restart)
+
+
+def test_a_final_end_is_not_tried_again() -> None:
+    words = LastWords("the loss is not finite", "final")
+    decision, _ = after_exit(History(), RestartPolicy(), code=1, ran_s=0.0, now=0.0, words=words)
+    assert decision == GiveUp("starting it again cannot help")

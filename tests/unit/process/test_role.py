@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from distqat.distributed.process.role import StopSignals, announce_ready
+from distqat.distributed.process.notices import announce_ready
+from distqat.distributed.process.role import StopSignals
 
 
 def test_the_second_signal_means_at_once() -> None:
@@ -23,9 +24,11 @@ def test_ready_is_one_line_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTQAT_READY_FD", str(writing))
     announce_ready({"role": "monitor", "peers": ["/ip4/127.0.0.1"]})
     announce_ready({"role": "monitor"})
+    os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         lines = pipe.read().splitlines()
-    assert [json.loads(line) for line in lines] == [{"role": "monitor", "peers": ["/ip4/127.0.0.1"]}]
+    body = {"role": "monitor", "peers": ["/ip4/127.0.0.1"]}
+    assert [json.loads(line) for line in lines] == [{"event": "ready", "body": body}]
 
 
 def test_ready_without_anybody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distqat.distributed.process.child import become
-from distqat.distributed.process.command import Lines, RoleCommand, decode, encode
+from distqat.distributed.process.command import Lines, RoleCommand, encode
 from distqat.distributed.process.parent import adopt_orphans, die_with_parent
 from distqat.distributed.process.title import set_title
 from distqat.errors import RoleError
@@ -33,8 +33,8 @@ _WATCHED = (signal.SIGCHLD, signal.SIGHUP)
 
 @dataclass
 class _Child:
-    ready: int | None  # reading end of its ready pipe
-    said: bytes = b""
+    pipe: int | None  # reading end of the pipe over which it tells us things
+    lines: Lines = field(default_factory=Lines)
 
 
 @dataclass
@@ -129,7 +129,7 @@ class ForkServer:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(said)
         child = self._children[pid] = _Child(ready)
-        self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(pid, child))
+        self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_pipe(pid, child))
         self._tell({"event": "spawned", "id": message["id"], "pid": pid})
 
     def _forget(self) -> None:
@@ -138,25 +138,26 @@ class ForkServer:
         for end in (self.owner, self._wake, self._woken):
             end.close()
         for child in self._children.values():
-            if child.ready is not None:
-                os.close(child.ready)
+            if child.pipe is not None:
+                os.close(child.pipe)
 
-    def _on_ready(self, pid: int, child: _Child) -> None:
-        if child.ready is None:
-            return
-        try:
-            data = os.read(child.ready, 1 << 16)
-        except BlockingIOError:  # the role ended, but something that it forked still holds the pipe
-            return
-        child.said += data
-        line, newline, _ = child.said.partition(b"\n")
-        if newline:
-            with suppress(RoleError):  # a role's slip must not end its siblings; its owner sees it not ready
-                self._tell({"event": "ready", "pid": pid, "body": decode(line)})
-        if newline or not data or len(child.said) > 1 << 20:
-            self._selector.unregister(child.ready)
-            os.close(child.ready)
-            child.ready = None
+    def _on_pipe(self, pid: int, child: _Child, *, ended: bool = False) -> None:
+        """Hand on what a role told. `ended`: read all that is left, whoever else still holds the pipe."""
+        while child.pipe is not None:
+            try:
+                data = os.read(child.pipe, 1 << 16)
+                for message in child.lines.feed(data):
+                    self._tell({**message, "pid": pid})
+            except (BlockingIOError, RoleError):  # nothing left; or nonsense, which must not end its siblings
+                if not ended:
+                    return
+                data = b""
+            if not data:
+                self._selector.unregister(child.pipe)
+                os.close(child.pipe)
+                child.pipe = None
+            elif not ended:
+                return
 
     def _signal(self, pid: int, signum: int, group: bool) -> None:
         """Only for children not yet reaped: their PID cannot belong to anybody else."""
@@ -181,10 +182,7 @@ class ForkServer:
                 _kill(pid, signal.SIGKILL, group=True)  # its daemons; the zombie still holds the number
             _, status = os.waitpid(pid, 0)
             if child is not None:
-                self._on_ready(pid, child)
-                if child.ready is not None:
-                    self._selector.unregister(child.ready)
-                    os.close(child.ready)
+                self._on_pipe(pid, child, ended=True)
                 self._tell({"event": "exit", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def _tell(self, message: Mapping[str, Any]) -> None:

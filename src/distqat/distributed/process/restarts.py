@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distqat.distributed.process.notices import LastWords
+from distqat.failures import REPEATS
+
 USAGE = 2  # the exit code of a bad command line or configuration; starting again cannot help
 
 
@@ -35,7 +38,7 @@ class RestartPolicy:
 
     A run of `healthy_s` forgets the crashes before it; more than `crashes` within `window_s` is a crash loop,
     and so are more than `in_a_row`, however long each took: a server whose swarm is gone needs some seconds
-    to find that out.
+    to find that out. A fault that ends it `alike` times in a row with the same sentence will do so again.
     """
 
     first_delay_s: float = 0.2
@@ -45,6 +48,7 @@ class RestartPolicy:
     window_s: float = 120.0
     healthy_s: float = 60.0
     in_a_row: int = 12
+    alike: int = REPEATS
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,33 @@ class History:
 
     crashes: tuple[float, ...] = ()
     in_a_row: int = 0
+    last: str = ""  # the sentence of the last fault
+    alike: int = 0  # how often in a row it was that sentence
 
 
 def after_exit(
-    history: History, policy: RestartPolicy, *, code: int, ran_s: float, now: float
+    history: History,
+    policy: RestartPolicy,
+    *,
+    code: int,
+    ran_s: float,
+    now: float,
+    words: LastWords | None = None,
 ) -> tuple[Decision, History]:
     """What to do about a role that ended with `code` after `ran_s`, and the history from here on."""
     if code == 0:
         return Finished(), History()
     if code == USAGE:
         return GiveUp("its command line or configuration was refused"), history
+    if words is not None and words.kind == "final":
+        return GiveUp("starting it again cannot help"), history
     recent = (*(at for at in history.crashes if now - at < policy.window_s), now)
     row = 1 if ran_s >= policy.healthy_s else history.in_a_row + 1
-    after = History(recent, row)
+    fault = words.sentence if words is not None and words.kind == "fault" else ""
+    alike = 0 if not fault else history.alike + 1 if fault == history.last else 1
+    after = History(recent, row, fault, alike)
+    if alike >= policy.alike:
+        return GiveUp(f"it ended {alike} times in a row with the same error"), after
     if len(recent) > policy.crashes:
         return GiveUp(f"it crashed {len(recent)} times within {policy.window_s:g} s"), after
     if row > policy.in_a_row:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from distqat.distributed.process.command import READY_FD
+from distqat.distributed.process.notices import End, LastWords, adopt_pipe, tell_end
 from distqat.distributed.process.parent import PARENT_PID, before_exec, follow_parent_of_environment
-from distqat.errors import ConfigError, DistqatError
+from distqat.errors import ConfigError, DistqatError, RoleError, RunFailed, SwarmError
+from distqat.failures import describe, is_shortage
 
 INTERRUPTED = 130
 _ONE_GESTURE_S = 0.5
@@ -42,23 +41,16 @@ class StopSignals:
         return now - self._first >= self._gesture_s
 
 
-def announce_ready(body: Mapping[str, Any]) -> None:
-    """Tell whoever started this role that it serves; once, and nothing if nobody asked."""
-    text = os.environ.pop(READY_FD, "")
-    if not text.isdigit():
-        return
-    with suppress(BrokenPipeError), os.fdopen(int(text), "wb", buffering=0) as pipe:
-        pipe.write(json.dumps(dict(body), separators=(",", ":")).encode() + b"\n")
-
-
 def run_role(
     name: str, factory: Callable[[asyncio.Event], Coroutine[Any, Any, int | None]], *, grace_s: float = 10.0
 ) -> int:
     """Run `factory(stop)` in an event loop of the main thread; its exit code.
 
     SIGTERM or SIGINT sets `stop`; the role then has `grace_s` to end by itself. A second one ends the
-    process at once with 130. ConfigError: one line and 2. Any other DistqatError: one line and 1.
+    process at once with 130. ConfigError: one line and 2. Any other error: one line and 1, and the traceback
+    of one that nobody foresaw in the log.
     """
+    adopt_pipe()
     gesture = _ONE_GESTURE_S if PARENT_PID in os.environ else 0.0
     follow_parent_of_environment()
     loop = new_role_loop()
@@ -74,15 +66,20 @@ def run_role(
 
 
 def guarded(name: str, call: Callable[[], int]) -> int:
-    """`call()`, with the errors that DistQat raises on purpose as one line and exit code 2 or 1."""
+    """`call()`, with an error as one line on standard error and exit code 2 (ConfigError) or 1."""
     try:
         return call()
     except ConfigError as error:
-        _complain(name, error)
-        return 2
+        return _complain(name, error, "final", 2)
+    except RunFailed as error:
+        return _complain(name, error, "final", 1)
+    except (SwarmError, RoleError) as error:
+        return _complain(name, error, "circumstance", 1)
     except DistqatError as error:
-        _complain(name, error)
-        return 1
+        return _complain(name, error, "fault", 1)
+    except Exception as error:  # the edge of the process: the log gets the traceback, the user a sentence
+        logger.exception("%s ends with an error that nobody foresaw", name)
+        return _complain(name, error, "circumstance" if is_shortage(error) else "fault", 1)
 
 
 def new_role_loop() -> asyncio.AbstractEventLoop:
@@ -139,9 +136,11 @@ async def _supervised(
         asked.cancel()
 
 
-def _complain(name: str, error: DistqatError) -> None:
-    sentence = " ".join(str(error).split())
+def _complain(name: str, error: Exception, kind: End, code: int) -> int:
+    sentence = describe(error)
     print(f"distqat {name}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201  the user's line, no traceback
+    tell_end(LastWords(sentence, kind))
+    return code
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

@@ -8,8 +8,10 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from distqat.distributed.process.command import RoleCommand
+from distqat.distributed.process.notices import LastWords, notice
 from distqat.distributed.process.restarts import Finished, GiveUp, History, RestartPolicy, after_exit
 from distqat.distributed.process.zygote import RoleProcess, Zygote
 
@@ -24,6 +26,7 @@ class Ended:
     pid: int
     code: int
     consequence: str
+    words: LastWords | None = None  # with which it ended, if it said any
 
 
 class Supervisor:
@@ -35,11 +38,13 @@ class Supervisor:
         *,
         on_start: Callable[[RoleProcess], None] | None = None,
         on_end: Callable[[Ended], None] | None = None,
+        on_notice: Callable[[RoleCommand, str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._zygote = zygote
         self._on_start = on_start
         self._on_end = on_end or _log
+        self._on_notice = on_notice or _hand_up
         self._clock = clock
         self._stopping = asyncio.Event()
         self._live: dict[int, RoleProcess] = {}
@@ -74,6 +79,7 @@ class Supervisor:
                 break
             started = self._clock()
             self._live[role.pid] = role
+            role.listen(partial(self._on_notice, command))
             for tell in (self._on_start, on_start):
                 if tell is not None:
                     tell(role)
@@ -84,17 +90,20 @@ class Supervisor:
             if self._stopping.is_set():
                 if code == -signal.SIGTERM:  # we asked before it had begun to listen: nothing was lost
                     code = 0
-                self._on_end(Ended(command, role.pid, code, "stopped"))
+                self._on_end(Ended(command, role.pid, code, "stopped", role.last_words))
                 break
-            now = self._clock()
-            decision, history = after_exit(history, rules, code=code, ran_s=now - started, now=now)
+            now, words = self._clock(), role.last_words
+            decision, history = after_exit(
+                history, rules, code=code, ran_s=now - started, now=now, words=words
+            )
             if isinstance(decision, Finished):
-                self._on_end(Ended(command, role.pid, code, "finished"))
+                self._on_end(Ended(command, role.pid, code, "finished", words))
                 break
             if isinstance(decision, GiveUp):
-                self._on_end(Ended(command, role.pid, code, f"given up: {decision.reason}"))
+                self._on_end(Ended(command, role.pid, code, f"given up: {decision.reason}", words))
                 break
-            self._on_end(Ended(command, role.pid, code, f"starting again in {decision.delay_s:g} s"))
+            again = f"starting again in {decision.delay_s:g} s"
+            self._on_end(Ended(command, role.pid, code, again, words))
             await self._pause(decision.delay_s)
         return code
 
@@ -142,6 +151,11 @@ def ending(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+def _hand_up(command: RoleCommand, sentence: str) -> None:
+    """To whoever started us: a client's trainers speak through it."""
+    notice(f"{command.name}: {sentence}")
 
 
 def _log(ended: Ended) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from distqat.distributed.process import forkserver
 from distqat.distributed.process.command import Lines, RoleCommand, encode
+from distqat.distributed.process.notices import LastWords
+from distqat.distributed.process.waiting import Wait
 from distqat.errors import RoleError
 
 PRELOAD = ("torch", "torch._dynamo", "hivemind", "uvloop", "setproctitle", "psutil")
@@ -28,7 +30,11 @@ class RoleProcess:
     def __init__(self, command: RoleCommand, pid: int, signal_role: Callable[[int, int, bool], None]) -> None:
         self.command = command
         self.pid = pid
+        self.last_words: LastWords | None = None
+        self.wait_told: Wait | None = None  # what it says that it waits for
         self._signal_role = signal_role
+        self._notices: list[str] = []
+        self._hear: Callable[[str], None] = self._notices.append
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = loop.create_future()
         self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
@@ -55,6 +61,13 @@ class RoleProcess:
             )
         raise RoleError(f"{self.command.name} (PID {self.pid}) was not ready after {timeout_s:g} s{where}")
 
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """Have `hear` called with every notice of the role, those included that came already."""
+        self._hear = hear
+        for sentence in self._notices:
+            hear(sentence)
+        self._notices.clear()
+
     def terminate(self) -> None:
         """SIGTERM: finish the step, hand off, end."""
         self._signal_role(self.pid, signal.SIGTERM, False)
@@ -64,9 +77,16 @@ class RoleProcess:
         self._signal_role(self.pid, signal.SIGKILL, True)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "ready" and not self._ready.done():
+        kind = event["event"]
+        if kind == "ready" and not self._ready.done():
             self._ready.set_result(event["body"])
-        elif event["event"] == "exit" and not self._ended.done():
+        elif kind == "notice":
+            self._hear(event["text"])
+        elif kind == "wait":
+            self.wait_told = Wait(event["text"], event["since"], told=True) if event["text"] else None
+        elif kind == "ended":
+            self.last_words = LastWords(event["text"], event["kind"])
+        elif kind == "exit" and not self._ended.done():
             self._ended.set_result(event["status"])
 
 
