@@ -107,11 +107,15 @@ class Refused(SwarmError):
 
 
 class RemoteFault(SwarmError):
-    """The peer met an exception that nobody foresaw: `kind` is its class, `place` its `file:line`."""
+    """The peer met an exception that is no SwarmError.
+
+    `kind` is its class, `place` its `file:line`, `said` its text without the peers that it came through.
+    """
 
     code = "fault"
     kind: str = ""
     place: str = ""
+    said: str = ""
 
 
 class StaleAttempt(SwarmError):

@@ -20,16 +20,18 @@ from distqat.distributed.building import build_task
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.evaluating import Evaluating
+from distqat.distributed.coordination.farewell import Farewell
 from distqat.distributed.coordination.finish import Run, conclude
-from distqat.distributed.coordination.gate import Gate
+from distqat.distributed.coordination.gate import SERVERS_CHECK, Gate
 from distqat.distributed.coordination.mirror import Mirror
 from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.coordination.servers_seen import ServersSeen
 from distqat.distributed.coordination.slots import Slots, check_agreement
 from distqat.distributed.coordination.start import RESUME, Start, note_settings
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
 from distqat.distributed.evaluation import build_all
-from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.peer import Peer, first_failure, first_of
 from distqat.distributed.process import (
     PRELOAD,
     Zygote,
@@ -37,11 +39,12 @@ from distqat.distributed.process import (
     run_role,
     set_title,
     set_up_logging,
+    told_wait,
 )
 from distqat.distributed.rollout import check_play
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, ConfigError, ModelError, Refused, SwarmError, TaskError
+from distqat.errors import BadFrame, ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
@@ -49,7 +52,6 @@ from distqat.swarm.frame import Message
 from distqat.swarm.link import Address
 from distqat.tasks.base import Interactive
 from distqat.topology.expert import ExpertId
-from distqat.topology.snapshot import SwarmSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +83,8 @@ class Client:
         self.gate = Gate(config)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
-        self._found: set[str] = set()
-        self._told = ""
+        self._seen = ServersSeen()
+        self._farewell = Farewell()
         self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -101,15 +103,20 @@ class Client:
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
         rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
         failed: asyncio.Future[Any] = asyncio.ensure_future(self._until_failure())
+        broken: asyncio.Future[Any] = asyncio.ensure_future(first_failure(*background))
         try:
-            ended = await first_of(stop, rounds, daemon, failed)
+            ended = await first_of(stop, rounds, daemon, failed, broken)
             if ended is not None and ended is not rounds:
                 ended.result()
             if ended is rounds and not self._locally:
                 await self._finish()
             return 0
+        except (RunFailed, ConfigError) as error:
+            if not os.environ.get(SERVERS_CHECK):  # a local run ends its servers itself
+                await self._farewell.tell(error, [holder.grant.uid for holder in self._slots.holders])
+            raise
         finally:
-            for task in (*background, daemon, rounds, failed):
+            for task in (*background, daemon, rounds, failed, broken):
                 task.cancel()
             await self._trainers.stop()
             self._mirror.close()
@@ -190,7 +197,7 @@ class Client:
         serving = fields.get("state") in ("serving", "unknown")
         behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
         told = {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
-        return {**told, "generation": self._log.generation}
+        return {**told, "generation": self._log.generation, **self._farewell.fields(holder.grant.uid)}
 
     async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         stage = take(fields, "stage", str)
@@ -237,7 +244,7 @@ class Client:
         logger.info("%s is gone", uid)
         if not self._slots.holders:
             self._empty.set()
-        self._found.discard(uid)
+        self._seen.gone(uid)
         self._start.resumption.withdraw(uid)
         self._rounds.left(ExpertId.parse(uid).stage, uid, for_good=for_good)
 
@@ -288,7 +295,7 @@ class Client:
             snapshot = self._slots.live(await self._watch.next_change())
             if self._locally:
                 continue
-            self._tell(snapshot)
+            self._seen.tell(snapshot)
             self._trainers.want(snapshot.complete_pipelines())
             move = self._slots.next_move(snapshot)
             if move is not None:
@@ -296,23 +303,6 @@ class Client:
                 if holder is not None and not holder.leaving:
                     holder.leaving = True
                     logger.info("asking %s to move to stage %s", holder.grant.uid, move.target.stage)
-
-    def _tell(self, snapshot: SwarmSnapshot) -> None:
-        for server in snapshot.servers:
-            uid = str(server.expert)
-            if server.takes_steps and uid not in self._found:
-                self._found.add(uid)
-                address = server.addresses[0] if server.addresses else server.peer_id
-                logger.info("Found expert %s at %s", uid, address)
-        complete, missing = snapshot.complete_pipelines(), snapshot.missing()
-        line = (
-            f"Complete pipelines: {len(complete)} - {complete}"
-            if complete
-            else f"No complete pipelines found; nobody serves {', '.join(missing)}"
-        )
-        if line != self._told:
-            self._told = line
-            logger.info(line)
 
     def _record(self, record: dict[str, Any]) -> None:
         self._sink.write(record)
@@ -329,8 +319,13 @@ class Client:
             "trainers": self._trainers.latest(),
             "ended_rounds": self._trainers.rounds[-8:],
             "evaluation": self._evaluating.latest,
+            "waits": [*self._trainers.waits(), *self._own_wait()],
             "finished": self._finished.is_set(),
         }
+
+    def _own_wait(self) -> list[dict[str, Any]]:
+        wait = told_wait()
+        return [] if wait is None else [{"role": "client", "what": wait.what, "since": wait.since}]
 
     def _prepare_judgement(self) -> None:
         """Build the model for the end while servers train: its libraries take seconds to import."""

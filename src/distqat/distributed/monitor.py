@@ -16,6 +16,7 @@ from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.errors import ConfigError, SwarmError
 from distqat.metrics import Sink, open_sinks
+from distqat.metrics.waits import waits_of
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Monitor:
             "servers": sorted(servers, key=lambda status: str(status.get("uid"))),
             "trainers": client.get("trainers", []),
             "rounds": client.get("ended_rounds", []),
+            "waits": waits_of({"servers": servers, "waits": client.get("waits")}),
         }
 
     async def _ask(self, address: Any) -> dict[str, Any] | None:

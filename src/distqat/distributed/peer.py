@@ -126,6 +126,15 @@ def _is_dead(path: Path) -> bool:
     return False
 
 
+async def first_failure(*work: asyncio.Future[Any]) -> None:
+    """Raise what the first of `work` raises; returns never, whatever else of it ends."""
+    await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+    for each in work:
+        if each.done():
+            each.result()
+    await asyncio.Event().wait()
+
+
 async def first_of(stop: asyncio.Event, *work: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
     """Wait for `stop` or the first of `work` to end; that one, or None when stopped."""
     asked: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())

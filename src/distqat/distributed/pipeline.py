@@ -21,6 +21,7 @@ from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 from distqat.tasks.base import Batch
 from distqat.topology.attempts import StepId
+from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,30 @@ ASK_TIMEOUT = 5.0  # for a new link to a stage that did not answer, and for its 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a committed step tells: mean loss, summed scores, samples; `lost` names stages that died in it."""
+    """What a committed step tells: mean loss, summed scores, samples.
+
+    `lost` names the replicas that did not apply it, `faults` says why, of those that answered; `not_finite`
+    names the stages of which a gradient was not finite, which is why it was skipped.
+    """
 
     loss: float
     scores: dict[str, float]
     samples: int
     skipped: bool = False
     lost: tuple[str, ...] = ()
+    faults: tuple[SwarmError, ...] = ()
+    not_finite: tuple[str, ...] = ()
     norm: float = 0.0
     standing: tuple[Mapping[str, Any], ...] = ()  # what each stage that committed said of itself
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Who did not apply a commit, why as far as they said, and what the others answered."""
+
+    lost: tuple[str, ...]
+    faults: tuple[SwarmError, ...]
+    standing: tuple[Mapping[str, Any], ...]
 
 
 @dataclass
@@ -90,10 +106,21 @@ class Stepper:
         skip = not math.isfinite(norm)
         marked = {"mark": mark} if mark else {}
         fields = {"skip": skip, "factor": 0.0 if skip else factor, "samples": run.samples, **marked}
-        lost, standing = await run.commit(fields)
+        ends = await run.commit(fields)
         self.scaler.update(overflow=skip)
         loss = scores.pop("loss", math.nan)
-        return StepResult(loss, scores, run.samples, skip, lost, norm, standing)
+        finite = [bool(norms.isfinite().all()) for norms in prepared]
+        return StepResult(
+            loss,
+            scores,
+            run.samples,
+            skip,
+            ends.lost,
+            ends.faults,
+            tuple(ExpertId.parse(hop.uid).stage for hop, each in zip(hops, finite, strict=True) if not each),
+            norm,
+            ends.standing,
+        )
 
     async def evaluate(self, inputs: Mapping[str, Tensor], hops: Sequence[Hop]) -> Mapping[str, Tensor]:
         """The last stage's outputs in eval mode, outside any step. Raises as `run` does."""
@@ -194,8 +221,8 @@ class _Attempt:
         )
         return [reply.tensors["norms"] for reply in replies]
 
-    async def commit(self, fields: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]:
-        """Commit everywhere; the UIDs of stages that died before theirs, and what the others answered.
+    async def commit(self, fields: dict[str, Any]) -> Committed:
+        """Commit everywhere; what became of it at each stage.
 
         First it is decided at one stage, the first of the route that can be reached; `topology.resolution`
         says why. From there on the step stands in any case. Raises StaleAttempt, and nothing is committed
@@ -213,8 +240,11 @@ class _Attempt:
                 raise outcome
         pairs = zip(self._hops[dead:], outcomes, strict=True)
         lost = [hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException)]
-        told = tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message))
-        return (*(hop.uid for hop in self._hops[:dead]), *lost), told
+        return Committed(
+            (*(hop.uid for hop in self._hops[:dead]), *lost),
+            tuple(outcome for outcome in outcomes if isinstance(outcome, SwarmError)),
+            tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message)),
+        )
 
     async def _decide(self, fields: dict[str, Any]) -> int:
         """Have the commit recorded at one stage; how many before it are dead."""

@@ -25,23 +25,24 @@ from distqat.distributed.part_writer import PartWriter
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.phases import PhaseStep, phase_steps
 from distqat.distributed.pipeline import Stepper, StepResult
-from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.distributed.process import Wait, announce_ready, run_role, set_title, set_up_logging, waiting
 from distqat.distributed.rollout import RolloutFeed
+from distqat.distributed.route_choice import RouteChoice
 from distqat.distributed.scaler import LossScaler
+from distqat.distributed.step_failures import BatchFailures, StepFailures
 from distqat.distributed.step_records import StepRecords
 from distqat.distributed.wire import Hop
-from distqat.errors import DataServerGone, StageUnavailable, SwarmError
+from distqat.errors import DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
-from distqat.topology.expert import ExpertId
-from distqat.topology.routing import Route, Router
+from distqat.topology.routing import Route
 
 logger = logging.getLogger(__name__)
 
 PIPELINE_ID = "DISTQAT_PIPELINE"
 SAMPLES = "DISTQAT_SAMPLES"  # of a baseline that is compared with a swarm
-RETRY_S, MAX_RETRY_S = 0.1, 2.0
+RETRY_S = 0.1
 WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
 
 
@@ -56,9 +57,11 @@ class Trainer:
         self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
         self._coordinator = Coordinator(peer.transport, peer.directory)
-        self._router = Router()
+        self._routes = RouteChoice(self._watch, pipeline)
         self._records = StepRecords(sink, pipeline, peer.transport)
         self._count = TrainerProgress.of_environment()
+        self._failures = StepFailures()
+        self._batch_failures = BatchFailures()
         self._stop = asyncio.Event()
         if isinstance(self._task, Interactive):
             start = self._count.taken
@@ -94,7 +97,7 @@ class Trainer:
             finished = False
             while not finished and not stop.is_set():
                 try:
-                    leased = await self._lease(await self._route(stop))
+                    leased = await self._lease(await self._routes.next(stop))
                 except Stopped:
                     break
                 try:
@@ -111,19 +114,35 @@ class Trainer:
         options = self._config.diloco
         wanted = [server.metrics.get("batch_size", math.inf) for server in (route.servers if route else ())]
         count = max(1, int(min(options.batch_size_per_step, *wanted)))
-        return [await self._data.next(count) for _ in range(options.gradient_accumulation_steps)]
+        return [await self._next(count) for _ in range(options.gradient_accumulation_steps)]
+
+    async def _next(self, count: int) -> LeasedBatch:
+        """A batch. Raises RunFailed when the same samples cannot be read again and again, DataServerGone."""
+        while True:
+            try:
+                with waiting("a batch from the data server"):
+                    leased = await self._data.next(count)
+            except (DataServerGone, HubUnavailable):
+                raise
+            except (DataError, TaskError) as error:
+                logger.warning("no batch: %s", error)
+                self._batch_failures.failed(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._batch_failures.succeeded()
+                return leased
 
     async def _ask(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The whole model in eval mode, over as many routes as it takes. Raises Stopped."""
         attempt = 0
-        while (route := await self._route(self._stop)) is not None:
+        while (route := await self._routes.next(self._stop)) is not None:
             hops = [Hop.of(server) for server in route.servers]
             try:
                 return await self._stepper.evaluate(inputs, hops)
             except SwarmError as error:
                 attempt += 1
                 logger.warning("the model is asked again (attempt %d): %s", attempt, error)
-                await self._stay_away(error, route, attempt)
+                await self._routes.failed(error, route, attempt)
         raise Stopped
 
     async def _release(self, lease: LeasedBatch) -> None:
@@ -159,9 +178,21 @@ class Trainer:
         self, planned: PhaseStep, consumed: Callable[[], Awaitable[None]], stop: asyncio.Event
     ) -> bool:
         """Run one step until it is committed, over as many routes as it takes; whether all is finished."""
+        with contextlib.ExitStack() as failing:
+            return await self._until_committed(planned, consumed, stop, failing)
+
+    async def _until_committed(
+        self,
+        planned: PhaseStep,
+        consumed: Callable[[], Awaitable[None]],
+        stop: asyncio.Event,
+        failing: contextlib.ExitStack,
+    ) -> bool:
+        """As `_one_step`; a wait that says why is opened in `failing` at the first failure."""
         step, attempt = self._count.take(), 0
+        wait: Wait | None = None
         while not stop.is_set():
-            route = await self._route(stop)
+            route = await self._routes.next(stop)
             if route is None:
                 return True
             hops = [Hop.of(server) for server in route.servers]
@@ -191,14 +222,21 @@ class Trainer:
             except SwarmError as error:
                 self._records.aborted(error, hops, self._stepper.id(step, attempt))
                 attempt += 1
-                await self._step_failed(error, route, step, attempt)
+                logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
+                self._failures.failed(error, self._count.step + 1)
+                wait = wait or failing.enter_context(waiting(""))
+                wait.what = f"a route for step {self._count.step + 1}; the last failed: {error}"
+                await self._routes.failed(error, route, attempt)
                 continue
             self._count.step += planned.last
             self._count.samples += planned.samples
             self._count.scaler = self._stepper.scaler.state()
             self._mark("" if result.skipped else mark, result, told=bool(told))
             seconds = time.monotonic() - began
-            self._learn(result, route, seconds)
+            self._failures.committed(result, self._count.step)
+            for uid in result.lost:
+                logger.warning("step %d is lost at %s, which died in its commit", self._count.step, uid)
+            self._routes.taken(route, result, seconds, elsewhere=self._failures.look_elsewhere)
             taken = number, seconds
             batch = self._records.committed(planned, result, hops, self._stepper.id(step, attempt), taken)
             return await self._report(batch) if planned.last else False
@@ -209,44 +247,6 @@ class Trainer:
         self._marker.committed(mark, result.standing, told=told)
         if mark:
             self._parts.begin(mark, result.standing, self._count, self._data.last_position)
-
-    async def _route(self, stop: asyncio.Event) -> Route | None:
-        """A replica for every stage, as soon as there is one; None when asked to stop."""
-        said = False
-        while not stop.is_set():
-            try:
-                return self._router.choose(self._watch.snapshot, self._pipeline, time.monotonic())
-            except StageUnavailable as error:
-                if not said:
-                    logger.warning("paused: %s", error)
-                    said = True
-            change: asyncio.Future[Any] = asyncio.ensure_future(self._watch.next_change())
-            await first_of(stop, change)
-            change.cancel()
-        return None
-
-    async def _step_failed(self, error: SwarmError, route: Route, step: int, attempt: int) -> None:
-        """Set the replica aside that the failure is about; the step runs again over another."""
-        logger.warning("step %d is run again (attempt %d): %s", step, attempt, error)
-        await self._stay_away(error, route, attempt)
-
-    async def _stay_away(self, error: SwarmError, route: Route, attempt: int) -> None:
-        """From the replica that a failure is about; where nobody is to blame, from the swarm for a moment."""
-        culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
-        if culprit is not None:
-            self._router.failed(culprit.expert, time.monotonic())
-        else:  # nobody to stay away from: do not ask again at once
-            await asyncio.sleep(min(RETRY_S * attempt, MAX_RETRY_S))
-
-    def _learn(self, result: StepResult, route: Route, seconds: float) -> None:
-        """What a step says of the replicas on its route."""
-        rate = result.samples / max(seconds, 1e-9)
-        for server in route.servers:
-            if str(server.expert) not in result.lost:
-                self._router.succeeded(server.expert, rate, time.monotonic())
-        for uid in result.lost:
-            logger.warning("step %d is lost at %s, which died in its commit", self._count.step, uid)
-            self._router.failed(ExpertId.parse(uid), time.monotonic())
 
     async def _report(self, batch: dict[str, Any]) -> bool:
         """Tell the client of a batch; the answer to the report before says whether the run is finished."""

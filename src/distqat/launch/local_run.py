@@ -61,8 +61,9 @@ class LocalRun:
 
     async def run(self, stop: asyncio.Event) -> Summary | None:
         """The summary of the finished run; None: it was stopped. RoleError: what failed and where to read."""
-        network = Supervisor(self.zygotes.network, on_end=self._ended)
-        servers = Supervisor(self.zygotes.servers, on_end=self._ended) if self.plan.servers else None
+        heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._notice}
+        network = Supervisor(self.zygotes.network, **heard)
+        servers = Supervisor(self.zygotes.servers, **heard) if self.plan.servers else None
         feed = StatusFeed(self.plan.settings.config.experiment_prefix)
         work = asyncio.ensure_future(self._train(network, servers, feed))
         show = asyncio.ensure_future(self._show(feed))
@@ -187,6 +188,9 @@ class LocalRun:
         if name.startswith("server") and ended.consequence.startswith("given up"):
             self._lost.put_nowait(ended)
 
+    def _notice(self, command: RoleCommand, sentence: str) -> None:
+        self._say(f"{command.name}: {sentence}")
+
     def _say(self, line: str) -> None:
         self.display.say(line)
         with self.plan.folder.path.open("a", encoding="utf-8") as log:
@@ -200,7 +204,7 @@ class LocalRun:
             status = await feed.ask()
             elapsed = time.monotonic() - self.began
             if status is not None:
-                before, reading = reading, Reading.of(status, stages)
+                before, reading = reading, Reading.of(status, stages, time.time())
                 if before.step == 0 and reading.step > 0:
                     self._say(f"first step after {elapsed:.1f} s")
             left = pace.update(reading, elapsed)
@@ -216,6 +220,8 @@ class LocalRun:
             return "assembling and judging the model"
         if status is None:
             return "the client does not answer" if reading.step else self._phase
+        if reading.wait:
+            return reading.wait
         if reading.step == 0:
             there = sum(reading.replicas.values())
             return (

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from distqat.metrics.waits import waits_of
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -23,6 +25,7 @@ class Reading:
     bytes_out: int = 0  # of servers and trainers
     round: int | None = None  # committed by every stage; None: not even round 0
     replicas: Mapping[str, int] = field(default_factory=dict)  # by stage: those that take steps
+    wait: str = ""  # the longest wait of a role: who for what, and for how long
 
     @property
     def missing(self) -> list[str]:
@@ -30,8 +33,11 @@ class Reading:
         return [stage for stage, count in self.replicas.items() if count == 0]
 
     @classmethod
-    def of(cls, status: Mapping[str, Any], stages: Sequence[str]) -> Reading:
-        """From the fields of the client's answer; `stages` in pipeline order, none for a baseline."""
+    def of(cls, status: Mapping[str, Any], stages: Sequence[str], time: float = 0.0) -> Reading:
+        """From the fields of the client's answer; `stages` in pipeline order, none for a baseline.
+
+        time: now (Unix time), for how long somebody waits.
+        """
         trainers, servers = status.get("trainers") or [], status.get("servers") or []
         rounds = [(status.get("rounds") or {}).get(stage) for stage in stages]
         losses = [float(each["loss"]) for each in trainers if each.get("loss") is not None]
@@ -43,6 +49,7 @@ class Reading:
             bytes_out=sum(int(each.get("bytes_out", 0)) for each in (*trainers, *servers)),
             round=min(known) if known and len(known) == len(rounds) else None,
             replicas={stage: sum(_serves(server, stage) for server in servers) for stage in stages},
+            wait=longest_wait(waits_of(status), time),
         )
 
 
@@ -149,6 +156,15 @@ def panel(frame: Frame) -> RenderableType:
 def replicas(reading: Reading) -> str:
     """`front 2 back 1`."""
     return " ".join(f"{stage} {count}" for stage, count in reading.replicas.items())
+
+
+def longest_wait(waits: Sequence[Mapping[str, Any]], time: float) -> str:
+    """`trainer 0 waits for a batch from the data server, 0:42`; "" when nobody waits."""
+    if not waits:
+        return ""
+    first = min(waits, key=lambda wait: float(wait.get("since", time)))
+    what = " ".join(str(first.get("what")).split())[:200]
+    return f"{first.get('role')} waits for {what}, {clock(time - float(first.get('since', time)))}"
 
 
 def number(loss: float | None) -> str:

@@ -105,7 +105,7 @@ async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygot
         command = role.command
         _say(f"{command.name} started: PID {role.pid}, port {ports[command.name]}, log {command.log_path}")
 
-    supervisor = Supervisor(zygote, on_start=on_start, on_end=_say_end)
+    supervisor = Supervisor(zygote, on_start=on_start, on_end=_say_end, on_notice=_say_notice)
     kept = [supervisor.start(plan.command) for plan in plans]
     try:
         await until(stop, kept)
@@ -120,6 +120,10 @@ def _say_end(ended: Ended) -> None:
     said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
     if said:
         _say(said)
+
+
+def _say_notice(command: RoleCommand, sentence: str) -> None:
+    _say(f"{command.name}: {sentence}")
 
 
 def _say(line: str) -> None:

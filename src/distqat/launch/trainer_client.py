@@ -11,6 +11,7 @@ from distqat.distributed.process import (
     PRELOAD,
     Ended,
     PortClaim,
+    RoleCommand,
     Supervisor,
     Zygote,
     claim_port,
@@ -65,7 +66,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
 
 
 async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote, start: Mapping[str, str]) -> int:
-    supervisor = Supervisor(zygote, on_end=_say_end)
+    supervisor = Supervisor(zygote, on_end=_say_end, on_notice=_say_notice)
     starting = asyncio.create_task(_start(supervisor, settings, start))
     try:
         await until(stop, [starting])
@@ -116,6 +117,10 @@ def _say_end(ended: Ended) -> None:
     for line in (f"{name} (PID {ended.pid}) ended with {ending(ended.code)}: {consequence}", said):
         if line:
             print(line, file=sys.stderr, flush=True)  # noqa: T201  what the user of the terminal is told
+
+
+def _say_notice(command: RoleCommand, sentence: str) -> None:
+    print(f"{command.name}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201  for the user of the terminal
 
 
 def _claim(settings: Settings, kind: str) -> PortClaim:

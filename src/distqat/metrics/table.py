@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ def swarm_table(status: Mapping[str, Sequence[Row]]) -> Table:
     Args:
         status: `servers` (uid, state, device, step, round, forward_s, backward_s, optimizer_s, idle_s, queue,
             bytes_in, bytes_out, samples_per_s), `trainers` (pipeline, step, loss, sps, tokens_per_s) and
-            `rounds` (stage, round, members, duration_s, bytes, committed, reason). What is missing is a dash.
+            `rounds` (stage, round, members, duration_s, bytes, committed, reason); `waits` (role, what,
+            since) if anybody waits. What is missing is a dash.
     """
     from rich.table import Table
 
@@ -28,6 +30,8 @@ def swarm_table(status: Mapping[str, Sequence[Row]]) -> Table:
     whole.add_row(_servers(status.get("servers", ())))
     whole.add_row(_trainers(status.get("trainers", ())))
     whole.add_row(_rounds(status.get("rounds", ())))
+    if status.get("waits"):
+        whole.add_row(_waits(status["waits"]))
     return whole
 
 
@@ -69,14 +73,24 @@ def _rounds(rows: Sequence[Row]) -> Table:
     return table
 
 
+def _waits(rows: Sequence[Row]) -> Table:
+    """Waits of more than ten seconds, and since when."""
+    table = _table(None, ("Who waits", "For what", "Since"))
+    for row in rows:
+        since = time.strftime("%H:%M:%S", time.localtime(_float(row.get("since")) or 0.0))
+        table.add_row(_text(row.get("role")), _words(row.get("what")), since)
+    return table
+
+
 def _table(title: str | None, columns: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    sentences = ("Outcome", "For what")
     for place, name in enumerate(columns):
-        text = place == 0 or name in ("State", "Device", "Outcome")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "Outcome")
+        text = place == 0 or name in ("State", "Device", *sentences)
+        table.add_column(name, justify="left" if text else "right", no_wrap=name not in sentences)
     return table
 
 
@@ -89,6 +103,13 @@ def _text(value: Any) -> str:
     from rich.markup import escape
 
     return UNKNOWN if value is None else escape(str(value)[:60])
+
+
+def _words(value: Any) -> str:
+    """A sentence, which may take several lines."""
+    from rich.markup import escape
+
+    return escape(" ".join(str(value).split())[:300])
 
 
 def _number(value: Any, digits: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from distqat import errors
-from distqat.errors import SwarmError
+from distqat.errors import RemoteFault, SwarmError
+from distqat.failures import describe, place_of
 from distqat.swarm import frame
 from distqat.swarm.frame import Message
 from distqat.swarm.incoming import Received
@@ -40,16 +42,39 @@ class Traffic:
     bytes_out: int = 0
 
 
-def error_frame(call: Received, code: str, text: str, at: str | None) -> list[bytes | memoryview]:
+def error_frame(call: Received, error: Exception) -> list[bytes | memoryview]:
     """The answer to a call that failed."""
-    fields = {"code": code, "text": text[:MAX_ERROR_TEXT], "at": at}
-    return frame.encode(frame.ERROR, call.request, call.method, Message(fields))
+    return frame.encode(frame.ERROR, call.request, call.method, Message(error_fields(error)))
 
 
-def error_of(peer: str, message: Message) -> SwarmError:
-    """The error that such an answer speaks of, as the caller sees it."""
-    code, text = message.fields.get("code"), str(message.fields.get("text"))[:MAX_ERROR_TEXT]
-    error = ERRORS_BY_CODE.get(str(code), SwarmError)(f"{peer}: {text}")
-    at = message.fields.get("at")
+def error_fields(error: Exception) -> dict[str, Any]:
+    """What travels of an error: of an exception that is no SwarmError, its kind and its place too."""
+    if isinstance(error, RemoteFault):
+        fault = {"kind": error.kind, "place": error.place, "said": error.said}
+    elif isinstance(error, SwarmError):
+        fault = {}
+    else:
+        text = describe(error)[:MAX_ERROR_TEXT]
+        return {
+            "code": RemoteFault.code,
+            "text": text,
+            "at": None,
+            "kind": type(error).__name__,
+            "place": place_of(error),
+            "said": text,
+        }
+    return {"code": error.code, "text": str(error)[:MAX_ERROR_TEXT], "at": error.at, **fault}
+
+
+def error_of(peer: str, fields: Mapping[str, Any]) -> SwarmError:
+    """The error that such fields speak of, as the caller sees it."""
+
+    def text(name: str) -> str:
+        return str(fields.get(name, ""))[:MAX_ERROR_TEXT]
+
+    error = ERRORS_BY_CODE.get(text("code"), SwarmError)(f"{peer}: {text('text')}")
+    at = fields.get("at")
     error.at = at if isinstance(at, str) else None
+    if isinstance(error, RemoteFault):
+        error.kind, error.place, error.said = text("kind"), text("place"), text("said")
     return error

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from distqat.errors import BadFrame, Busy, CallTimeout, PeerGone, SwarmError
 from distqat.swarm import frame
-from distqat.swarm.call import ERRORS_BY_CODE, Answer, Call, Traffic, error_frame, error_of
+from distqat.swarm.call import Answer, Call, Traffic, error_frame, error_of
 from distqat.swarm.frame import Message
 from distqat.swarm.incoming import Incoming, Received
 
@@ -166,7 +166,7 @@ class Channel(asyncio.BufferedProtocol):
             if whole.kind == frame.REPLY:
                 waiting.set_result(whole.message)
             else:
-                waiting.set_exception(error_of(self.peer, whole.message))
+                waiting.set_exception(error_of(self.peer, whole.message.fields))
         elif whole.kind == frame.PING:
             self._say(frame.PONG, "pong")
         elif whole.kind == frame.BYE:
@@ -210,13 +210,13 @@ class Channel(asyncio.BufferedProtocol):
             buffers = frame.encode(frame.REPLY, call.request, call.method, reply)
         except asyncio.CancelledError:
             if not self.closed.done():  # the call was ended, not the channel: its caller need not wait
-                self._write(error_frame(call, "error", f"{call.method!r} was cancelled", None))
+                self._write(error_frame(call, SwarmError(f"{call.method!r} was cancelled")))
             raise
         except SwarmError as error:
-            buffers = error_frame(call, error.code, str(error), error.at)
+            buffers = error_frame(call, error)
         except Exception as error:  # the edge: the peer gets an answer, the log the traceback
             logger.exception("answering %r for %s failed", call.method, self.peer)
-            buffers = error_frame(call, "error", f"{type(error).__name__}: {error}", None)
+            buffers = error_frame(call, error)
         while self._room is not None:
             await asyncio.wait({self._room})
         if not self.closed.done():
@@ -261,4 +261,4 @@ class Channel(asyncio.BufferedProtocol):
             self._linger = self._loop.call_later(LINGER_S, self._transport.abort)
 
 
-__all__ = ["ERRORS_BY_CODE", "Answer", "Call", "Channel", "Traffic"]
+__all__ = ["Answer", "Call", "Channel", "Traffic"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from distqat.errors import CallTimeout, SwarmError
 from distqat.swarm import frame
-from distqat.swarm.channel import ERRORS_BY_CODE, Answer, Call, Traffic
+from distqat.swarm.call import Answer, Call, Traffic, error_fields, error_of
 from distqat.swarm.frame import Message
 from distqat.swarm.incoming import Incoming
 from distqat.swarm.link import Address, gone
@@ -88,12 +88,8 @@ class MemoryTransport:
             return _through_frame(call.method, await self._answer(call))[0]
         except asyncio.CancelledError:
             raise
-        except SwarmError as error:
-            told = ERRORS_BY_CODE[error.code](f"{self.peer}: {error}")
-            told.at = error.at
-            raise told from error
         except Exception as error:  # as at the edge of a channel
-            raise SwarmError(f"{self.peer}: {type(error).__name__}: {error}") from error
+            raise error_of(self.peer, error_fields(error)) from error
 
 
 class MemoryLink:

@@ -16,8 +16,9 @@ from distqat.distributed.building import open_data
 from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.evaluation import Judged, judge
+from distqat.distributed.process import notice
 from distqat.distributed.serving.shared import as_local
-from distqat.errors import DataError, SwarmError
+from distqat.failures import describe
 from distqat.metrics import Sink
 from distqat.swarm.transport import Transport
 
@@ -68,8 +69,8 @@ class Evaluating:
             self._due = done - done % every + every
             try:
                 await self._look(done)
-            except (SwarmError, DataError) as error:
-                logger.warning("round %d is not evaluated: %s", done, error)
+            except Exception as error:  # noqa: BLE001  whatever a look meets, training goes on
+                notice(f"round {done} is not evaluated: {describe(error)}; training goes on")
 
     async def _look(self, round: int) -> None:
         modules = await self._modules()

@@ -14,12 +14,14 @@ from distqat.config import Config, structure, structure_digest
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import fetch_committed
 from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.process import notice
 from distqat.distributed.serving.donor import Donor, Held, upload_bucket
 from distqat.distributed.serving.keeper import store_of
 from distqat.distributed.serving.shared import Shared
 from distqat.distributed.serving.transfer import Fetched
 from distqat.distributed.wire import take
-from distqat.errors import CheckpointError, Refused, StageUnavailable, SwarmError
+from distqat.errors import CheckpointError, Refused, StageUnavailable
+from distqat.failures import describe
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
@@ -58,9 +60,9 @@ class Mirror:
                 try:
                     await self.refresh(stage)
                     self._warned.discard(stage)
-                except (SwarmError, CheckpointError) as error:
+                except Exception as error:  # noqa: BLE001  whatever a copy meets, training goes on
                     if stage not in self._warned:  # once: what is in the way stays there for a while
-                        logger.warning("no new copy of stage %s: %s; training goes on", stage, error)
+                        notice(f"no new copy of stage {stage}: {describe(error)}; training goes on")
                     self._warned.add(stage)
 
     async def refresh(self, stage: str) -> None:

@@ -14,16 +14,18 @@ from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
 from distqat.distributed.marker import PROGRESS, TrainerProgress
 from distqat.distributed.process import (
+    Ended,
+    LastWords,
     RoleCommand,
     RoleProcess,
     Supervisor,
     Zygote,
     claim_log,
-    complaint,
+    log_end,
     runtime_dir,
 )
 from distqat.distributed.process.restarts import USAGE
-from distqat.errors import ConfigError, RoleError
+from distqat.errors import ConfigError, RoleError, RunFailed
 from distqat.metrics import Sink
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Trainers:
         self._config = config
         self._argv = list(argv)
         self._sink = sink
-        self._supervisor = Supervisor(zygote)
+        self._supervisor = Supervisor(zygote, on_end=self._ended)
+        self._last_words: dict[str, LastWords | None] = {}  # of each child's last run
         self._wanted: set[int] = set()
         self._kept: dict[int, asyncio.Task[int]] = {}
         self._data: asyncio.Task[int] | None = None
@@ -89,7 +92,7 @@ class Trainers:
             threads=1,
         )
         self._data = self._supervisor.start(command, on_start=self._data_started)
-        self._data.add_done_callback(lambda task: self._give_up("the data server", log.path, task))
+        self._data.add_done_callback(lambda task: self._give_up("the data server", command, task))
 
     def _data_started(self, role: RoleProcess) -> None:
         """Trainers wait for the (newest) data server: without it they could only crash."""
@@ -191,14 +194,25 @@ class Trainers:
 
         task = self._supervisor.start(command, on_start=said)
         self._kept[pipeline] = task
-        task.add_done_callback(lambda done: self._give_up(f"trainer {pipeline}", log.path, done))
+        task.add_done_callback(lambda done: self._give_up(command.name, command, done))
         return task
 
-    def _give_up(self, what: str, log: Path, task: asyncio.Task[int]) -> None:
+    def waits(self) -> list[dict[str, Any]]:
+        """What children say that they wait for: who, what, since when (Unix time)."""
+        told = [(role.command.name, role.wait_told) for role in self._supervisor.live]
+        return [{"role": name, "what": wait.what, "since": wait.since} for name, wait in told if wait]
+
+    def _ended(self, ended: Ended) -> None:
+        self._last_words[ended.command.name] = ended.words
+        log_end(ended)
+
+    def _give_up(self, what: str, command: RoleCommand, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
             return
-        code = task.result()
+        code, words = task.result(), self._last_words.get(command.name)
+        if words is not None and words.kind != "circumstance" and code != USAGE:
+            self._failed.set_exception(RunFailed(f"{what}: {words.sentence}"))
+            return
         kind = ConfigError if code == USAGE else RoleError
-        said = complaint(log)
-        why = f": {said.partition(': ')[2]}" if said else f"; see {log}"
+        why = f": {words.sentence}" if words else f"; see {command.log_path}"
         self._failed.set_exception(kind(f"{what} ended with code {code} and is not started again{why}"))

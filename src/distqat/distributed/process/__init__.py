@@ -10,7 +10,7 @@ from distqat.distributed.process.ports import PortClaim, claim_port
 from distqat.distributed.process.restarts import RestartPolicy
 from distqat.distributed.process.role import guarded, run_role
 from distqat.distributed.process.runtime import host_id, runtime_dir
-from distqat.distributed.process.supervisor import Ended, Supervisor
+from distqat.distributed.process.supervisor import Ended, Supervisor, log_end
 from distqat.distributed.process.title import set_title
 from distqat.distributed.process.waiting import Wait, told_wait, waiting
 from distqat.distributed.process.zygote import PRELOAD, RoleProcess, Zygote
@@ -36,6 +36,7 @@ __all__ = [
     "complaint",
     "guarded",
     "host_id",
+    "log_end",
     "notice",
     "resolve_device",
     "run_role",

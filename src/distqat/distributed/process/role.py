@@ -13,7 +13,7 @@ from typing import Any
 
 from distqat.distributed.process.notices import End, LastWords, adopt_pipe, tell_end
 from distqat.distributed.process.parent import PARENT_PID, before_exec, follow_parent_of_environment
-from distqat.errors import ConfigError, DistqatError, RoleError, RunFailed, SwarmError
+from distqat.errors import ConfigError, DistqatError, RemoteFault, RoleError, RunFailed, SwarmError
 from distqat.failures import describe, is_shortage
 
 INTERRUPTED = 130
@@ -73,6 +73,8 @@ def guarded(name: str, call: Callable[[], int]) -> int:
         return _complain(name, error, "final", 2)
     except RunFailed as error:
         return _complain(name, error, "final", 1)
+    except RemoteFault as error:
+        return _complain(name, error, "fault", 1)
     except (SwarmError, RoleError) as error:
         return _complain(name, error, "circumstance", 1)
     except DistqatError as error:

@@ -43,7 +43,7 @@ class Supervisor:
     ) -> None:
         self._zygote = zygote
         self._on_start = on_start
-        self._on_end = on_end or _log
+        self._on_end = on_end or log_end
         self._on_notice = on_notice or _hand_up
         self._clock = clock
         self._stopping = asyncio.Event()
@@ -158,7 +158,8 @@ def _hand_up(command: RoleCommand, sentence: str) -> None:
     notice(f"{command.name}: {sentence}")
 
 
-def _log(ended: Ended) -> None:
+def log_end(ended: Ended) -> None:
+    """A line in this process's log."""
     level = logging.INFO if ended.code == 0 or ended.consequence == "stopped" else logging.WARNING
     logger.log(
         level,

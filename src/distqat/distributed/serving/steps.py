@@ -42,6 +42,8 @@ class Steps:
         lease_s: float,
     ) -> None:
         self.samples = 0  # committed since the server started
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises what a commit met that could not be applied: half of it may be in the parameters."""
         self.on_commit: Callable[[int], None] = lambda samples: None
         self.on_mark: Callable[[str], None] = lambda mark: None  # a checkpoint step was just committed
         self.standing: Callable[[], dict[str, Any]] = dict  # what the answer to a commit tells besides
@@ -178,7 +180,9 @@ class Steps:
         take(asked, "samples", int), take(asked, "skip", bool), take(asked, "factor", float)
         self._windows.decide(attempt.id, time.monotonic())
         self._asked[attempt.id] = asked
-        attempt.applying = self._answers[attempt.id] = asyncio.ensure_future(self._apply(attempt, asked))
+        applying = asyncio.ensure_future(self._apply(attempt, asked))
+        applying.add_done_callback(self._check_applied)
+        attempt.applying = self._answers[attempt.id] = applying
         while len(self._answers) > COMMITS_REMEMBERED:
             forgotten = next(iter(self._answers))
             del self._answers[forgotten], self._asked[forgotten]
@@ -217,6 +221,11 @@ class Steps:
         failpoint("stage.commit.after_apply")
         self._act(self._windows.commit(id, time.monotonic()))
         return answer
+
+    def _check_applied(self, applying: asyncio.Future[Message]) -> None:
+        error = None if applying.cancelled() else applying.exception()
+        if error is not None and not self.broken.done():
+            self.broken.set_exception(error)
 
     async def abort(self, call: Call) -> Message:
         """Undo the attempt; repeating it changes nothing."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from distqat.config import Config, agreement_digest
 from distqat.distributed.peer import Peer
+from distqat.distributed.process import told_wait
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Shared
@@ -78,6 +79,7 @@ class Telling:
         """What the monitor's table shows of this server."""
         state, shared = self._where()
         spent, traffic = self._compute.spent, self._peer.transport.traffic
+        wait = told_wait()
 
         def wall(kind: str) -> float:
             return spent[kind].wall_s if kind in spent else 0.0
@@ -99,6 +101,8 @@ class Telling:
             "bytes_out": traffic.bytes_out,
             "samples_per_s": self._samples_per_s(),
             "samples": self._steps.samples,
+            "waits_for": wait.what if wait else "",
+            "waits_since": wait.since if wait else 0.0,
             **self._steps.counts,
         }
 

@@ -17,7 +17,7 @@ from distqat.config import Config
 from distqat.distributed.building import build_task, quantization_lines
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
-from distqat.distributed.process import announce_ready
+from distqat.distributed.process import announce_ready, notice
 from distqat.distributed.serving.arrival import Arrival
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
@@ -112,6 +112,7 @@ class Tenancy:
         self._resyncing: asyncio.Future[None] | None = None
         self.steps.admit = self._admit
         self._activated = asyncio.Event()
+        self._failure = ""  # why the client says that the run cannot go on
         self._keeper = Keeper(config, stage, self._uid, slot.generation)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
 
@@ -122,9 +123,10 @@ class Tenancy:
             asyncio.ensure_future(self._lease.watch(self._lease_over)),
             asyncio.ensure_future(self._beat()),
             asyncio.ensure_future(self._serve()),
+            self.steps.broken,
         ]
         try:
-            done, _ = await asyncio.wait(work[2:], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             return str(next(iter(done)).result())
         except Refused as error:
             logger.warning("%s is lost: %s", self._uid, error)
@@ -339,6 +341,14 @@ class Tenancy:
             await self._member.resync()
         return True
 
+    def _hear_failure(self, why: str) -> None:
+        if why and why != self._failure:
+            notice(
+                f"the run cannot go on: {why}; {self._uid} keeps its state and waits for its client to be "
+                "started again"
+            )
+        self._failure = why
+
     async def _beat(self) -> str:
         """Tell the client that we live; hear whether the run is finished or we are to move."""
         while True:
@@ -347,6 +357,7 @@ class Tenancy:
             if answer.get("finished"):
                 await self._keeper.finished()
                 return "finished"
+            self._hear_failure(str(answer.get("failed", "")))
             self._keeper.generation = int(answer.get("generation", self._keeper.generation))
             if not await self._answered(asked, answer):
                 return "lost"
