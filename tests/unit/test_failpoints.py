@@ -22,6 +22,11 @@ def test_an_action_is_due_once_at_its_hit() -> None:
     assert "other" not in points.hits
 
 
+def test_an_action_may_be_due_from_a_hit_on() -> None:
+    points = Failpoints.parse("a:raise@2+")
+    assert [points.passage("a") for _ in range(4)] == [None, "raise", "raise", "raise"]
+
+
 @pytest.mark.parametrize(
     "text", ["a", "a:burn", "a:kill9@", "a:kill9@0", "a:kill9@-1", "a:kill9@x", ":error", "@3"]
 )
@@ -55,7 +60,8 @@ def pass_twice(armed: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("action", "returncode"), [("kill9", -signal.SIGKILL), ("exit", 1), ("error", 1), ("full", 1)]
+    ("action", "returncode"),
+    [("kill9", -signal.SIGKILL), ("exit", 1), ("error", 1), ("raise", 1), ("full", 1)],
 )
 def test_each_action_fires_at_its_hit_and_leaves_proof(action: str, returncode: int) -> None:
     ended = pass_twice(f"x.y:{action}@2")

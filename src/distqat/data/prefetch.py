@@ -13,6 +13,7 @@ from distqat.data.ledger import SampleLedger
 from distqat.data.source import Item, Source
 from distqat.data.threads import DaemonThreads
 from distqat.errors import DataError
+from distqat.failpoints import failpoint
 from distqat.tasks.base import Batch, Drawing, Task
 
 
@@ -145,6 +146,7 @@ class Prefetch:
 
 
 def _collate(task: Task, items: Sequence[Item]) -> Batch:
+    failpoint("data.collate")
     samples = [item.sample for item in items]
     return (
         task.collate_at(samples, [i.place for i in items])

@@ -19,6 +19,7 @@ from distqat.config import Config, ConfigParser, add_config_arguments, agreement
 from distqat.distributed.building import build_task
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
+from distqat.distributed.coordination.discarded_rounds import DiscardedRounds
 from distqat.distributed.coordination.evaluating import Evaluating
 from distqat.distributed.coordination.farewell import Farewell
 from distqat.distributed.coordination.finish import Run, conclude
@@ -45,6 +46,7 @@ from distqat.distributed.rollout import check_play
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadFrame, ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
+from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
@@ -85,6 +87,7 @@ class Client:
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._seen = ServersSeen()
         self._farewell = Farewell()
+        self._discarded = DiscardedRounds()
         self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -126,6 +129,7 @@ class Client:
     # what others call
 
     async def _answer(self, call: Call) -> Message:
+        failpoint(f"client.{call.method}")
         fields = dict(call.message.fields)
         if call.method == "slot":
             return Message(await self._slot(call.peer, fields))
@@ -308,6 +312,7 @@ class Client:
         self._sink.write(record)
         self._trainers.rounds.append(record)
         self._evaluating.ended(record)
+        self._discarded.ended(record)
 
     def _status(self) -> dict[str, Any]:
         """Everything that the progress display and the monitor's table show."""

@@ -13,6 +13,7 @@ from distqat.config import Config
 from distqat.data.source import Source
 from distqat.distributed.building import build_module, build_task, open_data
 from distqat.errors import ModelError
+from distqat.failpoints import failpoint
 from distqat.models import named_tensors
 from distqat.quant.joint import link
 from distqat.tasks.base import Bounded, Forward, Judging, Sample, Showing, Task
@@ -61,6 +62,7 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
 
     Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError.
     """
+    failpoint("evaluation.judge")
     task = build_task(config)
     source = source or open_data(config)
     return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))

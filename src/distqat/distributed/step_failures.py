@@ -24,6 +24,7 @@ class StepFailures:
         self.skips = 0  # in a row
         self._repeats = Repeats()
         self._shortages = Repeats(SHORTAGES)
+        self._reports = Repeats()
 
     def failed(self, error: SwarmError, step: int) -> None:
         """An attempt failed. An exception in a stage that repeats on whatever replica is the model's."""
@@ -40,6 +41,11 @@ class StepFailures:
             said = error.said
         if again:
             raise RunFailed(f"step {step} fails at stage {stage} in the same way at every attempt: {said}")
+
+    def report_failed(self, error: SwarmError) -> None:
+        """The client met an exception in the report of a step."""
+        if isinstance(error, RemoteFault) and self._reports.add((error.kind, error.place)):
+            raise RunFailed(f"the client fails in the same way at every report of a step: {error.said}")
 
     def committed(self, result: StepResult, step: int) -> None:
         """A step was committed; it may have been skipped, or not applied at a stage."""

@@ -33,6 +33,7 @@ from distqat.distributed.step_failures import BatchFailures, StepFailures
 from distqat.distributed.step_records import StepRecords
 from distqat.distributed.wire import Hop
 from distqat.errors import DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
+from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
@@ -197,6 +198,7 @@ class Trainer:
                 return True
             hops = [Hop.of(server) for server in route.servers]
             began = time.monotonic()
+            failpoint("trainer.step")
             try:
                 if any(server.state == "calibrating" for server in route.servers):
                     await self._stepper.calibrate(planned.parts, hops, step, attempt)
@@ -260,6 +262,7 @@ class Trainer:
             return bool((await self._coordinator.call("report", record)).get("finished"))
         except SwarmError as error:
             logger.warning("the client does not answer: %s", error)
+            self._failures.report_failed(error)
             await self._coordinator.wait()
             return False
 

@@ -17,6 +17,7 @@ from distqat.distributed.coordination.slots import Slots
 from distqat.distributed.coordination.trainers import Trainers
 from distqat.distributed.evaluation import judge, show
 from distqat.distributed.serving.shared import Shared, as_local
+from distqat.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str,
 
 def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
     """All stages as one safetensors file, written in one piece."""
+    failpoint("model.write")
     states = {stage: modules[stage].state_dict() for stage in config.stages}
     config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     path = config.checkpoint_dir / "model.safetensors"

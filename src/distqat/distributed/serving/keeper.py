@@ -12,8 +12,10 @@ from torch import Tensor
 from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
 from distqat.checkpoint.finished import finished_generation, note_finished
 from distqat.config import Config, structure, structure_digest
+from distqat.distributed.process import notice
 from distqat.distributed.serving.shared import Shared
 from distqat.errors import CheckpointError
+from distqat.failures import describe
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +89,9 @@ class Keeper:
             try:
                 await asyncio.to_thread(self._write, moment)
                 self._warned = False
-            except CheckpointError as error:
+            except Exception as error:  # noqa: BLE001  whatever the disk does, training goes on
                 if not self._warned:  # once: a full disk stays full for a while
-                    logger.warning(
-                        "round %d is not on disk: %s; training goes on", moment.shared.round, error
-                    )
+                    notice(f"round {moment.shared.round} is not on disk: {describe(error)}; training goes on")
                 self._warned = True
             self.saved = moment.mark or self.saved  # or given up: the trainer need not wait for it
 

@@ -22,8 +22,9 @@ from distqat.distributed.serving.steps import Steps
 from distqat.distributed.serving.transfer import Fetched, StageLost, fetch_newest
 from distqat.distributed.serving.twin import Twin
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadContribution, BadFrame, SwarmError
+from distqat.errors import BadContribution, BadFrame, RemoteFault, RunFailed, SwarmError
 from distqat.failpoints import failpoint
+from distqat.failures import Repeats
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import Transport
@@ -72,6 +73,7 @@ class RoundMember:
         self._publication = asyncio.Event()
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
+        self._repeats = Repeats()  # of exceptions elsewhere, since the last committed round
         parts.steps.on_commit = self._step_committed
         if parts.twin is not None:
             parts.twin.keep(shared)
@@ -153,6 +155,7 @@ class RoundMember:
             logger.warning(
                 "round %d at %s: %s; inner steps go on", self.shared.round + 1, self._hop.uid, error
             )
+            self._end_if_repeated(error)
             self._postpone()
         finally:
             if paused:
@@ -276,6 +279,7 @@ class RoundMember:
                 return await self._parts.coordinator.call("vote", fields, timeout=READY_TIMEOUT)
             except SwarmError as error:
                 logger.warning("the outcome of round %d is unknown (%s); asking again", own.round, error)
+                self._end_if_repeated(error)
                 await self._parts.coordinator.wait()
                 await asyncio.sleep(ASK_AGAIN_S)  # it may answer that our slot is not ours just now
 
@@ -316,8 +320,17 @@ class RoundMember:
         uids = [take(member, "uid", str) for member in members]
         return self._hop.uid in uids and uids.index(self._hop.uid) in result.refused
 
+    def _end_if_repeated(self, error: SwarmError) -> None:
+        """Raises RunFailed for an exception at the client or a member that has come again and again."""
+        if isinstance(error, RemoteFault) and self._repeats.add((error.kind, error.place)):
+            raise RunFailed(
+                f"round {self.shared.round + 1} of {self._replica.stage} fails in the same way at every "
+                f"attempt: {error.said}"
+            )
+
     def _advance(self, shared: Shared) -> None:
         if shared is not self.shared:
+            self._repeats.clear()
             self.shared = shared
             if self._parts.twin is not None:
                 self._parts.twin.keep(shared)

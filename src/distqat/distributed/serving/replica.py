@@ -20,6 +20,7 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.sending import Outputs, Sending
 from distqat.errors import BadFrame, SwarmError
+from distqat.failpoints import failpoint
 from distqat.models import named_tensors
 from distqat.quant import (
     QuantOptions,
@@ -128,12 +129,14 @@ class StageReplica:
 
     def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Outputs:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
+        failpoint("replica.forward")
         outputs = self._run(microbatch, tensors, needs_grad)
         wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
         return self.sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
 
     def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
         """Gradients of the outputs to gradients of the inputs that need one."""
+        failpoint("replica.backward")
         graph = self._open().graphs.pop(microbatch)
         roots = [(graph.outputs[name], gradients[name].to(self.device)) for name in gradients]
         roots = [(tensor, gradient) for tensor, gradient in roots if tensor.requires_grad]
@@ -153,6 +156,7 @@ class StageReplica:
     ) -> tuple[Named, dict[str, float]]:
         """Forward, loss and backward of the last stage; the inputs' gradients and the microbatch's scores."""
         assert self.task is not None
+        failpoint("replica.loss")
         outputs = self._run(microbatch, tensors, needs_grad)
         labels = {name: tensor.to(self.device) for name, tensor in labels.items()}
         loss = self.task.loss(outputs, labels)
@@ -204,6 +208,7 @@ class StageReplica:
                     gradient.mul_(factor)
             lr = learning_rate(self.step, self.options.total_steps, self.options.inner_optim.lr, self.options)
             set_learning_rate(self.optimizer, lr)
+            failpoint("replica.optimizer")
             self.optimizer.step()
             self.step += 1
         self._close()

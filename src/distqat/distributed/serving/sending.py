@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distqat.codec.activations import LOSSY, Coded, encode_activation
 from distqat.codec.aligned import Grid
+from distqat.failpoints import failpoint
 from distqat.quant import ActivationQuantizer, leaving
 from distqat.swarm.frame import Fields, Message
 
@@ -46,6 +47,7 @@ class Sending:
         """
         grid = grid_of(self._quantizer) if self._quantizer is not None and len(tensors) == 1 else None
         coded: dict[str, Coded] = {}
+        failpoint("activation.encode")
         for name, tensor in tensors.items():
             form = encode_activation(tensor, grid, self._lossy if name in needs_grad else None)
             if form is not None:

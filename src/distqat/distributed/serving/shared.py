@@ -19,6 +19,7 @@ from distqat.diloco.digest import state_digest
 from distqat.diloco.options import DilocoOptions
 from distqat.diloco.outer import OuterState
 from distqat.errors import BadContribution
+from distqat.failpoints import failpoint
 from distqat.quant import freeze_in, quantizer_buffer_names, step_parameter_names
 from distqat.quant.options import WarmupOptions
 from distqat.quant.schedule import moment
@@ -123,6 +124,7 @@ class Rounds:
 
     def contribution(self, shared: Shared, base: Local) -> Named:
         """Encoded pseudo-gradient, steps and buffers as named tensors."""
+        failpoint("round.encode")
         delta = average.pseudo_gradient(shared.anchor, base.weights)
         sent = {f"delta/{key}": part for key, part in encode_tensors(self._codec, delta).items()}
         sent.update({f"step/{name}": tensor for name, tensor in base.steps.items()})
