@@ -14,6 +14,7 @@ from distqat.errors import DistqatError
 REPEATS = 3  # the same failure so often in a row, without a success between: it will not go away
 
 _PACKAGE = Path(__file__).resolve().parent
+_FAILPOINTS = _PACKAGE / "failpoints.py"  # which raises in the name of its caller
 _INSTALLED = tuple(
     str(Path(path).resolve())
     for path in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
@@ -38,6 +39,8 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         path = Path(frame.filename).resolve()
+        if path == _FAILPOINTS:
+            continue
         if path.is_relative_to(_PACKAGE):
             return f"{path.relative_to(_PACKAGE.parent)}:{frame.lineno}"
         if not str(path).startswith(_INSTALLED) and not frame.filename.startswith("<"):

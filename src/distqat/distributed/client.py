@@ -106,7 +106,7 @@ class Client:
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
         rounds: asyncio.Future[Any] = asyncio.ensure_future(self._training())
         failed: asyncio.Future[Any] = asyncio.ensure_future(self._until_failure())
-        broken: asyncio.Future[Any] = asyncio.ensure_future(first_failure(*background))
+        broken: asyncio.Future[Any] = asyncio.ensure_future(first_failure(*background, self._rounds.broken))
         try:
             ended = await first_of(stop, rounds, daemon, failed, broken)
             if ended is not None and ended is not rounds:

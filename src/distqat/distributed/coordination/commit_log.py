@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqat.errors import CheckpointError
+from distqat.errors import CheckpointError, RoleError
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,16 @@ class CommitLog:
         self.generation = self.first_generation = int(time.time())
 
     def _append(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a line before anybody hears of it. Raises RoleError."""
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RoleError(
+                f"{self._path} cannot be written ({error.strerror}); no slot is granted and no round is "
+                "committed without it: make room, and start the client again"
+            ) from error
 
     def _read(self, run: str) -> None:
         text = self._path.read_text(encoding="utf-8")

@@ -64,6 +64,8 @@ class RoundService:
             newest = log.newest_round(stage)
             if newest is not None:
                 self._begin(stage, *newest, settled_at=time.monotonic() + REJOIN_S)
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises what it met when a decision was to be carried out."""
         self._timer = asyncio.ensure_future(self._tick())
 
     def round_of(self, stage: str) -> tuple[int, str] | None:
@@ -230,6 +232,19 @@ class RoundService:
         return self._behind(stage)
 
     def _act(self, stage: str, actions: list[Action]) -> None:
+        """Carry out what the state machine has decided; it does not decide it again.
+
+        So an error here (the log cannot be written) leaves the two apart: the client ends with it, and its
+        next start takes up what the log holds.
+        """
+        try:
+            self._carry_out(stage, actions)
+        except BaseException as error:
+            if not self.broken.done():
+                self.broken.set_exception(error)
+            raise
+
+    def _carry_out(self, stage: str, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Open):
                 self._tell(stage, action.members, self._fields(stage, action), "ready")

@@ -23,6 +23,7 @@ from distqat.topology.attempts import StepId, Verdict
 from distqat.topology.resolution import ASK_AGAIN_S, Resolution
 from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
 
+BROKEN_S = 1.0  # for the trainer to ask what became of its commit
 COMMITS_REMEMBERED = 1024
 ASK_TIMEOUT = 5.0
 COMMIT_FIELDS = ("samples", "skip", "factor", "mark")
@@ -225,6 +226,11 @@ class Steps:
     def _check_applied(self, applying: asyncio.Future[Message]) -> None:
         error = None if applying.cancelled() else applying.exception()
         if error is not None and not self.broken.done():
+            # Its trainer hears of it before this server ends.
+            asyncio.get_running_loop().call_later(BROKEN_S, self._break, error)
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken.done():
             self.broken.set_exception(error)
 
     async def abort(self, call: Call) -> Message:
