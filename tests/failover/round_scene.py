@@ -248,6 +248,15 @@ class RoundSwarm:
             replica.donor.close()
             replica.compute.stop()
 
+    async def restart_client(self) -> None:
+        """A client that has died starts again, from its log."""
+        self.client.service.close()
+        self.client.log.close()
+        records = self.client.records
+        self.client = Convening(self.config, self.network, self._folder)
+        self.client.records.extend(records)
+        await self.client.transport.serve(self.client.answer, self.client.gone)
+
     def kill(self, peer: str) -> None:
         self.dead.add(peer)
         self.network.kill(peer)

@@ -133,7 +133,7 @@ async def test_weights_that_are_not_finite_go_back_to_the_anchor(tmp_path: Path)
         sick = swarm.replicas[1]
         begin = sick.member._until_open
 
-        async def falls_ill() -> tuple[dict[str, object], bool]:
+        async def falls_ill() -> dict[str, object]:
             opened = await begin()
             with torch.no_grad():
                 next(sick.replica.module.parameters()).fill_(float("nan"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.pause import Pause
 from distqat.distributed.serving.private import Progress
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
@@ -74,6 +75,7 @@ class RoundMember:
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         self._repeats = Repeats()  # of exceptions elsewhere, since the last committed round
+        self._pause = Pause(parts.steps)  # of whoever has the lock
         parts.steps.on_commit = self._step_committed
         if parts.twin is not None:
             parts.twin.keep(shared)
@@ -130,38 +132,26 @@ class RoundMember:
             # The round that was under way has ended here as well; for the others it may be over for long.
             if self.shared.round > known and not await self._is_behind():
                 return
-            await self._parts.steps.pause()
-            try:
+            async with self._pause:
                 await self.catch_up()
-            finally:
-                self._parts.steps.resume()
 
     async def _one_round(self) -> None:
-        async with self._lock:
-            await self._locked_round()
+        async with self._lock, self._pause:
+            try:
+                opened = await self._until_open()
+                if opened.get("behind"):
+                    await self.catch_up()
+                else:
+                    self._alone = len(take(opened, "members", list)) == 1
+                    await self._take_part(take(opened, "round", int), take(opened, "attempt", int))
+            except SwarmError as error:
+                logger.warning(
+                    "round %d at %s: %s; inner steps go on", self.shared.round + 1, self._hop.uid, error
+                )
+                self._end_if_repeated(error)
+                self._postpone()
 
-    async def _locked_round(self) -> None:
-        steps = self._parts.steps
-        await steps.pause()
-        paused = True
-        try:
-            opened, paused = await self._until_open()
-            if opened.get("behind"):
-                await self.catch_up()
-            else:
-                self._alone = len(take(opened, "members", list)) == 1
-                paused = await self._take_part(take(opened, "round", int), take(opened, "attempt", int))
-        except SwarmError as error:
-            logger.warning(
-                "round %d at %s: %s; inner steps go on", self.shared.round + 1, self._hop.uid, error
-            )
-            self._end_if_repeated(error)
-            self._postpone()
-        finally:
-            if paused:
-                steps.resume()
-
-    async def _until_open(self) -> tuple[dict[str, Any], bool]:
+    async def _until_open(self) -> dict[str, Any]:
         """Hold for about one median step; then go on with inner steps until the round opens.
 
         Who is alone has nobody to wait for but the client: it holds, so that a round stands between the same
@@ -175,16 +165,14 @@ class RoundMember:
         hold = max(hold, ALONE_HOLD_S) if in_step and self._alone else hold
         done, _ = await asyncio.wait({ready}, timeout=hold)
         if not done:
-            self._parts.steps.resume()
-            try:
-                await asyncio.wait({ready})
-            finally:
-                await self._parts.steps.pause()
-        return await ready, True
+            self._pause.let_go()
+            await asyncio.wait({ready})
+            await self._pause.take()
+        return await ready
 
-    async def _take_part(self, round: int, attempt: int) -> bool:
-        """From the opening to the outcome; whether steps are still paused."""
-        steps, began = self._parts.steps, time.monotonic()
+    async def _take_part(self, round: int, attempt: int) -> None:
+        """From the opening to the outcome."""
+        began = time.monotonic()
         base: Local = await self._compute(lambda: Local.of(self._replica.module))
         if not base.finite():
             logger.warning("round %d: the weights of %s are not finite", round, self._hop.uid)
@@ -196,7 +184,7 @@ class RoundMember:
         self._published = own
         self._publication.set()
         if self._options.overlap:
-            steps.resume()
+            self._pause.let_go()
         failpoint("round.before_contribute")
         answer = await self._ask("contribute", own, nbytes=sum(t.nbytes for t in sent.values()))
         result, included, answered = None, False, answer.get("set", [])
@@ -204,8 +192,7 @@ class RoundMember:
             result, included = await self._result(own, answered, answer.get("copy"))
             failpoint("round.before_vote")
             answer = await self._vote(own, result)
-        if self._options.overlap:
-            await steps.pause()
+        await self._pause.take()
         committed = answer.get("committed")
         if answer.get("behind"):
             await self.catch_up()
@@ -232,7 +219,6 @@ class RoundMember:
                 "duration_s": time.monotonic() - began,
             }
         )
-        return True
 
     async def _result(
         self, own: _Published, members: list[Any], copy: Any = None
