@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distqat.config.schema import Config
+from distqat.config.authority import schema as config_schema
 from distqat.options import Options
 from distqat.tasks.augment import ImageOptions
 from distqat.tasks.image_gen import GanOptions
@@ -93,12 +93,19 @@ unknown key or value is refused with file, line and the nearest known name, exit
 `distqat config --schema` prints JSON Schema, `distqat config PATH [flags]` the values that a run would have.
 This page is written by `{COMMAND}`; a test holds it to the schema.
 
-Replicas of a stage must agree in `experiment_prefix`, `seed`, the pipeline, `data.task_type`,
-`data.num_channels`, `data.img_size`, `data.options`, `diloco.inner_steps`, `diloco.codec`,
-`diloco.max_delta_norm_ratio`, the
-keys that the outer optimizer reads, `quant` (but `quant.compile`), and the text of a plugin whose model,
-task or codec the stage uses (`code.FILE`); a server that differs is refused by the name of the key. All
-other keys may differ per server.
+Several machines have a configuration each. Whose value counts stands in the column *decided by*:
+
+- **client**: that of the client, for the whole run. Servers are told it with their slot; what they were given
+  themselves does not count, and their log names the keys that differ (the terminal too, where it was a flag).
+  A client that is started again with another value logs `changed since the last start`, and servers that kept
+  on go over to it. A server may bound `diloco.batch_size_per_step` for itself, by the flag: trainers then
+  send it no more.
+- **group**: the client and all servers of a stage must have the same; a server that differs is refused by the
+  name of the key. So is one that uses another text of a plugin (`code.FILE`), and of an outer optimizer only
+  the keys that it reads count.
+- **own**: each process has its own.
+
+`distqat config --schema` says the same (`decided_by`).
 """
 
 
@@ -182,17 +189,22 @@ def meaning_of(path: str, raw: Schema) -> str:
 
 def table(path: str, section: Schema) -> str:
     """The keys of a section, a row each; empty where it has none of its own."""
-    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    decided = any("decided_by" in raw for _, raw in leaves(section))
+    rows = ["| key | type | default | decided by | meaning |", "| --- | --- | --- | --- | --- |"]
+    if not decided:  # of items of a list, and of tasks: as the key that they are in
+        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, raw in leaves(section):
         full = f"{path}.{name}" if path else name
         cells = [f"`{name}`", type_of(raw), default_of(full, name, raw, section), meaning_of(full, raw)]
+        if decided:
+            cells.insert(3, raw["decided_by"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
 def page() -> str:
     """The whole page."""
-    schema = Config.model_json_schema()
+    schema = config_schema()
     parts = [HEAD]
     for path, section in sections(schema):
         title = f"`{path}`" if path else "The run"

@@ -11,7 +11,7 @@ from tests.docs import configuration_page
 from tests.docs.log_lines import LOG_LINES
 from tests.docs.pages import ROOT, Block, blocks, pages
 
-from distqat.config import Config, agreement, load_config
+from distqat.config import keys_of, load_config
 from distqat.config.fields import config_fields
 from distqat.config.load import shipped_configs
 from distqat.models import mlp, resnet
@@ -62,14 +62,11 @@ def test_the_keys_of_resnets_and_perceptrons_are_those_of_their_constructors() -
         assert default is None or configuration_page.CHAIN_KEYS[key][0] == f"`{default}`"
 
 
-def test_keys_that_must_agree_are_those_of_the_agreement() -> None:
-    told = configuration_page.HEAD
-    settings = {
-        key for key in agreement(Config(), "front") if key not in ("protocol", "run", "stage", "stages")
-    }
-    for key in settings:
-        section = key.partition(".")[0]
-        assert f"`{key}`" in told or section in ("model", "quant") or "outer_optim" in key, key
+def test_the_configuration_page_says_who_decides_every_key() -> None:
+    text = configuration_page.page()
+    for authority in ("client", "group", "own"):
+        assert text.count(f" | {authority} | ") == len(keys_of(authority))
+        assert f"- **{authority}**: " in text
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))

@@ -118,11 +118,22 @@ async def until(condition: Callable[[], T | None], what: str, timeout_s: float =
 
 
 class NetworkSwarm:
-    """`replicas` of two stages, one trainer for each; peers are called server0.., trainer0.., client."""
+    """`replicas` of two stages, one trainer for each; peers are called server0.., trainer0.., client.
 
-    def __init__(self, config: Config, folder: Path, replicas: int = 2, trainers: int = 2) -> None:
-        folders = {"log_dir": str(folder), "param_mirror": {"checkpoint_dir": str(folder / "checkpoints")}}
-        self.config = Config.model_validate({**config.model_dump(exclude_unset=True), **folders})
+    `servers_config`: what servers were started with, where that is not what the client has.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        replicas: int = 2,
+        trainers: int = 2,
+        servers_config: Config | None = None,
+    ) -> None:
+        self._folder = folder
+        self.config = self._here(config)
+        self._servers_config = self._here(servers_config or config)
         self.network = BadNetwork()
         self.directory = MemorySwarm()
         self.servers: dict[str, Server] = {}
@@ -141,12 +152,7 @@ class NetworkSwarm:
         return self
 
     async def _start(self) -> None:
-        peer = self._peer(CLIENT)
-        self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[CLIENT])  # type: ignore[arg-type]
-        self.client.gate.open()  # there is no data server
-        await peer.transport.serve(self.client._answer, self.client._died)
-        self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
-        self._run("watching", self.client._watch.run())
+        await self._start_client(CLIENT)
         for number in range(self._replicas * len(self.config.stages)):
             await self.add_server(number)
             await until(lambda: self.holder_of(f"server{number}"), "a slot", START_S)  # noqa: B023
@@ -157,10 +163,36 @@ class NetworkSwarm:
             lambda: all(self.together(s) for s in self.config.stages), "rounds with all members", START_S
         )
 
+    def _here(self, config: Config) -> Config:
+        """With all files in the folder of the test."""
+        checkpoints = {"checkpoint_dir": str(self._folder / "checkpoints")}
+        folders = {"log_dir": str(self._folder), "param_mirror": checkpoints}
+        return Config.model_validate({**config.model_dump(exclude_unset=True), **folders})
+
+    async def _start_client(self, name: str) -> None:
+        peer = self._peer(name)
+        self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[name])  # type: ignore[arg-type]
+        self.client.gate.open()  # there is no data server
+        await peer.transport.serve(self.client._answer, self.client._died)
+        self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
+        self._run("watching", self.client._watch.run())
+
+    async def restart_client(self, config: Config) -> None:
+        """The client ends and another takes its place, with its log and this configuration."""
+        ended = [self._running.pop("announcing"), self._running.pop("watching")]
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        self.client._rounds.close()
+        self.client._log.close()
+        await self.client._peer.transport.close()
+        self.config = self._here(config)
+        await self._start_client(f"{CLIENT}{len(self._peers)}")
+
     async def add_server(self, number: int) -> str:
         name = f"server{number}"
         peer = self._peer(name)
-        self.servers[name] = Server(self.config, peer, "cpu", self.logs[name])
+        self.servers[name] = Server(self._servers_config, peer, "cpu", self.logs[name])
         self._run(name, self.servers[name].run(self._stop))
         return name
 

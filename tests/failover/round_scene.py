@@ -21,7 +21,8 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.pipeline import Stepper
 from distqat.distributed.serving.compute import Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
-from distqat.distributed.serving.member import MemberParts, RoundMember
+from distqat.distributed.serving.member import RoundMember
+from distqat.distributed.serving.member_parts import MemberParts
 from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
 from distqat.distributed.serving.transfer import fetch_newest, inner_state, load_inner_state
 from distqat.distributed.wire import Hop, take
@@ -161,7 +162,7 @@ class Replica(Stage):
         self.member = RoundMember(self.hop, self.replica, shared, parts, self._round_ended)
         await self.member.catch_up()
         AT.set(self.uid)
-        self.running = asyncio.ensure_future(self.member.run(options.outer_steps))
+        self.running = asyncio.ensure_future(self.member.run())
 
     async def _held(self, round: int) -> Held:
         return Held(await self.member.holding(round), self.replica.step)

@@ -93,7 +93,7 @@ class EarlyRelease(StepWindows):
     def tick(self, now: float) -> list[Any]:
         """Silence ends a prepared step, too, without asking anybody."""
         holder = self._holder
-        if holder is None or now < self._deadline - self._lease_s * 0.8 or self._decided:
+        if holder is None or now < self._deadline - self.lease_s * 0.8 or self._decided:
             return super().tick(now)
         return [*self._expire(holder, "early"), *self._advance(now)]
 

@@ -11,23 +11,29 @@ from distqat.config.agreement import (
     structure,
     structure_digest,
 )
+from distqat.config.authority import Authority, authority_of, keys_of, run_settings, with_run_settings
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
 from distqat.config.schema import Config
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "Authority",
     "Config",
     "ConfigParser",
     "add_config_arguments",
     "agreement",
     "agreement_digest",
+    "authority_of",
     "changeable",
     "config_from_args",
     "differing_keys",
+    "keys_of",
     "load_config",
     "quantization",
+    "run_settings",
     "structure",
     "structure_digest",
     "to_argv",
+    "with_run_settings",
 ]

@@ -7,47 +7,34 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from distqat.config.authority import keys_of, run_settings, value_at
 from distqat.config.plugins import loaded
 from distqat.config.schema import Config
 from distqat.errors import UnknownName
 
-_OUTER_TYPE = "diloco.outer_optim.type"
+_OUTER = "diloco.outer_optim"
+_OUTER_TYPE = f"{_OUTER}.type"
+_NAMED_OTHERWISE = ("experiment_prefix", "model_pipeline.pipeline")  # run; model.* and stages
 _CODE = "code."
 AGREEMENT_VERSION = 1
 """Raised when replicas of two releases must not share a round although their settings are equal."""
 
 
 def agreement(config: Config, stage: str) -> dict[str, Any]:
-    """Settings that must be equal in the replica group of `stage`, flat and JSON-able.
+    """Settings that must be equal in the replica group of `stage`, flat and JSON-able: `authority` "group".
 
-    Device, batch size, inner optimizer, timeouts, ports, paths and log level may differ per server.
     Raises UnknownName if the pipeline has no such stage.
     """
     entry = next((entry for entry in config.model_pipeline.pipeline if entry.stage == stage), None)
     if entry is None:
         raise UnknownName("stage", stage, config.stages)
-    diloco = config.diloco.model_dump(mode="json")
-    outer = diloco["outer_optim"]
-    compiles = {"compile"}  # how a server computes, not what
-    quant = (
-        config.quant.model_dump(mode="json", exclude=compiles) if config.quant.enabled else {"enabled": False}
-    )
     return {
         "protocol": AGREEMENT_VERSION,
         "run": config.experiment_prefix,
-        "seed": config.seed,
         "stage": stage,
         "stages": config.stages,
         **_flat("model", entry.model_dump(mode="json")),
-        "data.task_type": config.data.task_type,
-        "data.num_channels": config.data.num_channels,
-        "data.img_size": config.data.img_size,
-        **_flat("data.options", config.data.options),
-        "diloco.inner_steps": diloco["inner_steps"],
-        "diloco.codec": diloco["codec"],
-        "diloco.max_delta_norm_ratio": diloco["max_delta_norm_ratio"],  # members vote on the result
-        **{f"diloco.outer_optim.{key}": outer[key] for key in outer if _read_by(outer["type"], key)},
-        **_flat("quant", quant),
+        **_group_settings(config),
         **_code(config, entry.model_name),
     }
 
@@ -74,13 +61,16 @@ def structure_digest(config: Config, stage: str) -> str:
 
 
 def changeable(config: Config) -> dict[str, Any]:
-    """What may differ from one start of a run to the next and is worth saying: sizes, rates and schedules."""
-    flat = _flat("diloco", config.diloco.model_dump(mode="json"))
-    flat["model_pipeline.microbatches"] = config.model_pipeline.microbatches
-    flat["world_size"] = config.world_size
+    """What may differ from one start of a run to the next and is worth saying.
+
+    That is what the client decides, and what a group must have in common but no checkpoint is bound to.
+    """
+    flat = run_settings(config)
     for entry in config.model_pipeline.pipeline:
-        flat |= _code(config, entry.model_name)
-    return {key: value for key, value in flat.items() if key != _OUTER_TYPE}
+        bound = structure(config, entry.stage)
+        whole = agreement(config, entry.stage)
+        flat |= {key: value for key, value in whole.items() if key not in bound}
+    return flat
 
 
 def quantization(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +96,19 @@ def _code(config: Config, model_name: str) -> dict[str, str]:
         ("codec", config.diloco.codec),
     }
     return {f"{_CODE}{plugin.name}": plugin.digest for plugin in loaded() if plugin.registered & used}
+
+
+def _group_settings(config: Config) -> dict[str, Any]:
+    """Of all keys that a group must have in common, those that count as the others stand."""
+    values, outer = config.model_dump(mode="json"), config.diloco.outer_optim.type
+    flat: dict[str, Any] = {}
+    for path in keys_of("group"):
+        section, _, key = path.rpartition(".")
+        unread = section == _OUTER and not _read_by(outer, key)
+        without = path.startswith("quant.") and path != "quant.enabled" and not config.quant.enabled
+        if not (unread or without or path in _NAMED_OTHERWISE):
+            flat |= _flat(path, value_at(values, path))
+    return flat
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import yaml
 
+from distqat.config.authority import schema
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args
-from distqat.config.schema import Config
 from distqat.errors import ConfigError
 
 
@@ -21,11 +21,13 @@ def config_command(argv: Sequence[str] | None = None) -> int:
         description="Print the resolved configuration, or its schema.",
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="as --config-path")
-    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of all fields")
+    parser.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of all fields, with who decides each"
+    )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.schema:
-        sys.stdout.write(json.dumps(Config.model_json_schema(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(schema(), indent=2) + "\n")
         return 0
     if args.path is not None:
         args.config_path = args.path

@@ -15,7 +15,15 @@ from typing import Any
 from torch import nn
 
 from distqat.checkpoint.finished import note_finished
-from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
+from distqat.config import (
+    Config,
+    ConfigParser,
+    add_config_arguments,
+    agreement,
+    config_from_args,
+    run_settings,
+    to_argv,
+)
 from distqat.distributed.building import build_task
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
@@ -78,6 +86,7 @@ class Client:
         self._watch = DirectoryWatch(peer.directory, stages)
         self._trainers = Trainers(config, argv, zygote, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
+        self._settings = run_settings(config)
         self._locally = bool(os.environ.get(RUN_LOCALLY))
         if not self._locally:
             note_settings(self._log, config)
@@ -190,7 +199,8 @@ class Client:
         self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
         founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
         slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
-        return {**slot, "generation": self._log.generation, "batch": self.gate.told}
+        told = {"settings": self._settings, "batch": self.gate.told}
+        return {**slot, "generation": self._log.generation, **told}
 
     def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         holder = self._slots.of_peer(peer)

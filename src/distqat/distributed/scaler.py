@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from distqat.topology.snapshot import ServerRecord
+
+FP16 = "fp16"
+"""In the metrics of a server's record: it computes in float16, where small gradients become zero."""
 
 
 @dataclass
@@ -40,3 +45,8 @@ class LossScaler:
         self._good_steps += 1
         if self._good_steps == self.growth_interval:
             self.scale, self._good_steps = self.scale * 2, 0
+
+
+def wants_scaling(servers: Iterable[ServerRecord]) -> bool:
+    """Whether losses are to be scaled over these servers: it is they who compute, on devices of their own."""
+    return any(server.metrics.get(FP16) for server in servers)

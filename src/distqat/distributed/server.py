@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from distqat.distributed.process import (
     threads_per_server,
 )
 from distqat.distributed.serving.compute import ComputeThread
+from distqat.distributed.serving.run_settings import most_samples, take_over
 from distqat.distributed.serving.slot import ask_for_slot
 from distqat.distributed.serving.tenancy import Tenancy
 from distqat.errors import ConfigError, ProtocolMismatch, Refused, RunFinished, StageUnavailable, SwarmError
@@ -40,8 +41,12 @@ logger = logging.getLogger(__name__)
 class Server:
     """One server process. `run` serves slot after slot until the run is finished or it is asked to stop."""
 
-    def __init__(self, config: Config, peer: Peer, device: str, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, peer: Peer, device: str, sink: Sink, given: Collection[str] = ()
+    ) -> None:
+        """`given`: the keys of `config` that were flags."""
         self._config = config
+        self._given = frozenset(given)
         self._peer = peer
         self._device = torch.device(device)
         self._sink = sink
@@ -85,12 +90,14 @@ class Server:
             return "finished"
         set_title(f"server {slot.expert}")
         logger.info("granted slot %s, epoch %d", slot.expert, slot.epoch)
+        config = take_over(self._config, slot.settings, self._given)
         if slot.batch is not None:
-            await asyncio.to_thread(check_batch, self._config, slot.batch)
-        parts = self._config, self._peer, self._coordinator, self._compute, slot, self._device
-        module = await asyncio.to_thread(build_module, self._config, slot.expert.stage)
+            await asyncio.to_thread(check_batch, config, slot.batch)
+        parts = config, self._peer, self._coordinator, self._compute, slot, self._device
+        module = await asyncio.to_thread(build_module, config, slot.expert.stage)
         tenancy = self._tenancy = Tenancy(*parts, module)
         tenancy.telling.sink = self._sink
+        tenancy.telling.most_samples = most_samples(self._config, self._given)
         try:
             return await tenancy.run()
         finally:
@@ -133,7 +140,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     )
     sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))
     try:
-        return await Server(config, peer, device, sink).run(stop)
+        return await Server(config, peer, device, sink, args.config_overrides).run(stop)
     except (ProtocolMismatch, Refused) as error:  # starting again cannot help
         raise ConfigError(str(error)) from error
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import sys
 import time
@@ -28,9 +27,10 @@ from distqat.distributed.pipeline import Stepper, StepResult
 from distqat.distributed.process import Wait, announce_ready, run_role, set_title, set_up_logging, waiting
 from distqat.distributed.rollout import RolloutFeed
 from distqat.distributed.route_choice import RouteChoice
-from distqat.distributed.scaler import LossScaler
+from distqat.distributed.scaler import LossScaler, wants_scaling
 from distqat.distributed.step_failures import BatchFailures, StepFailures
 from distqat.distributed.step_records import StepRecords
+from distqat.distributed.step_size import StepSize
 from distqat.distributed.wire import Hop
 from distqat.errors import DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
@@ -75,7 +75,8 @@ class Trainer:
         self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
         self._parts = PartWriter(config, pipeline, self._life)
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
-        scaled = config.data.precision == "fp16-mixed" and config.device.startswith("cuda")
+        self._step_size = StepSize(config.diloco.batch_size_per_step)
+        self._fp16 = LossScaler.for_fp16(self._count.scaler)
         self._stepper = Stepper(
             transport=peer.transport,
             trainer=peer.identity.peer,
@@ -85,7 +86,6 @@ class Trainer:
             + config.model_pipeline.forward_timeout
             + config.model_pipeline.backward_timeout,
             max_grad_norm=config.diloco.max_grad_norm,
-            scaler=LossScaler.for_fp16(self._count.scaler) if scaled else LossScaler(),
         )
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -113,8 +113,7 @@ class Trainer:
     async def _lease(self, route: Route | None) -> list[LeasedBatch | None]:
         """The batches of one inner step; a server on the route may want them small."""
         options = self._config.diloco
-        wanted = [server.metrics.get("batch_size", math.inf) for server in (route.servers if route else ())]
-        count = max(1, int(min(options.batch_size_per_step, *wanted)))
+        count = self._step_size.over(route.servers if route else ())
         return [await self._next(count) for _ in range(options.gradient_accumulation_steps)]
 
     async def _next(self, count: int) -> LeasedBatch:
@@ -211,6 +210,7 @@ class Trainer:
                 draw = f"{self._pipeline}|{number}{planned.name and '|'}{planned.name}"
                 alone = len(self._watch.snapshot.servers) == len(hops)
                 told = mark if alone else ""  # with replicas a run goes on from rounds, not from steps
+                self._stepper.scaler = self._fp16 if wants_scaling(route.servers) else LossScaler()
                 result = await self._stepper.run(
                     planned.parts,
                     hops,
@@ -232,7 +232,7 @@ class Trainer:
                 continue
             self._count.step += planned.last
             self._count.samples += planned.samples
-            self._count.scaler = self._stepper.scaler.state()
+            self._count.scaler = self._fp16.state()
             self._mark("" if result.skipped else mark, result, told=bool(told))
             seconds = time.monotonic() - began
             self._failures.committed(result, self._count.step)

@@ -65,7 +65,7 @@ class StepWindows:
     def __init__(self, *, lease_s: float, max_waiting: int = 64) -> None:
         if lease_s <= 0 or max_waiting < 1:
             raise ValueError(f"lease_s {lease_s} and max_waiting {max_waiting} must be positive")
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._max_waiting = max_waiting
         self._holder: StepId | None = None
         self._prepared = False
@@ -100,7 +100,7 @@ class StepWindows:
         many wait.
         """
         if id == self._holder:
-            self._deadline = now + self._lease_s
+            self._deadline = now + self.lease_s
             return [Grant(id, self._deadline)]
         if id in self._waiting:
             return []
@@ -125,7 +125,7 @@ class StepWindows:
     def touch(self, id: StepId, now: float) -> None:
         """Work for `id` arrived: its lease starts again."""
         self._check_holds(id, "touch")
-        self._deadline = now + self._lease_s
+        self._deadline = now + self.lease_s
 
     def prepare(self, id: StepId, now: float) -> None:
         """`id` is complete here; from now on it ends by commit or abort only, never by silence."""
@@ -139,7 +139,7 @@ class StepWindows:
         self._check_holds(id, "commit")
         if not self._prepared:
             raise Refused(f"commit of {id} in state {self._state()}: it was never prepared")
-        self._decided, self._deadline = True, now + self._lease_s
+        self._decided, self._deadline = True, now + self.lease_s
         self._endings.add(id, "committed")
 
     def verdict(self, id: StepId) -> Verdict:
@@ -193,9 +193,9 @@ class StepWindows:
         if holder is None or now < self._deadline:
             return []
         if self._prepared:
-            self._deadline = now + self._lease_s
+            self._deadline = now + self.lease_s
             return self._resolve(holder)
-        return self._expire(holder, f"silent for {self._lease_s:g} s") + self._advance(now)
+        return self._expire(holder, f"silent for {self.lease_s:g} s") + self._advance(now)
 
     def pause(self, now: float) -> list[Action]:
         """Grant nothing new (an outer round begins); Quiet follows as soon as nobody holds the window."""
@@ -219,7 +219,7 @@ class StepWindows:
             return [] if said else [Quiet()]
         if not self._waiting:
             return []
-        self._holder, self._deadline = self._waiting.pop(0), now + self._lease_s
+        self._holder, self._deadline = self._waiting.pop(0), now + self.lease_s
         return [Grant(self._holder, self._deadline)]
 
     def _resolve(self, holder: StepId) -> list[Action]:

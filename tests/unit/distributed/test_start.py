@@ -72,12 +72,29 @@ def test_rates_and_sizes_may_change_and_are_said(tmp_path: Path, caplog: pytest.
     changes = {"diloco.batch_size_per_step": 8, "diloco.inner_optim.adam_lr": 5e-3, "diloco.inner_steps": 4}
     with caplog.at_level(logging.INFO):
         note_settings(log, load_config(BASE, changes))
-    for key in changes:
-        assert f"changed since the last start: {key}: " in caplog.text
+    told, refused = "servers are told", "a server that was started with another value is refused"
+    for key, values, follows in (
+        ("diloco.batch_size_per_step", "32 -> 8", told),
+        ("diloco.inner_optim.adam_lr", "0.002 -> 0.005", told),
+        ("diloco.inner_steps", "5 -> 4", refused),
+    ):
+        assert f"changed since the last start: {key}: {values} ({follows})\n" in caplog.text
+    assert caplog.text.count("changed") == 3
     caplog.clear()
     with caplog.at_level(logging.INFO):
         note_settings(log, load_config(BASE, changes))
     assert "changed" not in caplog.text
+
+
+def test_what_an_older_release_did_not_note_is_not_said_to_have_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = CommitLog(tmp_path / "log", "mlp")
+    note_settings(log, load_config(BASE, {}))
+    del log.settings["changeable"]["data.tokenizer"]
+    with caplog.at_level(logging.INFO):
+        note_settings(log, load_config(BASE, {"diloco.outer_steps": 9}))
+    assert caplog.text.count("changed") == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.twins import KEPT, Copy, Twins
-from distqat.distributed.serving.member import MemberParts, RoundMember
+from distqat.distributed.serving.member import RoundMember
+from distqat.distributed.serving.member_parts import MemberParts
 from distqat.distributed.serving.shared import Rounds, Shared, initial
 from distqat.distributed.serving.twin import Twin
 from distqat.distributed.wire import Hop
@@ -135,7 +136,7 @@ class Scene:
         await transport.serve(answer)
         await member.catch_up()
         self.members[uid], self.modules[uid] = member, module
-        self.running.append(asyncio.ensure_future(member.run(1000)))
+        self.running.append(asyncio.ensure_future(member.run()))
 
     async def round(self, stage: str, move: float = 0.0) -> tuple[Shared, Shared]:
         """All members of a stage take a step and average; the committed state before and after."""

@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distqat.checkpoint.finished import finished_generation
 from distqat.checkpoint.trainer_part import TrainerPart, read_trainer_parts
-from distqat.config import Config, changeable, differing_keys, structure
+from distqat.config import Config, changeable, differing_keys, keys_of, structure
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.resume import RECLAIM_S, Decision, Offer, Resumption, stage_of
 from distqat.errors import ConfigError
@@ -91,10 +91,19 @@ def note_settings(log: CommitLog, config: Config) -> None:
                 f"this run cannot go on with another {', '.join(keys)}; set it back, or start a new run: "
                 "another --experiment-prefix, or --fresh"
             )
-        for key in differing_keys(before["changeable"], now["changeable"]):
-            old, new = before["changeable"].get(key), now["changeable"].get(key)
-            logger.info("changed since the last start: %s: %s -> %s", key, old, new)
+        for line in _changes(before["changeable"], now["changeable"]):
+            logger.info("changed since the last start: %s", line)
     log.started(now)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What is another value now, and what follows for servers that were not started anew."""
+    for key in differing_keys(before, now):
+        clients = key in keys_of("client")
+        if clients and key not in before:
+            continue  # an older release did not note it
+        follows = "servers are told" if clients else "a server that was started with another value is refused"
+        yield f"{key}: {before.get(key)} -> {now.get(key)} ({follows})"
 
 
 def _changed_structure(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

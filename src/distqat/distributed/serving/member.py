@@ -13,22 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.serving.compute import Priority
+from distqat.distributed.serving.member_parts import MemberParts
 from distqat.distributed.serving.pause import Pause
 from distqat.distributed.serving.private import Progress
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.shared import Local, Rounds, Shared, as_local, contribution_digest
-from distqat.distributed.serving.steps import Steps
+from distqat.distributed.serving.shared import Local, Shared, as_local, contribution_digest
 from distqat.distributed.serving.transfer import Fetched, StageLost, fetch_newest
-from distqat.distributed.serving.twin import Twin
 from distqat.distributed.wire import Hop, take
 from distqat.errors import BadContribution, BadFrame, RemoteFault, RunFailed, SwarmError
 from distqat.failpoints import failpoint
 from distqat.failures import Repeats
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
-from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,6 @@ class RoundMember:
         self._hop = hop
         self._replica = replica
         self._parts = parts
-        self._options = parts.options
         self._on_round = on_round
         self._since = progress.since  # inner steps since the last commit or discard
         self._samples = progress.samples  # committed samples that the next delta holds
@@ -82,13 +78,19 @@ class RoundMember:
         self._rearm()
 
     @property
+    def _options(self) -> DilocoOptions:
+        return self._parts.options
+
+    @property
     def progress(self) -> Progress:
         """How far it is on the way to its next round."""
         return Progress(self._since, self._samples)
 
-    async def run(self, outer_steps: int) -> None:
-        """Round after round until `outer_steps` are committed."""
-        while self.shared.round < outer_steps:
+    async def run(self) -> None:
+        """Round after round; after the last one of the run only steps go on, until the client says more."""
+        while True:
+            while self.shared.round >= self._options.outer_steps:
+                await self._advanced.wait()
             await self._due.wait()
             await self._one_round()
 
@@ -320,9 +322,13 @@ class RoundMember:
             self.shared = shared
             if self._parts.twin is not None:
                 self._parts.twin.keep(shared)
-            self._advanced.set()
-            self._advanced = asyncio.Event()
+            self.look_again()
         self._rearm()
+
+    def look_again(self) -> None:
+        """Whoever waits for a round sees what is so now."""
+        self._advanced.set()
+        self._advanced = asyncio.Event()
 
     async def catch_up(self) -> None:
         """After a missed commit: take the committed state and keep the local work, then be a member again."""
@@ -378,19 +384,6 @@ class RoundMember:
 
     async def _compute(self, job: Callable[[], Any]) -> Any:
         return await self._parts.compute.submit(Priority.CONTROL, "round", job)
-
-
-@dataclass(frozen=True)
-class MemberParts:
-    """What a member works with."""
-
-    options: DilocoOptions
-    rounds: Rounds
-    steps: Steps
-    compute: ComputeThread
-    transport: Transport
-    coordinator: Coordinator
-    twin: Twin | None = None
 
 
 ALONE_HOLD_S = 5.0

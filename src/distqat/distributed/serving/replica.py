@@ -100,10 +100,7 @@ class StageReplica:
         self.sending = Sending(module, activations if task is None else "fp32", stage=stage)
         self._quant = quant
         self.steps = step_parameter_names(module)
-        no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
-        self.optimizer = build_inner_optimizer(
-            module, options.inner_optim, no_decay, weight_step_names(module)
-        )
+        self.optimizer = self._build_optimizer()
         self.step = 0  # inner steps of this replica's life line, counted on by joiners
         self._attempt: Attempt | None = None
 
@@ -237,7 +234,21 @@ class StageReplica:
         load(self.module)
         self.optimizer.state.clear()
 
+    def follow(self, options: DilocoOptions, activations: str) -> None:
+        """Go on by what the client says from here on; another type of optimizer begins without moments."""
+        self.options = options
+        state, before = self.optimizer.state, type(self.optimizer)
+        self.optimizer = self._build_optimizer()
+        if type(self.optimizer) is before:
+            self.optimizer.state = state
+        self.sending = Sending(self.module, activations if self.task is None else "fp32", stage=self.stage)
+
     # inside
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        module = self.module
+        no_decay = {n for n, p in module.named_parameters() if p.requires_grad and p.ndim <= 1} | self.steps
+        return build_inner_optimizer(module, self.options.inner_optim, no_decay, weight_step_names(module))
 
     def _follow_schedule(self) -> None:
         """Near the end of the run BatchNorms and quantizers stand still."""

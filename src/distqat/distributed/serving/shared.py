@@ -117,7 +117,7 @@ class Rounds:
     def __init__(
         self, options: DilocoOptions, codec: Codec, module: nn.Module, warmup: WarmupOptions | None = None
     ) -> None:
-        self._options = options
+        self.options = options
         self._codec = codec
         self._warmup = warmup or WarmupOptions()
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
@@ -156,21 +156,21 @@ class Rounds:
             except BadContribution as error:
                 reasons.append(str(error))
         norms = [entry[4] for entry in decoded.values()]
-        bound = average.norm_bound(norms, self._options.max_delta_norm_ratio)
+        bound = average.norm_bound(norms, self.options.max_delta_norm_ratio)
         kept = [entry for entry in decoded.values() if entry[4] <= bound]
         if not kept:
             raise BadContribution(f"no contribution of {len(contributions)} can be used: {reasons[:2]}")
         refused = {n for n in range(len(contributions)) if n not in decoded or decoded[n][4] > bound}
         weights = average.capped_weights([entry[3] for entry in kept])
         gradient = average.weighted_mean([entry[0] for entry in kept], weights)
-        anchor, state = outer.update(shared.anchor, gradient, shared.outer, self._options.outer_optim)
+        anchor, state = outer.update(shared.anchor, gradient, shared.outer, self.options.outer_optim)
         anchor |= _towards(copies or {}, shared.anchor, anchor)
         steps = average.mean_buffers([entry[1] for entry in kept], weights)
         moved = average.mean_buffers([entry[2] for entry in kept], weights)
         buffers = {**shared.buffers, **moved}
-        done = (shared.round + 1) * self._options.inner_steps
+        done = (shared.round + 1) * self.options.inner_steps
         if moment(
-            done, self._options.total_steps, self._warmup
+            done, self.options.total_steps, self._warmup
         ).steps_frozen:  # by the round: all decide alike
             buffers = freeze_in(buffers, self._fixed)
         return Shared(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from distqat.config import Config, agreement
@@ -30,6 +31,8 @@ class Slot:
     epoch: int
     founder: bool
     generation: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the client decides of the run, by key."""
     batch: Told | None = None
     """Shapes of the first batch, where the servers of a run check that their model takes it."""
 
@@ -60,5 +63,5 @@ async def ask_for_slot(
         raise RunFinished("the run is finished")
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
-    batch = answer.get("batch")
-    return Slot(expert, epoch, take(answer, "founder", bool), generation, batch)
+    founder, settings = take(answer, "founder", bool), take(answer, "settings", dict)
+    return Slot(expert, epoch, founder, generation, settings, answer.get("batch"))

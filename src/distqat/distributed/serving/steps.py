@@ -276,6 +276,10 @@ class Steps:
     def resume(self) -> None:
         self._act(self._windows.resume(time.monotonic()))
 
+    def follow(self, lease_s: float) -> None:
+        """How long a step may be silent from here on."""
+        self._windows.lease_s = lease_s
+
     async def idle(self) -> None:
         """Return between two attempts."""
         while self._open is not None:  # noqa: ASYNC110  an attempt ends in many ways; this is asked once

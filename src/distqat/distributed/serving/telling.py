@@ -13,11 +13,13 @@ from typing import Any
 from distqat.config import Config, agreement_digest
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import told_wait
+from distqat.distributed.scaler import FP16
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.shared import Shared
 from distqat.distributed.serving.slot import Slot
 from distqat.distributed.serving.steps import Steps
+from distqat.distributed.step_size import BATCH_SIZE
 from distqat.metrics import Sink
 from distqat.topology.attempts import StepId
 from distqat.topology.snapshot import ServerRecord, ServerState
@@ -41,6 +43,8 @@ class Telling:
         """`where` says the state that is shown, and the last committed state once there is one."""
         self.sink: Sink
         self.slot = slot
+        self.most_samples: int | None = None
+        """Samples per step that this server takes at most; None: as many as the client says."""
         uid = str(slot.expert)
         self.who = {"uid": uid, "peer": peer.identity.peer, "tenancy": f"{uid}/{slot.epoch}"}
         self._config = config
@@ -72,8 +76,13 @@ class Telling:
             config_digest=agreement_digest(self._config, self.slot.expert.stage),
             host=self._peer.host,
             addresses=self._peer.maddrs,
-            metrics={"batch_size": self._config.diloco.batch_size_per_step},
+            metrics=self._limits(),
         )
+
+    def _limits(self) -> dict[str, float]:
+        """What a trainer must know of this server before it sends a batch."""
+        bound = {} if self.most_samples is None else {BATCH_SIZE: float(self.most_samples)}
+        return {**bound, **({FP16: 1.0} if self._replica.precision.scaled else {})}
 
     def status(self) -> dict[str, Any]:
         """What the monitor's table shows of this server."""

@@ -23,10 +23,12 @@ from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
 from distqat.distributed.serving.keeper import Keeper, Moment
 from distqat.distributed.serving.lease import Lease
-from distqat.distributed.serving.member import MemberParts, RoundMember
+from distqat.distributed.serving.member import RoundMember
+from distqat.distributed.serving.member_parts import MemberParts
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.private import moments, own_state
 from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.run_settings import take_over_again
 from distqat.distributed.serving.shared import Rounds, Shared
 from distqat.distributed.serving.slot import Slot, ask_for_slot
 from distqat.distributed.serving.steps import Steps
@@ -236,8 +238,7 @@ class Tenancy:
         took = {"state_s": state_s, "serve_s": time.monotonic() - began, "bytes": nbytes}
         self.telling.event("join", round=shared.round, **took)
         announce_ready({"role": "server", **self.telling.who})
-        await self._member.run(self._config.diloco.outer_steps)
-        await asyncio.Event().wait()  # all rounds are done: go on with steps until the client says finished
+        await self._member.run()
         raise AssertionError("unreachable")
 
     async def _calibrate(self) -> None:
@@ -337,6 +338,7 @@ class Tenancy:
         logger.info("holding %s again, epoch %d", self._uid, slot.epoch)
         self._slot = self.telling.slot = slot
         self._keeper.generation = slot.generation
+        await self._follow(take_over_again(self._config, slot.settings))
         if self._member is not None:
             await self._member.resync()
         return True
@@ -348,6 +350,19 @@ class Tenancy:
                 "started again"
             )
         self._failure = why
+
+    async def _follow(self, config: Config) -> None:
+        """Go on by another configuration of the run."""
+        if config == self._config:
+            return
+        self._config, options = config, config.model_pipeline
+        self.steps.follow(options.forward_timeout + options.backward_timeout)
+        await self._compute.submit(
+            Priority.CONTROL, "control", lambda: self._replica.follow(config.diloco, options.activations)
+        )
+        self._parts.follow(config.diloco)
+        if self._member is not None:
+            self._member.look_again()
 
     async def _beat(self) -> str:
         """Tell the client that we live; hear whether the run is finished or we are to move."""

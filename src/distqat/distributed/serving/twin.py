@@ -28,7 +28,7 @@ class Twin:
     def __init__(self, names: Mapping[str, str], transport: Transport, timeout_s: float) -> None:
         self._names = dict(names)
         self._transport = transport
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._kept: dict[int, Named] = {}
 
     def keep(self, shared: Shared) -> None:
@@ -54,7 +54,7 @@ class Twin:
         for holder in (Hop.parse(fields) for fields in take(told, "members", list)):
             try:
                 link = await self._transport.link(holder.address)
-                reply = await link.call("tied", Message({"round": round}), timeout=self._timeout_s)
+                reply = await link.call("tied", Message({"round": round}), timeout=self.timeout_s)
             except SwarmError as error:
                 reasons.append(f"{holder.uid}: {error}")
                 continue
