@@ -144,7 +144,8 @@ async def test_the_end_of_a_run_is_found_after_its_lease(swarm: Swarm) -> None:
     assert await swarm.directories[0].finished() == []
     await swarm.directories[1].announce_finished(1000.0)
     await swarm.directories[2].announce_finished(2000.0)
-    await swarm.directories[2]._store("finished", "nonsense", {"at": "never"})
+    for number, nonsense in enumerate([{"at": "never"}, {}]):
+        await swarm.directories[2]._store("distqat/1/run/finished", f"nonsense {number}", nonsense)
     found = [(finish.owner, finish.at) for finish in await swarm.directories[0].finished()]
     assert found == [(swarm.peers[2], 2000.0), (swarm.peers[1], 1000.0)]
 
@@ -155,6 +156,26 @@ async def test_roles_are_found_by_their_addresses(swarm: Swarm) -> None:
     assert (client.peer, client.host) == (swarm.peers[1], "host-1")
     assert client.maddrs
     assert await swarm.directories[2].roles("monitor") == []
+
+
+async def test_the_runs_that_are_there_are_those_with_a_monitor_or_a_client(swarm: Swarm) -> None:
+    own, other = swarm.directories[0], DhtDirectory(swarm.directories[1]._engine, "other", STAGES)
+    assert await own.runs() == set()
+    await other.announce_role("monitor", "host-1")
+    await other.announce_role("client", "host-1")
+    assert await own.runs() == {"other"}
+    await swarm.directories[2].announce_role("client", "host-2")
+    for directory in (*swarm.directories, other):
+        assert await directory.runs() == {"run", "other"}
+
+
+@pytest.mark.parametrize(
+    "value", [b"{}", b'{"run": 1}', b'{"run": "a b"}', b'{"run": "' + b"x" * 600 + b'"}']
+)
+async def test_what_is_no_name_of_a_run_is_none(value: bytes) -> None:
+    directory = MemoryDirectory(MemorySwarm(), "peer", "run", STAGES)
+    await directory._engine.store("distqat/1/runs", "any", value, 8.0)
+    assert await directory.runs() == set()
 
 
 async def test_a_record_ends_with_its_lease(swarm: Swarm) -> None:

@@ -63,11 +63,16 @@ def one_stage(model: str = "mlp", *, quantize: bool = False, inner: float = 5e-3
 class OnlyClient:
     """As much of a directory as a Coordinator looks at."""
 
+    run = "rounds"
+
     async def roles(self, role: str) -> list[Address]:
         return [Address(role)]
 
     async def finished(self) -> list[Finish]:
         return []
+
+    async def runs(self) -> set[str]:
+        return {self.run}
 
 
 class Convening:

@@ -15,15 +15,8 @@ from typing import Any
 from torch import nn
 
 from distqat.checkpoint.finished import note_finished
-from distqat.config import (
-    Config,
-    ConfigParser,
-    add_config_arguments,
-    agreement,
-    config_from_args,
-    run_settings,
-    to_argv,
-)
+from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
+from distqat.config.authority import run_settings
 from distqat.distributed.building import build_task
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.committed import collect_states
@@ -130,6 +123,7 @@ class Client:
         finally:
             for task in (*background, daemon, rounds, failed, broken):
                 task.cancel()
+            self._seen.close()
             await self._trainers.stop()
             self._mirror.close()
             self._rounds.close()

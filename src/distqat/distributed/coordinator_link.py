@@ -8,6 +8,8 @@ import logging
 import time
 from typing import Any
 
+from distqat.distributed.other_runs import LOOKUP_S, OtherRuns
+from distqat.distributed.process import waiting
 from distqat.errors import (
     CallTimeout,
     DirectoryUnavailable,
@@ -33,7 +35,27 @@ RETRY_S = 0.5
 CALL_TIMEOUT = 15.0
 SAY_EVERY_S = 30.0
 ALONE_S = 120.0  # a role that holds nothing of the run has nothing to keep by waiting on; it is started anew
-LOOKUP_S = 6.0  # longer than the directory's own bound
+
+
+class _Outlook:
+    """Whether a role that no client ever knew has something to wait for."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._others = OtherRuns(directory)
+        self._alone_since: float | None = None
+
+    async def check(self, error: SwarmError, now: float) -> None:
+        """The client could not be reached. Raises RoleError, ConfigError."""
+        if not isinstance(error, DirectoryUnavailable):
+            self._alone_since = None
+            await self._others.check(now)
+            return
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        if now - self._alone_since > ALONE_S:
+            raise RoleError(
+                f"nobody of this run could be reached for {ALONE_S:g} s ({error}): it is over, or "
+                "this host is cut off; start again when the monitor and the client run"
+            ) from error
 
 
 class Coordinator:
@@ -73,29 +95,27 @@ class Coordinator:
         """Return once the client answers; says every half minute that it waits.
 
         Raises what waiting cannot change: ProtocolMismatch, Refused; RunFinished, when the client said so
-        while this role was away; RoleError, when this role, which no client ever knew, is alone for long.
+        while this role was away; and for a role that no client ever knew RoleError, when it is alone for
+        long, and ConfigError, when other runs are there and its own is not.
         """
-        said, alone_since = -SAY_EVERY_S, None
-        while True:
-            try:
-                await self._connect()
-                return
-            except (ProtocolMismatch, Refused):
-                raise
-            except SwarmError as error:
-                now = time.monotonic()
-                if now - said >= SAY_EVERY_S:
-                    logger.info("waiting for the client of this run: %s", error)
-                    said = now
-                alone = isinstance(error, DirectoryUnavailable) and self._last is None
-                alone_since = (now if alone_since is None else alone_since) if alone else None
-                if alone_since is not None and now - alone_since > ALONE_S:
-                    raise RoleError(
-                        f"nobody of this run could be reached for {ALONE_S:g} s ({error}): it is over, or "
-                        "this host is cut off; start again when the monitor and the client run"
-                    ) from error
-                await self._check_finished()
-                await asyncio.sleep(RETRY_S)
+        said, outlook = -SAY_EVERY_S, _Outlook(self._directory)
+        with waiting(f"the client of run {self._directory.run!r}") as wait:
+            while True:
+                try:
+                    await self._connect()
+                    return
+                except (ProtocolMismatch, Refused):
+                    raise
+                except SwarmError as error:
+                    wait.what = f"the client of run {self._directory.run!r} ({error})"
+                    now = time.monotonic()
+                    if now - said >= SAY_EVERY_S:
+                        logger.info("waiting for the client of this run: %s", error)
+                        said = now
+                    if self._last is None:
+                        await outlook.check(error, now)
+                    await self._check_finished()
+                    await asyncio.sleep(RETRY_S)
 
     async def _check_finished(self) -> None:
         """Raises RunFinished when the run ended after this role began: an older end was of an older run."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.distributed.building import build_module
+from distqat.distributed.other_runs import check_run_is_there
 from distqat.distributed.peer import Peer
 from distqat.distributed.pipeline import clipping
 from distqat.distributed.tying import tie
@@ -126,7 +127,8 @@ class SwarmModel(nn.Module):
     def connect(cls, config: Config, *, pipeline: int = 0, timeout: float = 60.0) -> SwarmModel:
         """A model over the servers of a running swarm; `config.initial_peers` says where it is.
 
-        Raises RoleError when no peer answers, StageUnavailable naming a stage that nobody serves.
+        Raises RoleError when no peer answers, StageUnavailable naming a stage that nobody serves, ConfigError
+        naming the runs that are there when this one is not.
         """
         loop = EventLoopThread()
         try:
@@ -231,6 +233,8 @@ async def _find(config: Config, pipeline: int) -> tuple[Peer, list[Hop]]:
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     try:
         snapshot = await peer.directory.snapshot()
+        if not snapshot.servers:
+            await check_run_is_there(peer.directory)
         route = Router().choose(snapshot, pipeline, time.monotonic())
     except BaseException:
         await peer.stop()

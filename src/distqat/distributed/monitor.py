@@ -7,11 +7,13 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.distributed.other_runs import OtherRuns
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.errors import ConfigError, SwarmError
@@ -114,18 +116,21 @@ async def _record(monitor: Monitor, sink: Sink, period_s: float) -> None:
 
 
 async def watch(config: Config, stop: asyncio.Event) -> int:
-    """Show the table of a running swarm, renewed every two seconds."""
+    """Show the table of a running swarm, renewed every two seconds. ConfigError: it has other runs only."""
     from rich.live import Live
 
     from distqat.metrics import swarm_table
 
     peers = config.initial_peers or _written_peers(config)
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=peers)
-    monitor = Monitor(config, peer)
+    monitor, others = Monitor(config, peer), OtherRuns(peer.directory)
     try:
         with Live(refresh_per_second=2) as live:
             while not stop.is_set():
-                live.update(swarm_table(await monitor.collect()))
+                status = await monitor.collect()
+                if not status["servers"]:
+                    await others.check(time.monotonic())
+                live.update(swarm_table(status))
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), ASK_EVERY_S)
         return 0

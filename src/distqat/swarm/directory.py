@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
@@ -46,11 +47,16 @@ class Finish:
 
 _SERVER = TypeAdapter(ServerRecord)
 _AT = TypeAdapter(dict[Literal["at"], FiniteFloat])
+_RUN = TypeAdapter(dict[Literal["run"], str])
 _PLACE = TypeAdapter(_Place)
+_RUNS = "distqat/1/runs"  # the one key that is the same for every run
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Directory(Protocol):
-    """What roles need of it."""
+    """What roles need of it. `run`: whose records it looks at."""
+
+    run: str
 
     async def snapshot(self) -> SwarmSnapshot: ...
     async def announce(self, record: ServerRecord) -> None: ...
@@ -58,6 +64,7 @@ class Directory(Protocol):
     async def announce_role(self, role: str, host: str) -> None: ...
     async def announce_finished(self, at: float) -> None: ...
     async def finished(self) -> list[Finish]: ...
+    async def runs(self) -> set[str]: ...
 
 
 class Records(Protocol):
@@ -74,8 +81,8 @@ class DhtDirectory:
     def __init__(
         self, engine: Records, run: str, stages: tuple[str, ...], *, lease_s: float = LEASE_S
     ) -> None:
+        self.run = run
         self._engine = engine
-        self._run = run
         self._stages = stages
         self._lease_s = lease_s
 
@@ -93,7 +100,7 @@ class DhtDirectory:
 
     async def announce(self, record: ServerRecord) -> None:
         """Declare a server until its lease is over. Raises DirectoryUnavailable."""
-        await self._store(record.stage, str(record.expert), asdict(record))
+        await self._store(self._key(record.stage), str(record.expert), asdict(record))
 
     async def roles(self, role: str) -> list[Address]:
         """Addresses of the live `client` or `monitor` of the run, newest record first."""
@@ -101,29 +108,40 @@ class DhtDirectory:
         return [address for entry in entries if (address := _parse_role(entry)) is not None]
 
     async def announce_role(self, role: str, host: str) -> None:
-        """Declare this peer as the run's `client` or `monitor`."""
+        """Declare this peer as the run's `client` or `monitor`, and that the run is there at all."""
         maddrs = list(await self._engine.addresses())
-        await self._store(f"role:{role}", role, {"host": host, "maddrs": maddrs})
+        await self._store(self._key(f"role:{role}"), role, {"host": host, "maddrs": maddrs})
+        await self._store(_RUNS, self.run, {"run": self.run})
+
+    async def runs(self) -> set[str]:
+        """Names of the runs that have a monitor or a client, ours included. Raises DirectoryUnavailable."""
+        names = set()
+        for entry in await self._engine.find(_RUNS):
+            with contextlib.suppress(ValidationError):
+                name = _RUN.validate_json(entry.value).get("run", "")
+                if len(name) <= MAX_TEXT and _RUN_NAME.fullmatch(name):
+                    names.add(name)
+        return names
 
     async def announce_finished(self, at: float) -> None:
         """Tell those who missed it that the run ended at `at`, for as long as a record may live."""
-        await self._store("finished", "client", {"at": at}, MAX_TTL_S)
+        await self._store(self._key("finished"), "client", {"at": at}, MAX_TTL_S)
 
     async def finished(self) -> list[Finish]:
         """Who said that the run is over, newest first. Raises DirectoryUnavailable."""
         found = []
         for entry in await self._engine.find(self._key("finished")):
-            with contextlib.suppress(ValidationError):
+            with contextlib.suppress(ValidationError, KeyError):
                 found.append(Finish(entry.owner, _AT.validate_json(entry.value)["at"]))
         return sorted(found, key=lambda finish: -finish.at)
 
-    async def _store(self, kind: str, name: str, value: dict[str, Any], ttl_s: float = 0.0) -> None:
+    async def _store(self, key: str, name: str, value: dict[str, Any], ttl_s: float = 0.0) -> None:
         encoded = json.dumps(value).encode()
-        if not await self._engine.store(self._key(kind), name, encoded, ttl_s or self._lease_s):
+        if not await self._engine.store(key, name, encoded, ttl_s or self._lease_s):
             raise DirectoryUnavailable(f"no peer took the record of {name}")
 
     def _key(self, kind: str) -> str:
-        return f"distqat/1/{self._run}/{kind}"
+        return f"distqat/1/{self.run}/{kind}"
 
 
 def address_of(record: ServerRecord) -> Address:

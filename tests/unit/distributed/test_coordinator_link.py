@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from distqat.distributed import coordinator_link
+from distqat.distributed import coordinator_link, other_runs
 from distqat.distributed.coordinator_link import Coordinator
-from distqat.errors import RoleError, RunFinished
+from distqat.distributed.process import waiting
+from distqat.errors import ConfigError, RoleError, RunFinished
 from distqat.swarm.channel import Call
 from distqat.swarm.directory import Finish
 from distqat.swarm.frame import Message
@@ -116,6 +118,57 @@ async def test_a_role_that_is_alone_and_was_never_known_ends(
     scene.records.cut_off.add("server")
     with pytest.raises(RoleError, match=r"nobody of this run could be reached for 0 s .*connected to nobody"):
         await asyncio.wait_for(scene.server().wait(), BOUND_S)
+
+
+async def announce(scene: Scene, run: str, role: str = "monitor") -> None:
+    await MemoryDirectory(scene.records, f"{role} of {run}", run, ()).announce_role(role, "")
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (["mlp"], "there is no run 'run' in this swarm, which has 'mlp'; give --experiment-prefix mlp, or"),
+        (["mlp", "run1"], "which has 'mlp', 'run1'; give --experiment-prefix run1, or"),
+        (["mlp", "gpt"], "which has 'gpt', 'mlp'; give --experiment-prefix, or"),
+    ],
+)
+async def test_a_name_that_no_run_has_ends_a_role_and_names_those_that_are_there(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, runs: list[str], said: str
+) -> None:
+    monkeypatch.setattr(other_runs, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(other_runs, "OTHERS_S", 0.05)
+    for run in runs:
+        await announce(scene, run)
+    with pytest.raises(ConfigError, match=said):
+        await asyncio.wait_for(scene.server().insist("slot", {}), BOUND_S)
+    assert scene.looks > 1, "not at the first look: a run that is started again is not there for a moment"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_run_whose_client_is_away_is_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    """Its monitor says that it is there; and where nobody is, it may be that nobody is there yet."""
+    monkeypatch.setattr(other_runs, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(other_runs, "OTHERS_S", 0.0)
+    for run in ["run", "other"] if ours else []:
+        await announce(scene, run)
+    asked = asyncio.ensure_future(scene.server().insist("slot", {}))
+    await turns(lambda: scene.looks >= 3)
+    assert not asked.done()
+    await scene.client()
+    assert await asyncio.wait_for(asked, BOUND_S) == {"heard": "slot"}
+
+
+async def test_the_terminal_is_told_what_it_waits_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules[waiting.__module__], "SAY_AFTER_S", 0.01)
+    await announce(scene, "run")
+    asked = asyncio.ensure_future(scene.server().wait())
+    said = "waiting for the client of run 'run' (no client of this run is in the directory; start one), since"
+    await asyncio.wait_for(turns(lambda: said in caplog.text), BOUND_S)
+    asked.cancel()
 
 
 async def test_who_holds_something_of_the_run_waits_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

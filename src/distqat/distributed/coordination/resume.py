@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distqat.checkpoint.marks import newest_common
+from distqat.distributed.process import waiting
 from distqat.distributed.wire import take
 from distqat.errors import BadFrame
 from distqat.topology.expert import ExpertId
@@ -153,17 +154,27 @@ class Resumption:
 
     async def decided(self) -> Decision | None:
         """Wait for the decision; None when there was nothing to decide."""
-        while not self.over.is_set():
-            decision = decide(self.stages, self._offers, self.parts)
-            settled = time.monotonic() - self._changed_at > SETTLE_S or len(self._offers) >= self.expected
-            if decision is not None and settled:
-                logger.info("the run goes on from %s", decision.describe())
-                self.decision, self.waiting = decision, False
-                self.over.set()
-            else:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.over.wait(), 0.1)
+        if not self.over.is_set():
+            with waiting("servers") as wait:
+                while not self.over.is_set():
+                    self._decide_if_settled()
+                    wait.what = self._missing()
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self.over.wait(), 0.1)
         return self.decision
+
+    def _decide_if_settled(self) -> None:
+        decision = decide(self.stages, self._offers, self.parts)
+        settled = time.monotonic() - self._changed_at > SETTLE_S or len(self._offers) >= self.expected
+        if decision is not None and settled:
+            logger.info("the run goes on from %s", decision.describe())
+            self.decision, self.waiting = decision, False
+            self.over.set()
+
+    def _missing(self) -> str:
+        held = {offer.stage for offer in self._offers.values()}
+        nobody = ", ".join(stage for stage in self.stages if stage not in held)
+        return f"servers that say what they hold of the run, to go on from there: nobody serves {nobody}"
 
 
 def stage_of(uid: str) -> str:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
+from distqat.distributed.process import Wait, waiting
 from distqat.topology.snapshot import SwarmSnapshot
 
 logger = logging.getLogger(__name__)
 
 
 class ServersSeen:
-    """Logs each expert once, and complete pipelines or missing stages when they change."""
+    """Logs each expert once, and complete pipelines or missing stages when they change.
+
+    While there is no complete pipeline the client waits for servers, and says so where waits are shown.
+    """
 
     def __init__(self) -> None:
         self._found: set[str] = set()
         self._line = ""
+        self._open = contextlib.ExitStack()
+        self._wait: Wait | None = None
 
     def tell(self, snapshot: SwarmSnapshot) -> None:
         """A new snapshot of the directory."""
@@ -33,7 +40,18 @@ class ServersSeen:
         if line != self._line:
             self._line = line
             logger.info(line)
+        if complete:
+            self.close()
+            return
+        if self._wait is None:
+            self._wait = self._open.enter_context(waiting(""))
+        self._wait.what = f"servers: nobody serves {', '.join(missing)}"
 
     def gone(self, uid: str) -> None:
         """It left: it is found again when it comes back."""
         self._found.discard(uid)
+
+    def close(self) -> None:
+        """Nobody is waited for any more."""
+        self._open.close()
+        self._wait = None

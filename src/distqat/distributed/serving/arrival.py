@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from distqat.checkpoint import LoadedShard
 from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.process import waiting
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.keeper import Keeper
 from distqat.distributed.serving.private import Progress, load_own_state
@@ -55,8 +56,10 @@ class Arrival:
     async def join(self) -> Shared:
         """Everybody else takes the committed state, verified, before it declares itself."""
         began = time.monotonic()
+        stage = self.replica.stage
         try:
-            got = await fetch_newest(self.transport, self.coordinator, self.replica.stage, own_uid=self.uid)
+            with waiting(f"the committed state of stage {stage}, from a replica or a checkpoint"):
+                got = await fetch_newest(self.transport, self.coordinator, stage, own_uid=self.uid)
         except StageLost as lost:
             return await self._bring_back(lost)
         assert got is not None
@@ -135,7 +138,8 @@ class Arrival:
         """Initial weights, and quantizers calibrated on real batches."""
         if self.replica.calibrating:
             logger.info("%s founds its stage: waiting for batches to calibrate on", self.uid)
-            await self.calibrate()
+            with waiting(f"batches to calibrate {self.uid} on, which come once every stage has a server"):
+                await self.calibrate()
         return await self._on_replica(lambda: initial(self.replica.module))
 
     async def _tell(self, method: str, fields: dict[str, Any]) -> dict[str, Any]:

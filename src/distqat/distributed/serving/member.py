@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from distqat.diloco.options import DilocoOptions
+from distqat.distributed.process import waiting
 from distqat.distributed.serving.compute import Priority
 from distqat.distributed.serving.member_parts import MemberParts
 from distqat.distributed.serving.pause import Pause
@@ -354,14 +355,15 @@ class RoundMember:
         """The state that we missed; if those who had it are gone, ours is the newest that is left."""
         coordinator, uid, round = self._parts.coordinator, self._hop.uid, self.shared.round
         try:
-            return await fetch_newest(
-                self._parts.transport,
-                coordinator,
-                stage,
-                own_uid=uid,
-                unless=self.shared.digest,
-                moments=False,
-            )
+            with waiting(f"the committed state of stage {stage}, from a replica or a checkpoint"):
+                return await fetch_newest(
+                    self._parts.transport,
+                    coordinator,
+                    stage,
+                    own_uid=uid,
+                    unless=self.shared.digest,
+                    moments=False,
+                )
         except StageLost:
             fields = {"stage": stage, "uid": uid, "round": round, "digest": self.shared.digest}
             await coordinator.insist("restart", fields)

@@ -12,6 +12,7 @@ from distqat.config import Config, agreement
 from distqat.distributed.checking import Told
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
+from distqat.distributed.process import waiting
 from distqat.distributed.serving.keeper import held_on_disk
 from distqat.distributed.wire import Hop, take
 from distqat.errors import RunFinished
@@ -56,9 +57,12 @@ async def ask_for_slot(
     held = await asyncio.to_thread(held_on_disk, config)
     fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
     answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
-    while answer.get("wait"):  # the client held the request for a while already
-        logger.info("waiting for a slot: %s", answer["wait"])
-        answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
+    if answer.get("wait"):  # the client held the request for a while already
+        with waiting("a slot") as wait:
+            while answer.get("wait"):
+                wait.what = f"a slot: {answer['wait']}"
+                logger.info("waiting for %s", wait.what)
+                answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
     if answer.get("finished"):
         raise RunFinished("the run is finished")
     expert = ExpertId.parse(take(answer, "uid", str))
