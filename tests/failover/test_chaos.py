@@ -42,8 +42,8 @@ GOES_ON = (
 )  # fmt: skip
 """Beside training: it is told and the run comes to its end."""
 ONCE = (
-    "data.next.before_reply@3", "replica.forward@2", "replica.loss@3", "replica.backward@4", "stage.prepare@2",
-    "round.sending@1", "client.report@2", "client.ready@1", "checkpoint.manifest@1",
+    "data.next.before_reply@3", "replica.forward@2", "replica.loss@3", "replica.backward@4",
+    "stage.prepare@2", "round.sending@1", "client.report@2", "client.ready@1", "checkpoint.manifest@1",
 )  # fmt: skip
 """One of each, all in one run."""
 IN_CI = ("data.next.before_reply", "replica.backward", "stage.commit.before_apply", "round.before_log")
