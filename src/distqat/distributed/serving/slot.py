@@ -67,5 +67,5 @@ async def ask_for_slot(
         raise RunFinished("the run is finished")
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
-    founder, settings = take(answer, "founder", bool), take(answer, "settings", dict)
-    return Slot(expert, epoch, founder, generation, settings, answer.get("batch"))
+    settings = take(answer, "settings", dict) if "settings" in answer else {}  # older clients decide nothing
+    return Slot(expert, epoch, take(answer, "founder", bool), generation, settings, answer.get("batch"))
