@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,8 +119,13 @@ def _adam(
         gradient = gradient + param * options.adam_weight_decay
     mean = slots["exp_avg"] * beta1 + gradient * (1.0 - beta1)
     square = slots["exp_avg_sq"] * beta2 + (gradient * gradient) * (1.0 - beta2)
-    root = square.sqrt() / math.sqrt(1.0 - _power(beta2, step)) + options.adam_eps
+    root = _sqrt(square) / math.sqrt(1.0 - _power(beta2, step)) + options.adam_eps
     return param - (mean / root) * (lr / (1.0 - _power(beta1, step))), {"exp_avg": mean, "exp_avg_sq": square}
+
+
+def _sqrt(square: Tensor) -> Tensor:
+    """The square root as IEEE 754 rounds it; the last bit of torch's, from MKL, depends on the processor."""
+    return torch.from_numpy(np.asarray(np.sqrt(square.numpy())))
 
 
 def _power(base: float, exponent: int) -> float:
