@@ -104,3 +104,32 @@ def test_an_address_that_is_not_ours_and_a_port_that_does_not_exist() -> None:
         claim_port("192.0.2.1", 0, given=True)
     with pytest.raises(RoleError, match="port 70000 does not exist"):
         claim_port(HOST, 70000, given=True)
+
+
+def _no_ipv6() -> str | None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        return f"this machine has no IPv6: {error}"
+    return None
+
+
+REASON = _no_ipv6()
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_a_claim_is_of_the_families_that_it_names(listener: socket.socket) -> None:
+    port = port_of(listener)  # somebody listens over IPv4
+    claim = claim_port("::", port, given=True)
+    claim.release()
+    with pytest.raises(RoleError, match=rf"port {port} is in use by PID {os.getpid()} \("):
+        claim_port(("0.0.0.0", "::"), port, given=True)
+    with socket.socket(socket.AF_INET6) as sixth:
+        sixth.bind(("::1", 0))
+        sixth.listen()
+        port = port_of(sixth)
+        for hosts in ("::", ("0.0.0.0", "::")):
+            with pytest.raises(RoleError, match=rf"port {port} is in use by PID {os.getpid()} \("):
+                claim_port(hosts, port, given=True)
+        assert claim_port(HOST, port, given=True).port == port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from distqat.data.options import DataOptions
 from distqat.diloco.options import DilocoOptions
 from distqat.options import Options
 from distqat.quant.options import QuantOptions
+from distqat.swarm.addresses import public_addresses
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -142,7 +142,7 @@ class Config(Options):
     announce_maddrs: Addresses = Field(default_factory=list)
     """Addresses to announce; empty: from public_ip and the port."""
     public_ip: str | None = None
-    """The address that others reach this host at; null: loopback only."""
+    """The IPv4 or IPv6 address that others reach this host at, or both with a comma; null: loopback only."""
     monitor_port: Port = 50000
     """TCP port of the monitor; 0: any free one. (So for all ports.)"""
     server_base_port: Port = 50500
@@ -208,13 +208,7 @@ class Config(Options):
     @field_validator("public_ip")
     @classmethod
     def _ip_address(cls, address: str | None) -> str | None:
-        if address is None:
-            return None
-        try:
-            return str(ipaddress.ip_address(address))
-        except ValueError:
-            hint = "it is empty; is PUBLIC_IP set?" if not address else f"{address!r} is no IP address"
-            raise ValueError(hint) from None
+        return None if address is None else ",".join(map(str, public_addresses(address)))
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -14,9 +14,11 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.distributed.process import PortClaim, claim_port, host_id, runtime_dir
+from distqat.distributed.process.runtime import moved
 from distqat.errors import RoleError
+from distqat.swarm.addresses import bound_hosts, public_and_loopback
 from distqat.swarm.directory import DhtDirectory
-from distqat.swarm.engine import Engine, EngineOptions, P2PStreams, public_and_loopback
+from distqat.swarm.engine import Engine, EngineOptions, P2PStreams
 from distqat.swarm.hello import Admission
 from distqat.swarm.identity import Identity
 from distqat.swarm.transport import StreamTransport, UnixStreams
@@ -50,7 +52,7 @@ class Peer:
         identity: Path | None = None,
     ) -> Peer:
         """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers."""
-        claim = claim_port("0.0.0.0" if config.public_ip else "127.0.0.1", port, port_given)
+        claim = claim_port(bound_hosts(config.public_ip), port, port_given)
         sweep_dead_sockets(runtime_dir())
         key = identity or runtime_dir() / f"{os.getpid()}-{secrets.token_hex(4)}.key"
         try:
@@ -63,6 +65,8 @@ class Peer:
         unix = UnixStreams(runtime_dir(), own.peer, host)
         token = os.environ.get(TOKEN) or None
         admission = Admission(config.experiment_prefix, own.peer, token)
+        if (elsewhere := moved()) is not None:
+            logger.info(elsewhere)
         if config.public_ip is None:
             logger.info("announcing on loopback only; give --public-ip to be reachable from other machines")
         logger.info(

@@ -43,6 +43,7 @@ from distqat.launch.roles import (
     role_command,
 )
 from distqat.launch.warm import Zygotes
+from distqat.swarm.addresses import bound_hosts
 
 NEVER_AGAIN = RestartPolicy(crashes=0)
 ONCE_MORE = RestartPolicy(crashes=2)
@@ -116,7 +117,7 @@ class DrillSwarm:
 
     async def _keep(self, kind: str, port: int) -> dict[str, Any]:
         """Start a role that is started again whenever it dies, on the same port; what it said first."""
-        claim = claim_port(self._host, port, given=bool(port))
+        claim = claim_port(self._hosts, port, given=bool(port))
         self._ports.append(claim)
         changes: dict[str, Any] = {f"{kind}_port": claim.port}
         if self._peers:
@@ -131,7 +132,7 @@ class DrillSwarm:
         """Start one more server; returns when its process runs."""
         config, number = self.settings.config, len(self.replicas)
         base = config.server_base_port
-        port = claim_port(self._host, base, given=False)
+        port = claim_port(self._hosts, base, given=False)
         log = claim_role_log(self.settings, "server", number)
         command = role_command(
             "server",
@@ -228,8 +229,8 @@ class DrillSwarm:
         return await left_behind(self.processes, os.environ[RUNTIME], self.shared_before)
 
     @property
-    def _host(self) -> str:
-        return "0.0.0.0" if self.settings.config.public_ip else "127.0.0.1"
+    def _hosts(self) -> tuple[str, ...]:
+        return bound_hosts(self.settings.config.public_ip)
 
     def _ended(self, ended: Ended) -> None:
         killed = any(each.role.pid == ended.pid and each.killed is not None for each in self.replicas)

@@ -11,6 +11,7 @@ from distqat.errors import ConfigError
 from distqat.launch.folder import claim_folder
 from distqat.launch.progress import Goal
 from distqat.launch.roles import Settings
+from distqat.swarm.addresses import bound_hosts
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resu
     config = settings.config
     if resume:
         check_resumable(config)
-    host = "0.0.0.0" if config.public_ip else "127.0.0.1"
+    hosts = bound_hosts(config.public_ip)
     # Refused even if not given: the addresses of these two are what people copy.
-    monitor = claim_port(host, config.monitor_port, given=True)
-    client = claim_port(host, config.client_port, given=True)
+    monitor = claim_port(hosts, config.monitor_port, given=True)
+    client = claim_port(hosts, config.client_port, given=True)
     folder = claim_folder(settings.log_dir, resume=resume)
     return Plan(mode, settings, monitor, client, folder, samples, resume)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from distqat.distributed.process.runtime import short_folder
+
 RUNTIME = "XDG_RUNTIME_DIR"
 LEFT_S = 2.0  # I5: two seconds after the end nothing is left
 
@@ -23,7 +25,9 @@ def private_runtime() -> Iterator[str]:
     To be entered before anything is started: fork servers hand their environment on.
     """
     before = os.environ.get(RUNTIME)
-    with tempfile.TemporaryDirectory(prefix="distqat-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="distqat-", dir=short_folder(), ignore_cleanup_errors=True
+    ) as folder:
         os.environ[RUNTIME] = folder
         try:
             yield folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from distqat.distributed.process import (
     resolve_device,
     set_up_logging,
 )
+from distqat.distributed.process.runtime import moved
 from distqat.errors import RoleError
 
 if TYPE_CHECKING:
     from distqat.config import Config
+
+logger = logging.getLogger(__name__)
 
 STOP_GRACE_S = 9.0  # a role's own bound is 10 s, and Ctrl-C must be over within 10 s
 LAUNCHER_GRACE_S = 13.0
@@ -62,6 +66,8 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
     settings = Settings(config_from_args(args), args.config_path or "", args.config_overrides)
     set_up_logging("launcher", settings.log_level)
+    if (elsewhere := moved()) is not None:
+        logger.warning(elsewhere)
     device = settings.config.device
     if device != "cpu" and "device" in settings.overrides:  # typed: refused before anything is started
         resolve_device(device, explicit=True)

@@ -36,6 +36,7 @@ from distqat.launch.roles import (
     role_command,
     until,
 )
+from distqat.swarm.addresses import bound_hosts
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def plan_servers(settings: Settings, count: int) -> list[ServerPlan]:
         )
     if count < 1:
         raise ConfigError(f"--num-servers {count}: at least 1")
-    host = "0.0.0.0" if config.public_ip else "127.0.0.1"
+    hosts = bound_hosts(config.public_ip)
     given = "server_base_port" in config.model_fields_set
     plans = []
     for index in range(count):
         wanted = config.server_base_port + index if config.server_base_port else 0
-        port = claim_port(host, wanted, given)
+        port = claim_port(hosts, wanted, given)
         command = role_command(
             "server",
             settings,

@@ -36,6 +36,7 @@ from distqat.launch.roles import (
     role_command,
     until,
 )
+from distqat.swarm.addresses import bound_hosts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,9 +127,10 @@ def _say_notice(command: RoleCommand, sentence: str) -> None:
 def _claim(settings: Settings, kind: str) -> PortClaim:
     """RoleError: a port that was given, or the monitor's, whose address people copy, is busy."""
     config, name = settings.config, f"{kind}_port"
-    host = "0.0.0.0" if config.public_ip else "127.0.0.1"
     wanted: int = getattr(config, name)
-    return claim_port(host, wanted, kind == "monitor" or name in config.model_fields_set)
+    return claim_port(
+        bound_hosts(config.public_ip), wanted, kind == "monitor" or name in config.model_fields_set
+    )
 
 
 if __name__ == "__main__":

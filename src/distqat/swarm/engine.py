@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,11 +266,3 @@ def _bounded(what: str) -> Iterator[None]:
         raise DirectoryUnavailable(f"cannot {what}: no answer in {LOOKUP_TIMEOUT:.0f} s") from None
     except Exception as error:
         raise DirectoryUnavailable(f"cannot {what}: {type(error).__name__}: {error}") from error
-
-
-def public_and_loopback(port: int, public_ip: str | None) -> tuple[Sequence[str], Sequence[str]]:
-    """What to listen on and what to announce: the public address first, loopback second."""
-    loopback = f"/ip4/127.0.0.1/tcp/{port}"
-    if public_ip is None:
-        return [loopback], [loopback] if port else []
-    return [f"/ip4/0.0.0.0/tcp/{port}"], [f"/ip4/{public_ip}/tcp/{port}", loopback]

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from distqat.distributed.process.runtime import host_id, runtime_dir
+from distqat.distributed.process import runtime
+from distqat.distributed.process.runtime import host_id, moved, runtime_dir, short_folder
 from distqat.errors import RoleError
 
 
@@ -59,3 +63,57 @@ def test_the_host_id_is_stable_and_can_be_given(base: Path, monkeypatch: pytest.
     assert host_id() != first
     monkeypatch.setenv("DISTQAT_HOST_ID", "left")
     assert host_id() == "left"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where folders go whose own path is too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(runtime, "SHORT_FOLDERS", ("/nowhere", folder))
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR"])
+@pytest.mark.parametrize("name", ["long" * 30, "ü" * 60], ids=["long", "bytes"])
+def test_a_folder_whose_sockets_would_not_fit_is_moved(
+    base: Path, short: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for part in ("one", "two"):  # one path component holds 255 bytes at most, and two folders are two
+        (base / name / part).mkdir(parents=True)
+    monkeypatch.setenv(variable, str(base / name / "one"))
+    path = runtime_dir()
+    assert path.parent == short
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert runtime_dir() == path
+    said = moved() or ""
+    assert str(path) in said
+    assert str(runtime._wanted()) in said
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path / ("x" * (runtime.LONGEST_NAME - 1))))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv(variable, str(base / name / "two"))
+    assert runtime_dir() != path
+
+
+def test_the_longest_name_that_fits_stays_where_it_is(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = runtime.ROOM - runtime.LONGEST_NAME - len("/distqat")
+    fits = short / ("x" * (room - len(str(short)) - 1))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(fits))
+    assert runtime_dir() == fits / "distqat"
+    assert moved() is None
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime_dir() / ("x" * (runtime.LONGEST_NAME - 1))))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", f"{fits}x")
+    assert runtime_dir().parent == short
+
+
+def test_a_private_folder_is_made_where_sockets_fit(
+    base: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(base / ("long" * 30)))
+    assert short_folder() == short
+    monkeypatch.setattr(runtime, "SHORT_FOLDERS", ("/nowhere",))
+    with pytest.raises(RoleError, match=r"set XDG_RUNTIME_DIR to .* at most 67 bytes"):
+        short_folder()

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,19 @@ class PortClaim:
             self._lock = None
 
 
-def claim_port(host: str, port: int, given: bool) -> PortClaim:
-    """Claim `port` on the IPv4 or IPv6 address `host`; 0 picks a free one.
+def claim_port(hosts: str | Sequence[str], port: int, given: bool) -> PortClaim:
+    """Claim `port` on an IPv4 or IPv6 address, or on each of several; 0 picks a free one.
 
     A port that was given and is busy is refused, a default one moves on to the next free one.
     RoleError names the port and who holds it.
     """
     if not 0 <= port <= 65535:
         raise RoleError(f"port {port} does not exist; ports go from 0 (any) to 65535")
+    hosts = (hosts,) if isinstance(hosts, str) else tuple(hosts)
     if port == 0:
-        return _claim_any(host)
+        return _claim_any(hosts)
     for candidate in range(port, min(port + _TRIES, 65536)):
-        claim = _claim(host, candidate)
+        claim = _claim(hosts, candidate)
         if claim is not None:
             return claim
         if given:
@@ -72,24 +74,24 @@ def holder(port: int) -> str:
     return f"PID {pid} ({words[:120] or 'unknown command'})"
 
 
-def _claim_any(host: str) -> PortClaim:
+def _claim_any(hosts: tuple[str, ...]) -> PortClaim:
     for _ in range(_TRIES):
-        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-            _bind(probe, host, 0)
+        with _probe(hosts[0]) as probe:
+            _bind(probe, hosts[0], 0)
             number = int(probe.getsockname()[1])
-        claim = _claim(host, number)
+        claim = _claim(hosts, number)
         if claim is not None:
             return claim
-    raise RoleError(f"no free port on {host}")
+    raise RoleError(f"no free port on {' and '.join(hosts)}")
 
 
-def _claim(host: str, port: int) -> PortClaim | None:
+def _claim(hosts: tuple[str, ...], port: int) -> PortClaim | None:
     if str(port) in os.environ.get(CLAIMED_PORTS, "").split(","):
-        return PortClaim(port, None) if _is_free(host, port) else None
+        return PortClaim(port, None) if _all_free(hosts, port) else None
     lock = os.open(_lock_path(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = _is_free(host, port)
+        free = _all_free(hosts, port)
     except BlockingIOError:
         free = False
     except BaseException:
@@ -103,10 +105,14 @@ def _claim(host: str, port: int) -> PortClaim | None:
     return PortClaim(port, lock)
 
 
+def _all_free(hosts: tuple[str, ...], port: int) -> bool:
+    return all(_is_free(host, port) for host in hosts)
+
+
 def _is_free(host: str, port: int) -> bool:
     """Nobody listens. A port that only remembers closed connections (TIME_WAIT) is free."""
     for reuse in (False, True):
-        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        with _probe(host) as probe:
             # Never SO_REUSEPORT: it would bind beside a listener. SO_REUSEADDR does not on Linux.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
             try:
@@ -120,6 +126,18 @@ def _is_free(host: str, port: int) -> bool:
     return False
 
 
+def _probe(host: str) -> socket.socket:
+    """A socket of the family of `host`; one of IPv6 leaves IPv4 alone, as libp2p's do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise RoleError(f"this machine has no sockets for {host}: {error.strerror or error}") from error
+    if family == socket.AF_INET6:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return probe
+
+
 def _bind(probe: socket.socket, host: str, port: int) -> None:
     try:
         probe.bind((host, port))
@@ -127,10 +145,6 @@ def _bind(probe: socket.socket, host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise
         raise RoleError(f"cannot use port {port} on {host}: {error.strerror or error}") from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _lock_path(port: int) -> Path:
