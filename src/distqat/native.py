@@ -52,7 +52,9 @@ def load(source: str) -> ctypes.CDLL:
         written.write_text(source, encoding="utf-8")
         command = [program, *FLAGS, "-o", str(library), str(written), "-lm"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=COMPILE_S, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoCompiler(f"quant.compile: {program} did not run: {error}; set it to false") from error
         if done.returncode != 0:

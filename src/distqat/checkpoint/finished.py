@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distqat.checkpoint.folders import locked, temporary_folder
 from distqat.checkpoint.tensor_file import write_synced
 from distqat.errors import CheckpointError
 
 NOTE = "finished"
+LOCK_S = 10.0  # every server of a host notes it, at the same moment
 
 
 def note_finished(folder: Path, generation: int) -> None:
     """States up to this generation belong to finished runs. Raises CheckpointError: it cannot be noted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / f".{NOTE}"
-        write_synced(fresh, [f"{max(generation, finished_generation(folder))}\n".encode()])
-        fresh.replace(folder / NOTE)
+        with temporary_folder(folder, NOTE) as temporary, locked(folder, wait_s=LOCK_S):
+            newest = max(generation, finished_generation(folder))
+            write_synced(temporary / NOTE, [f"{newest}\n".encode()])
+            (temporary / NOTE).replace(folder / NOTE)
     except OSError as error:
         raise CheckpointError(f"{folder / NOTE} could not be written: {error.strerror or error}") from error
 

@@ -13,6 +13,7 @@ from distqat.config.load import DEFAULT_CONFIG, load_config
 from distqat.config.plugins import absolute
 from distqat.config.schema import Config, split_list
 from distqat.config.source import parse_value
+from distqat.environment import prepare
 from distqat.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ class ConfigParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if args is None:  # a role that was started by itself
+            prepare()
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]

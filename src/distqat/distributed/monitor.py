@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from distqat.distributed.other_runs import OtherRuns
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.errors import ConfigError, SwarmError
+from distqat.files import write_whole
 from distqat.metrics import Sink, open_sinks
 from distqat.metrics.waits import waits_of
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
@@ -64,14 +64,8 @@ class Monitor:
 
 
 def write_addresses(path: Path, addresses: Sequence[str]) -> None:
-    """Comma-separated, in one piece: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(",".join(addresses) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    """Comma-separated, in one piece."""
+    write_whole(path, ",".join(addresses) + "\n")
 
 
 async def serve(config: Config, stop: asyncio.Event) -> int:

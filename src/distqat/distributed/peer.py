@@ -109,7 +109,8 @@ def sweep_dead_sockets(folder: Path, bound: Path = Path("/proc/net/unix")) -> No
     """Remove sockets that no process has open any more: their owners were killed. Linux only."""
     there = list(folder.glob("*.sock"))  # first: one that is bound after this is not touched
     try:
-        in_use = {line.split()[-1] for line in bound.read_text().splitlines() if "/" in line}
+        lines = bound.read_bytes().splitlines()  # of anybody: not always text
+        in_use = {os.fsdecode(line.split(maxsplit=7)[-1]) for line in lines if b"/" in line}
     except OSError:
         return
     for path in there:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distqat.environment import SPELL
 from distqat.export.latency import Latency
 from distqat.export.layers import LayerAgreement
 
@@ -113,7 +114,7 @@ class Report:
         """Both files."""
         text = json.dumps(self.to_json(), indent=2, sort_keys=True)
         (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
-        (folder / MARKDOWN_NAME).write_text(self.to_markdown(), encoding="utf-8")
+        (folder / MARKDOWN_NAME).write_text(self.to_markdown(), encoding="utf-8", errors=SPELL)
 
     def _answers(self) -> list[str]:
         metrics = " | ".join(f"{value:.4f}" for value in self.metrics.values())

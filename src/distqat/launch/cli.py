@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from distqat import __version__
+from distqat.environment import prepare
 from distqat.errors import UnknownName
 
 # name: (where, arguments that come first, what it does)
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 for one that does not exist."""
+    prepare()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage())

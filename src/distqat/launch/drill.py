@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.distributed.process import guarded, run_role, set_title
+from distqat.environment import prepare
 from distqat.errors import ConfigError, DistqatError
+from distqat.files import write_whole
 from distqat.launch.processes import private_runtime
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
@@ -32,6 +34,7 @@ NOTHING_LEFT = "I5 nothing is left"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: every invariant held (also when interrupted); 1: one broke, or it failed; 2: refused."""
     words = list(sys.argv[1:] if argv is None else argv)
+    prepare()
     set_title("failover", words)
     with private_runtime():
         try:
@@ -165,8 +168,7 @@ def conclude(
             "timeline": timeline.records(),
             "invariants": invariants,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(body, indent=2) + "\n")
     return 0 if passed else 1
 
 

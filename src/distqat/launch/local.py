@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distqat.distributed.process import guarded, run_role, set_title
+from distqat.environment import prepare
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or was stopped in order; 1: something failed; 2: refused."""
     words = list(sys.argv[1:] if argv is None else argv)
+    prepare()
     set_title("run_local", words)
     if any(word.partition("=")[0] == "--ptq" for word in words):
         return _after_training(words)

@@ -19,6 +19,7 @@ from distqat.distributed.process import (
 )
 from distqat.distributed.process.restarts import USAGE
 from distqat.distributed.process.supervisor import ending
+from distqat.environment import SPELL
 from distqat.errors import ConfigError, RoleError
 from distqat.launch.display import Display
 from distqat.launch.feed import StatusFeed
@@ -193,7 +194,7 @@ class LocalRun:
 
     def _say(self, line: str) -> None:
         self.display.say(line)
-        with self.plan.folder.path.open("a", encoding="utf-8") as log:
+        with self.plan.folder.path.open("a", encoding="utf-8", errors=SPELL) as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     async def _show(self, feed: StatusFeed) -> None:

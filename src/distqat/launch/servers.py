@@ -24,6 +24,7 @@ from distqat.distributed.process import (
 )
 from distqat.distributed.process.device import LOCAL_INDEX
 from distqat.distributed.process.supervisor import ending
+from distqat.environment import prepare
 from distqat.errors import ConfigError
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
@@ -49,6 +50,7 @@ class ServerPlan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all servers finished, or were stopped in order; 1: one failed; 2: refused."""
+    prepare()
     set_title("servers", argv)
     zygote = Zygote.start((*PRELOAD, module_of("server")))
     return guarded("servers", lambda: _main(argv, zygote))

@@ -21,6 +21,7 @@ from distqat.distributed.process import (
     set_title,
 )
 from distqat.distributed.process.supervisor import ending
+from distqat.environment import prepare
 from distqat.errors import RoleError
 from distqat.launch.folder import set_aside
 from distqat.launch.roles import (
@@ -41,6 +42,7 @@ from distqat.swarm.addresses import bound_hosts
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: training finished, or was stopped in order; 1: the client failed; 2: refused."""
+    prepare()
     set_title("trainer-client", argv)
     zygote = Zygote.start((*PRELOAD, module_of("monitor"), module_of("client")))
     return guarded("trainer-client", lambda: _main(argv, zygote))

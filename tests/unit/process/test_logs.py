@@ -76,3 +76,11 @@ def test_verbosity_sets_both_unless_a_level_is_given(monkeypatch: pytest.MonkeyP
     set_up_logging("monitor", "WARNING")
     assert not logging.getLogger("distqat.x").isEnabledFor(logging.INFO)
     assert logging.getLogger("hivemind.x").isEnabledFor(logging.DEBUG)
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_line_that_no_encoding_holds_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "server_0.log"
+    set_up_logging("server", "INFO", file)
+    logging.getLogger("distqat").info("reads gr\udcfcn → grün")
+    assert file.read_bytes().decode("latin-1").endswith("reads gr\xfcn â\x86\x92 grÃ¼n\n")

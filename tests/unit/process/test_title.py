@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from distqat.distributed.process.title import redacted, script_of, title
+from distqat.distributed.process.title import redacted, script_of, set_title, title
 
 
 def test_a_title_starts_with_the_name_and_goes_on_with_the_documented_command() -> None:
@@ -48,3 +48,10 @@ def test_values_of_secrets_are_not_shown(argv: list[str], shown: list[str]) -> N
 
 def test_a_long_command_is_cut() -> None:
     assert len(title("server 0", ["x" * 10_000])) == 2000
+
+
+def test_bytes_that_the_locale_cannot_read_do_not_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("setproctitle.setproctitle", lambda text: shown.append(text.encode().decode()))
+    set_title("servers", ["--log-dir=gr\udcc3\udcbcn", "gr\udcfcn"])
+    assert shown == ["distqat servers python start_servers.py --log-dir=grün gr\ufffdn"]

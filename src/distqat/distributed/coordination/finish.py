@@ -18,6 +18,7 @@ from distqat.distributed.coordination.trainers import Trainers
 from distqat.distributed.evaluation import judge, show
 from distqat.distributed.serving.shared import Shared, as_local
 from distqat.failpoints import failpoint
+from distqat.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` in one piece."""
-        path = folder / "summary.json"
-        fresh = path.with_name(".summary.json")
-        fresh.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_whole(folder / "summary.json", json.dumps(asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

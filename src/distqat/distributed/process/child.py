@@ -16,6 +16,7 @@ from typing import NoReturn
 from distqat.distributed.process.command import READY_FD, RoleCommand
 from distqat.distributed.process.parent import PARENT_PID, die_with_parent
 from distqat.distributed.process.title import script_of, set_title
+from distqat.environment import take_any_text
 
 
 def become(command: RoleCommand, ready_fd: int, parent: int) -> NoReturn:
@@ -26,6 +27,7 @@ def become(command: RoleCommand, ready_fd: int, parent: int) -> NoReturn:
         os.setsid()  # a group of its own, so that killpg takes the role's daemons too
         die_with_parent(parent)
         _redirect(command)
+        take_any_text()
         _set_environment(command, ready_fd, parent)
         faulthandler.enable()
         fresh_randomness()

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from distqat.environment import SPELL
 from distqat.errors import ConfigError
 
 VERBOSITY = "HIVEMIND_VERBOSITY"
@@ -76,7 +77,7 @@ def set_up_logging(role: str, level: str | None = None, file: Path | None = None
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file))
+        handlers.append(logging.FileHandler(file, encoding="utf-8", errors=SPELL))
     layout = logging.Formatter(f"%(asctime)s %(levelname)-7s [{role}] %(message)s")
     root = logging.getLogger()
     for handler in list(root.handlers):

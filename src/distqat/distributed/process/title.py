@@ -10,6 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+from distqat.environment import printable
+
 _SCRIPTS = {
     "run_local": "run_local.py",
     "trainer_client": "start_trainer_client.py",
@@ -52,4 +54,4 @@ def set_title(name: str, argv: Sequence[str] | None = None) -> None:
     """Give this process its title; `argv` without the program, by default that of this process."""
     import setproctitle
 
-    setproctitle.setproctitle(title(name, sys.argv[1:] if argv is None else argv))
+    setproctitle.setproctitle(printable(title(name, sys.argv[1:] if argv is None else argv)))
