@@ -11,6 +11,7 @@ DistqatError
 │   ├── CallTimeout         a deadline passed                          (retry over another replica)
 │   ├── Busy                the peer is full                           (retry later)
 │   ├── Refused             the peer answered no, and why              (do not retry as it is)
+│   │   └── Unreachable     a server that others cannot connect to     (its address, its port)
 │   ├── RemoteFault         an exception at the peer that nobody foresaw  (retry; if it repeats, RunFailed)
 │   ├── StaleAttempt        a newer attempt of the step exists         (drop it)
 │   ├── ProtocolMismatch    another protocol version or config         (change the config)
@@ -104,6 +105,12 @@ class Refused(SwarmError):
     """The peer understood and said no."""
 
     code = "refused"
+
+
+class Unreachable(Refused):
+    """A server that others cannot connect to gets no slot."""
+
+    code = "unreachable"
 
 
 class RemoteFault(SwarmError):

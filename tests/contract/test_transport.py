@@ -280,3 +280,40 @@ async def test_a_closed_transport_reaches_nobody(pair: Pair) -> None:
         await link.call("x", timeout=10)
     with pytest.raises(PeerGone):
         await pair.caller.link(pair.address)
+
+
+async def test_who_serves_can_be_proven_to_be_reached_and_nobody_cannot(pair: Pair) -> None:
+    async def answer(call: Call) -> Message:
+        return Message()
+
+    await pair.server.serve(answer)
+    await pair.caller.prove(pair.address)
+    unreached: list[str] = []
+    pair.caller.on_unreached = lambda to, why: unreached.append(to.peer)
+    closed = tuple("/ip4/127.0.0.1/tcp/1/p2p/" + text.rpartition("/")[2] for text in pair.address.maddrs)
+    nobody = Address(pair.caller.peer[:-2] + "11", "nowhere", closed)
+    with pytest.raises(PeerGone):
+        await pair.caller.prove(nobody)
+    assert unreached == []  # to look is not to need it
+    if pair.address.host:  # Unix sockets know no other host
+        return
+    with pytest.raises(PeerGone):
+        await pair.caller.link(nobody)
+    assert unreached == [nobody.peer]
+
+
+async def test_a_connection_that_is_there_proves_nothing(tmp_path: Path) -> None:
+    async with libp2p_pair(tmp_path) as pair:
+
+        async def answer(call: Call) -> Message:
+            return Message()
+
+        await pair.server.serve(answer)
+        await pair.caller.serve(answer)
+        behind = Address(pair.caller.peer, maddrs=("/ip4/127.0.0.1/tcp/1",))  # it has dialled the server
+        await (await pair.server.link(behind)).call("x", timeout=10)
+        with pytest.raises(PeerGone, match="/ip4/127.0.0.1/tcp/1: connection refused"):
+            await pair.server.prove(behind)
+        taken = Address(pair.caller.peer, maddrs=pair.address.maddrs)  # where somebody else listens
+        with pytest.raises(PeerGone, match="another peer answers there"):
+            await pair.server.prove(taken)

@@ -1,5 +1,7 @@
 """Network namespaces for the roles of one swarm: a hub with a bridge, and islands that hang on it by a cable.
 
+Or a home: a machine behind a router that translates addresses and lets nobody in.
+
 All of it lies inside namespaces of our own, apart from the machine's network. Takes root, ip and nft.
 """
 
@@ -12,6 +14,7 @@ import subprocess
 from typing_extensions import Self
 
 HUB, SUBNET = "hub", "10.77.0"
+HOME, ROUTER, LAN = "home", "router", "192.168.77"
 
 
 def missing() -> str | None:
@@ -35,10 +38,11 @@ def missing() -> str | None:
 
 
 class Namespaces:
-    """`hub` and `count` islands, removed at the end."""
+    """`hub`, `count` islands and, if asked for, a `home`; removed at the end."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, home: bool = False) -> None:
         self.islands = [f"island{number}" for number in range(count)]
+        self.behind = [HOME, ROUTER] if home else []
         self._prefix = f"dqt{os.getpid()}"
 
     def __enter__(self) -> Self:
@@ -53,16 +57,21 @@ class Namespaces:
                 self._in(HUB, f"ip link set port{number} master bridge up")
                 self._in(island, f"ip addr add {self.address(island)}/24 dev eth0")
                 self._in(island, "ip link set eth0 up")
+            if self.behind:
+                self._make_home()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in (*self.islands, HUB):
+        for name in (*self.behind, *self.islands, HUB):
             subprocess.run(["ip", "netns", "del", self._name(name)], check=False, capture_output=True)
 
     def address(self, name: str) -> str:
+        """At which others reach it; a home's is its router's."""
+        if name in (HOME, ROUTER):
+            return f"{SUBNET}.200"
         return f"{SUBNET}.{1 if name == HUB else 10 + self.islands.index(name)}"
 
     def entering(self, name: str) -> tuple[str, ...]:
@@ -73,6 +82,14 @@ class Namespaces:
         """Namespaces of ours that are still there."""
         listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
         return [line for line in listed.splitlines() if line.startswith(self._prefix)]
+
+    def forward(self, port: int) -> None:
+        """Have the router pass connections to a port of its own on to the home."""
+        self._nft(ROUTER, f"add rule ip home in tcp dport {port} dnat to {LAN}.2")
+
+    def forward_nothing(self) -> None:
+        """Connections that are open stay open, as with a real router."""
+        self._nft(ROUTER, "flush chain ip home in")
 
     # faults
 
@@ -109,6 +126,26 @@ class Namespaces:
     def heal(self, island: str) -> None:
         """No rule is left."""
         self._in(island, "nft flush ruleset")
+
+    def _make_home(self) -> None:
+        for name in self.behind:
+            self._make(name)
+        self._in(HUB, f"ip link add home type veth peer name wan netns {self._name(ROUTER)}")
+        self._in(HUB, "ip link set home master bridge up")
+        self._in(ROUTER, f"ip link add lan type veth peer name eth0 netns {self._name(HOME)}")
+        for name, device, address in (
+            (ROUTER, "wan", self.address(ROUTER)),
+            (ROUTER, "lan", f"{LAN}.1"),
+            (HOME, "eth0", f"{LAN}.2"),
+        ):
+            self._in(name, f"ip addr add {address}/24 dev {device}")
+            self._in(name, f"ip link set {device} up")
+        self._in(HOME, f"ip route add default via {LAN}.1")
+        self._in(ROUTER, "sysctl -qw net.ipv4.ip_forward=1")
+        self._in(ROUTER, "nft add table ip home")
+        self._nft(ROUTER, "add chain ip home out { type nat hook postrouting priority 100 ; }")
+        self._nft(ROUTER, "add chain ip home in { type nat hook prerouting priority -100 ; }")
+        self._nft(ROUTER, "add rule ip home out oifname wan masquerade")
 
     def _make(self, name: str) -> None:
         subprocess.run(["ip", "netns", "add", self._name(name)], check=True)

@@ -29,7 +29,7 @@ from distqat.distributed.serving.tenancy import Tenancy
 from distqat.distributed.trainer import Trainer
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.hello import Admission
-from distqat.swarm.link import Address
+from distqat.swarm.link import Address, gone
 from distqat.swarm.memory_directory import MemoryDirectory, MemorySwarm
 from distqat.swarm.transport import OnStream, StreamTransport
 from distqat.tasks.base import Batch
@@ -55,8 +55,17 @@ class RelayStreams:
         self._network.listens(self._peer, self._server.sockets[0].getsockname()[1])
 
     async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if to.peer in self._network.walled:
+            raise OSError(self._walled(to))
         port = await self._network.port(self._peer, to.peer)
         return await asyncio.open_connection("127.0.0.1", port)
+
+    async def prove(self, to: Address) -> None:
+        if to.peer in self._network.walled:
+            raise gone(to.peer, self._walled(to))
+
+    def _walled(self, to: Address) -> str:
+        return f"{to.maddrs[0]}: no answer"
 
     async def hang_up(self, peer: str) -> None:
         return

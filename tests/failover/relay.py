@@ -156,6 +156,8 @@ class BadNetwork:
 
     def __init__(self, seed: int = 1) -> None:
         self.ways: dict[tuple[str, str], Way] = {}
+        self.walled: set[str] = set()
+        """Peers behind a router: what is connected stays so, and nobody new gets a connection to them."""
         self._seed = seed
         self._ports: dict[str, int] = {}
         self._relays: dict[tuple[str, str], Relay] = {}

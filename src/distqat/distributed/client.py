@@ -26,6 +26,7 @@ from distqat.distributed.coordination.farewell import Farewell
 from distqat.distributed.coordination.finish import Run, conclude
 from distqat.distributed.coordination.gate import SERVERS_CHECK, Gate
 from distqat.distributed.coordination.mirror import Mirror
+from distqat.distributed.coordination.reach import Reach
 from distqat.distributed.coordination.resume import Decision
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.servers_seen import ServersSeen
@@ -77,6 +78,7 @@ class Client:
         self._mirror = Mirror(config, self._log, self._rounds, peer.transport)
         self._evaluating = Evaluating(config, self._rounds, peer.transport, sink, self._built)
         self._watch = DirectoryWatch(peer.directory, stages)
+        self._reach = Reach(peer.transport, peer.host, self._slots, self._gone)
         self._trainers = Trainers(config, argv, zygote, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
         self._settings = run_settings(config)
@@ -125,6 +127,7 @@ class Client:
                 task.cancel()
             self._seen.close()
             await self._trainers.stop()
+            self._reach.close()
             self._mirror.close()
             self._rounds.close()
             self._log.close()
@@ -146,6 +149,8 @@ class Client:
         if call.method == "leave":
             self._gone(call.peer, for_good=True)
             return Message()
+        if call.method == "unreached":
+            return Message(self._reach.heard(call.peer, fields))
         if call.method == "status":
             return Message(self._status())
         if call.method in ("snapshot", "chunk"):
@@ -178,8 +183,9 @@ class Client:
         check_agreement(self._agreements, fields.get("agreements"), peer)
         if self._finished.is_set():
             return {"finished": True}
-        self._gone(peer)
         holding = fields.get("holding")
+        await self._reach.prove(Hop.parse(fields).address, holding)
+        self._gone(peer)
         if not holding and not await self.gate.passed():
             return {"wait": "the client still looks at the model and the data"}
         if not holding:
@@ -205,7 +211,8 @@ class Client:
         serving = fields.get("state") in ("serving", "unknown")
         behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
         told = {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
-        return {**told, "generation": self._log.generation, **self._farewell.fields(holder.grant.uid)}
+        said = {"notice": self._reach.notice_for(peer), **self._farewell.fields(holder.grant.uid)}
+        return {**told, "generation": self._log.generation, **said}
 
     async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         stage = take(fields, "stage", str)
@@ -253,6 +260,7 @@ class Client:
         if not self._slots.holders:
             self._empty.set()
         self._seen.gone(uid)
+        self._reach.gone(peer)
         self._start.resumption.withdraw(uid)
         self._rounds.left(ExpertId.parse(uid).stage, uid, for_good=for_good)
 

@@ -50,7 +50,7 @@ class RouteChoice:
         """Set the replica aside that an error is about; if nobody is to blame, do not ask again at once."""
         culprit = next((s for s in route.servers if str(s.expert) == error.at), None)
         if culprit is not None:
-            self._router.failed(culprit.expert, time.monotonic())
+            self._router.failed(culprit.expert, time.monotonic(), str(error))
         else:
             await asyncio.sleep(min(RETRY_S * attempt, MAX_RETRY_S))
 

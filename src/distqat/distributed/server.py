@@ -30,7 +30,17 @@ from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.run_settings import most_samples, take_over
 from distqat.distributed.serving.slot import ask_for_slot
 from distqat.distributed.serving.tenancy import Tenancy
-from distqat.errors import ConfigError, ProtocolMismatch, Refused, RunFinished, StageUnavailable, SwarmError
+from distqat.distributed.unreached import Unreached
+from distqat.errors import (
+    ConfigError,
+    ProtocolMismatch,
+    Refused,
+    RunFailed,
+    RunFinished,
+    StageUnavailable,
+    SwarmError,
+    Unreachable,
+)
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
 from distqat.swarm.frame import Message
@@ -53,23 +63,25 @@ class Server:
         self._coordinator = Coordinator(peer.transport, peer.directory)
         threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_per_server(1)
         self._compute = ComputeThread(threads)
+        self._unreached = Unreached(peer.transport, self._coordinator, peer.host)
         self._tenancy: Tenancy | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: finished, or left in order."""
         await self._peer.transport.serve(self._answer, self._gone)
         daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
+        reporting: asyncio.Future[Any] = asyncio.ensure_future(self._unreached.report())
         try:
             while not stop.is_set():
                 serving: asyncio.Future[Any] = asyncio.ensure_future(self._serve_one_slot())
-                ended = await first_of(stop, serving, daemon)
+                ended = await first_of(stop, serving, daemon, reporting)
                 if ended is not serving:
                     if ended is None and self._tenancy is not None:
                         await self._tenancy.drain()
                     serving.cancel()
                     await asyncio.gather(serving, return_exceptions=True)
-                    if ended is daemon:
-                        daemon.result()
+                    if ended is not None:
+                        ended.result()
                     break
                 if serving.result() == "finished":
                     logger.info("the run is finished")
@@ -77,6 +89,7 @@ class Server:
             return 0
         finally:
             daemon.cancel()
+            reporting.cancel()
             with contextlib.suppress(SwarmError):
                 if self._coordinator.connected:
                     await self._coordinator.call("leave", {}, timeout=2.0)
@@ -141,6 +154,8 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))
     try:
         return await Server(config, peer, device, sink, args.config_overrides).run(stop)
+    except Unreachable as error:
+        raise RunFailed(str(error).partition(": ")[2]) from error  # without the name of the client
     except (ProtocolMismatch, Refused) as error:  # starting again cannot help
         raise ConfigError(str(error)) from error
     finally:

@@ -31,6 +31,7 @@ from distqat.distributed.scaler import LossScaler, wants_scaling
 from distqat.distributed.step_failures import BatchFailures, StepFailures
 from distqat.distributed.step_records import StepRecords
 from distqat.distributed.step_size import StepSize
+from distqat.distributed.unreached import Unreached
 from distqat.distributed.wire import Hop
 from distqat.errors import DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
@@ -58,6 +59,7 @@ class Trainer:
         self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
         self._coordinator = Coordinator(peer.transport, peer.directory)
+        self._unreached = Unreached(peer.transport, self._coordinator, peer.host)
         self._routes = RouteChoice(self._watch, pipeline)
         self._records = StepRecords(sink, pipeline, peer.transport)
         self._count = TrainerProgress.of_environment()
@@ -91,6 +93,7 @@ class Trainer:
     async def run(self, stop: asyncio.Event) -> int:
         """Step after step until the client says that the run is finished, or until asked to stop."""
         watching = asyncio.ensure_future(self._watch.run())
+        reporting = asyncio.ensure_future(self._unreached.report())
         self._stop = stop
         try:
             await self._coordinator.wait()
@@ -108,6 +111,7 @@ class Trainer:
             return 0
         finally:
             watching.cancel()
+            reporting.cancel()
             await self._parts.finish()
 
     async def _lease(self, route: Route | None) -> list[LeasedBatch | None]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Iterable
 
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _ANY = {4: "0.0.0.0", 6: "::"}
+_HOST = re.compile(r"/ip[46]/([^/]+)/")
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
@@ -39,6 +42,11 @@ def public_and_loopback(port: int, public_ip: str | None) -> tuple[list[str], li
     return listen, [_multiaddr(host, port) for host in dict.fromkeys(told)]
 
 
+def outside(maddrs: Iterable[str]) -> tuple[str, ...]:
+    """Those of some multiaddrs that other machines may reach: all but loopback."""
+    return tuple(text for text in maddrs if not _is_loopback(text))
+
+
 def _address(word: str) -> IP:
     inside = word[1:-1] if word.startswith("[") and word.endswith("]") else word
     try:
@@ -60,3 +68,11 @@ def _address(word: str) -> IP:
 
 def _multiaddr(host: str, port: int) -> str:
     return f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{port}"
+
+
+def _is_loopback(maddr: str) -> bool:
+    found = _HOST.match(maddr)
+    try:
+        return found is not None and ipaddress.ip_address(found[1]).is_loopback
+    except ValueError:
+        return False

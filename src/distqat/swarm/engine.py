@@ -16,6 +16,7 @@ from distqat.swarm import guard
 from distqat.swarm.acquaintances import Acquaintances
 from distqat.swarm.clock import check_clock, read_clocks
 from distqat.swarm.deadline import within
+from distqat.swarm.dial_back import dial_afresh, dial_problem, end_daemon
 from distqat.swarm.identity import Identity, peer_of_public_key
 from distqat.swarm.link import Address
 from distqat.swarm.records import MAX_RECORD_BYTES, MAX_TTL_S, OWNER, Found, record_is_bounded
@@ -153,11 +154,7 @@ class Engine:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(self._node.shutdown(), STOP_TIMEOUT)
         self._daemon_watch.cancel()
-        try:
-            await within(self.p2p.shutdown(), STOP_TIMEOUT)
-        except asyncio.TimeoutError:
-            self.p2p._child.kill()
-            await self.p2p._child.wait()
+        await end_daemon(self.p2p)
 
 
 def _nobody_answers(options: EngineOptions) -> str:
@@ -209,8 +206,11 @@ class P2PStreams:
                 await self._engine.p2p._client.connect(peer, maddrs)
             _, reader, writer = await self._engine.p2p.call_binary_stream_handler(peer, PROTOCOL_NAME)
         except (ControlFailure, ValueError, LookupError, asyncio.IncompleteReadError) as error:
-            raise OSError(f"libp2p: {error}") from error
+            raise OSError(dial_problem(str(error))) from error
         return reader, writer
+
+    async def prove(self, to: Address) -> None:
+        await dial_afresh(to)
 
     async def hang_up(self, peer: str) -> None:
         from hivemind.p2p import PeerID

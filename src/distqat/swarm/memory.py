@@ -12,7 +12,9 @@ from distqat.swarm.call import Answer, Call, Traffic, error_fields, error_of
 from distqat.swarm.frame import Message
 from distqat.swarm.incoming import Incoming
 from distqat.swarm.link import Address, gone
-from distqat.swarm.transport import Gone
+from distqat.swarm.transport import Gone, Unreached
+
+NOBODY = "nobody of this name is in the network"
 
 
 @dataclass
@@ -32,6 +34,7 @@ class MemoryTransport:
         self.peer = peer
         self.traffic = Traffic()
         self.dead: str | None = None
+        self.on_unreached: Unreached | None = None
         self._network = network
         self._answer: Answer | None = None
         self._gone: Gone | None = None
@@ -50,10 +53,16 @@ class MemoryTransport:
             raise gone(to.peer, "this side has closed its transport")
         target = self._network.peers.get(to.peer)
         if target is None:
-            raise gone(to.peer, "nobody of this name is in the network")
+            if self.on_unreached is not None:
+                self.on_unreached(to, NOBODY)
+            raise gone(to.peer, NOBODY)
         link = self._links[to.peer] = MemoryLink(self, target)
         target._inbound[self.peer] += 1
         return link
+
+    async def prove(self, to: Address) -> None:
+        if to.peer not in self._network.peers:
+            raise gone(to.peer, NOBODY)
 
     async def close(self) -> None:
         self.die("it closed the stream")

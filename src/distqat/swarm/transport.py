@@ -25,6 +25,7 @@ GOODBYE_TIMEOUT = 1.0
 MAX_GREETING = 256  # streams in the middle of their hello
 Gone = Callable[[str, bool], None]
 """Told the name of a peer whose links to us have all ended; True if it was silent, else it left or died."""
+Unreached = Callable[[Address, str], None]
 OnStream = Callable[[str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -54,9 +55,17 @@ class Transport(Protocol):
 
     peer: str
     traffic: Traffic
+    on_unreached: Unreached | None
+    """Told of peers that could not be connected to, and why."""
 
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None: ...
     async def link(self, to: Address, *, prompt: bool = False) -> LinkLike: ...
+    async def prove(self, to: Address) -> None:
+        """Raises PeerGone unless a peer that has no connection to `to` gets one at its addresses.
+
+        RoleError: nothing is known.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -66,6 +75,9 @@ class Streams(Protocol):
     async def listen(self, on_stream: OnStream) -> None: ...
     def reaches(self, to: Address) -> bool: ...
     async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+    async def prove(self, to: Address) -> None:
+        """As `Transport.prove`."""
+
     async def hang_up(self, peer: str) -> None:
         """`peer` is silent: drop what is connected to it, so that the next stream takes a new connection."""
 
@@ -93,6 +105,9 @@ class UnixStreams:
     async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self._path(to.peer)))
 
+    async def prove(self, to: Address) -> None:
+        return  # its socket is there
+
     async def hang_up(self, peer: str) -> None:
         return
 
@@ -115,6 +130,7 @@ class StreamTransport:
     ) -> None:
         self.peer = admission.peer
         self.traffic = Traffic()
+        self.on_unreached: Unreached | None = None
         self._admission = admission
         self._streams = streams
         self._heartbeat = heartbeat or Heartbeat()
@@ -156,6 +172,10 @@ class StreamTransport:
             return await asyncio.shield(dial)
         except SwarmError as error:
             raise type(error)(str(error)) from error  # callers add to their error; it must be their own
+
+    async def prove(self, to: Address) -> None:
+        """Raises PeerGone unless a stranger gets a connection to `to`; RoleError: nothing is known."""
+        await self._way(to).prove(to)
 
     async def close(self) -> None:
         """Say goodbye on every link and stop listening; what was sent before has left, or a second passed."""
@@ -219,21 +239,29 @@ class StreamTransport:
             ending.add_done_callback(self._ending.discard)
 
     async def _open(self, to: Address, greeting: Hello) -> Channel:
-        streams = next((each for each in self._streams if each.reaches(to)), None)
-        if streams is None:
-            raise gone(to.peer, "no transport of this role reaches it")
         try:
-            reader, writer = await within(streams.open(to), OPEN_TIMEOUT)
+            reader, writer = await within(self._way(to).open(to), OPEN_TIMEOUT)
         except asyncio.TimeoutError:
-            raise gone(to.peer, f"no connection within {OPEN_TIMEOUT:.0f} s") from None
+            raise self._unreached(to, f"no connection within {OPEN_TIMEOUT:.0f} s") from None
         except OSError as error:
-            raise gone(to.peer, f"it cannot be connected to ({error})") from error
+            raise self._unreached(to, f"it cannot be connected to ({error})") from error
         try:
             await hello.greet(reader, writer, self._admission, to.peer, greeting)
         except BaseException:  # also when it is cancelled
             writer.close()
             raise
         return self._channel(writer, to.peer, None)
+
+    def _way(self, to: Address) -> Streams:
+        streams = next((each for each in self._streams if each.reaches(to)), None)
+        if streams is None:
+            raise gone(to.peer, "no transport of this role reaches it")
+        return streams
+
+    def _unreached(self, to: Address, why: str) -> PeerGone:
+        if self.on_unreached is not None:
+            self.on_unreached(to, why)
+        return gone(to.peer, why)
 
     async def _accept(
         self, peer: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -37,6 +37,7 @@ class _Knowledge:
     failures: int = 0
     retry_at: float = 0.0
     failed_record_expiry: float = 0.0
+    why: str = ""  # it failed last
 
     def aside(self, now: float) -> bool:
         """Set aside until its back-off is over and it has declared itself again since the failure."""
@@ -89,12 +90,13 @@ class Router:
                 own = [server for server in usable if server in dealt]
                 chosen.append(self._pick(stage, own or usable, preferred_index))
             else:
-                aside = len(snapshot.serving(stage))
-                unavailable.append(f"{stage!r} ({aside} set aside after failures)" if aside else f"{stage!r}")
+                unavailable.append(self._why_not(stage, snapshot))
         if unavailable:
+            nobody = any(not snapshot.serving(stage) for stage in snapshot.stages)
+            advice = ": start a server" if nobody else " again"
             raise StageUnavailable(
-                f"no replica for stage {', '.join(unavailable)}; the step waits until one declares itself: "
-                "start a server"
+                f"no replica for stage {', '.join(unavailable)}; the step waits until one declares "
+                f"itself{advice}"
             )
         return Route(tuple(chosen))
 
@@ -109,13 +111,14 @@ class Router:
             samples_per_s if before is None else before + self._smoothing * (samples_per_s - before)
         )
 
-    def failed(self, expert: ExpertId, now: float) -> None:
-        """A call to `expert` failed: stay away until it declares itself again."""
+    def failed(self, expert: ExpertId, now: float, why: str = "") -> None:
+        """A call to `expert` failed: stay away until it declares itself again. `why` is for people."""
         known = self._known.get(expert)
         if known is None:
             return
         known.retry_at = now + min(self._backoff_s * 2.0 ** min(known.failures, 30), self._max_backoff_s)
         known.failures += 1
+        known.why = why
         known.failed_record_expiry = known.record.expires_at
         if self._current.get(expert.stage) == expert:
             del self._current[expert.stage]
@@ -135,6 +138,14 @@ class Router:
             before.record = server
             known[server.expert] = before
         self._known = known
+
+    def _why_not(self, stage: str, snapshot: SwarmSnapshot) -> str:
+        """A stage without a usable replica, and what happened to those that are set aside."""
+        aside = [(str(s.expert), self._known[s.expert].why) for s in snapshot.serving(stage)]
+        if not aside:
+            return repr(stage)
+        told = "; ".join(f"{uid}: {why}" for uid, why in aside if why)
+        return f"{stage!r} ({len(aside)} set aside after failures{f': {told}' if told else ''})"
 
     def _pick(self, stage: str, usable: Sequence[ServerRecord], preferred_index: int) -> ServerRecord:
         start = preferred_index % len(usable)

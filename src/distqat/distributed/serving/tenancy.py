@@ -36,7 +36,7 @@ from distqat.distributed.serving.telling import Telling
 from distqat.distributed.serving.transfer import inner_state
 from distqat.distributed.tying import twin_of
 from distqat.distributed.wire import Hop
-from distqat.errors import BadFrame, Refused, RunFinished, SwarmError
+from distqat.errors import BadFrame, Refused, RunFinished, SwarmError, Unreachable
 from distqat.swarm.channel import Call
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
@@ -114,6 +114,7 @@ class Tenancy:
         self._resyncing: asyncio.Future[None] | None = None
         self.steps.admit = self._admit
         self._activated = asyncio.Event()
+        self._heard = ""  # what the client had to tell the owner of this server
         self._failure = ""  # why the client says that the run cannot go on
         self._keeper = Keeper(config, stage, self._uid, slot.generation)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
@@ -130,6 +131,8 @@ class Tenancy:
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             return str(next(iter(done)).result())
+        except Unreachable:
+            raise
         except Refused as error:
             logger.warning("%s is lost: %s", self._uid, error)
             return "lost"
@@ -364,6 +367,11 @@ class Tenancy:
         if self._member is not None:
             self._member.look_again()
 
+    def _hear(self, sentence: str) -> None:
+        if sentence and sentence != self._heard:
+            notice(sentence)
+        self._heard = sentence
+
     async def _beat(self) -> str:
         """Tell the client that we live; hear whether the run is finished or we are to move."""
         while True:
@@ -373,6 +381,7 @@ class Tenancy:
                 await self._keeper.finished()
                 return "finished"
             self._hear_failure(str(answer.get("failed", "")))
+            self._hear(str(answer.get("notice", "")))
             self._keeper.generation = int(answer.get("generation", self._keeper.generation))
             if not await self._answered(asked, answer):
                 return "lost"
