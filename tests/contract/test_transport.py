@@ -312,7 +312,7 @@ async def test_a_connection_that_is_there_proves_nothing(tmp_path: Path) -> None
         await pair.caller.serve(answer)
         behind = Address(pair.caller.peer, maddrs=("/ip4/127.0.0.1/tcp/1",))  # it has dialled the server
         await (await pair.server.link(behind)).call("x", timeout=10)
-        with pytest.raises(PeerGone, match="/ip4/127.0.0.1/tcp/1: connection refused"):
+        with pytest.raises(PeerGone, match=r"/ip4/127\.0\.0\.1/tcp/1: connection refused"):
             await pair.server.prove(behind)
         taken = Address(pair.caller.peer, maddrs=pair.address.maddrs)  # where somebody else listens
         with pytest.raises(PeerGone, match="another peer answers there"):

@@ -91,6 +91,12 @@ class Namespaces:
         """Connections that are open stay open, as with a real router."""
         self._nft(ROUTER, "flush chain ip home in")
 
+    def let_nobody_in(self, name: str) -> None:
+        """No new connections to a place from others; those that are open stay open."""
+        self._in(name, "nft add table inet shut")
+        self._nft(name, "add chain inet shut in { type filter hook input priority 0 ; }")
+        self._nft(name, f"add rule inet shut in ct state new ip saddr {SUBNET}.2-{SUBNET}.255 drop")
+
     # faults
 
     def cut(self, island: str, *others: str, hears: bool = False, is_heard: bool = False) -> None:

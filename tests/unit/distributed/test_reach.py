@@ -70,7 +70,8 @@ class Scene:
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     for name in ("AGAIN_S", "LOOK_S", "PERSISTS_S"):
         monkeypatch.setattr(module, name, 0.0)
-    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    for name, seconds in (("PATIENCE_S", 0.1), ("RECENT_S", 0.05), ("FORGET_S", 0.2)):
+        monkeypatch.setattr(module, name, seconds)
     made = Scene(tmp_path)
     monkeypatch.setattr(module, "notice", made.said.append)
     return made
@@ -118,8 +119,9 @@ async def test_who_holds_a_slot_of_an_earlier_client_is_believed(scene: Scene) -
 async def test_a_holder_that_falls_out_of_reach_loses_its_slot_and_hears_why(scene: Scene) -> None:
     uid = scene.holds(HOME)
     scene.dialler.out["home"] = REFUSED
-    scene.hear("trainer", "here", home="no connection within 10 s")
-    await scene.looked()
+    while not scene.lost:
+        scene.hear("trainer", "here", home="no connection within 10 s")
+        await asyncio.sleep(0.005)
     assert scene.lost == ["home"]
     assert scene.said == [scene.reach._out["home"]]
     with pytest.raises(Unreachable, match=rf"{uid} loses its slot: nobody can connect .* TCP port 50500"):
@@ -133,6 +135,14 @@ async def test_a_failure_that_passes_costs_nothing(scene: Scene) -> None:
     scene.hear("trainer", "here", home="no connection")
     await asyncio.sleep(0)  # the look has begun
     scene.dialler.out.clear()
+    await scene.looked()
+    assert scene.lost == []
+
+
+async def test_a_reporter_that_connects_by_another_way_costs_nothing(scene: Scene) -> None:
+    scene.holds(HOME)
+    scene.dialler.out["home"] = REFUSED
+    scene.hear("trainer", "here", home="no connection")  # and never again
     await scene.looked()
     assert scene.lost == []
 

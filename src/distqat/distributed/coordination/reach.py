@@ -23,6 +23,7 @@ TRIES, AGAIN_S = 2, 1.0  # a packet may be lost
 AT_ONCE = 4  # each dial is a process of some megabytes
 LOOK_S = 5.0
 PATIENCE_S = 20.0  # how long a server that was reached before must be out of reach to lose its slot
+RECENT_S = 15.0  # and somebody must have been unable to connect so shortly before
 PERSISTS_S = 10.0  # how long somebody must be unable to connect before people are told
 FORGET_S = 60.0
 
@@ -117,7 +118,11 @@ class Reach:
             try:
                 await self._dial(address)
             except PeerGone as error:
-                if time.monotonic() - began >= PATIENCE_S:
+                now = time.monotonic()
+                asked = max(last for (peer, _), (_, last) in self._reports.items() if peer == address.peer)
+                if now - asked > FORGET_S:
+                    return  # whoever could not connect has found another way
+                if now - began >= PATIENCE_S and now - asked <= RECENT_S:
                     sentence = no_way(address, str(error), f"{server.uid} loses its slot")
                     self._out[address.peer] = sentence
                     notice(sentence)

@@ -131,7 +131,8 @@ class Tenancy:
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             return str(next(iter(done)).result())
-        except Unreachable:
+        except Unreachable:  # some still have a connection: let their steps end
+            await self.drain()
             raise
         except Refused as error:
             logger.warning("%s is lost: %s", self._uid, error)
