@@ -120,6 +120,20 @@ def test_every_missing_stage_is_named() -> None:
         router.choose(TWO, 0, 0.0)
 
 
+def test_a_server_that_is_there_and_failed_is_no_reason_to_start_another() -> None:
+    router = Router()
+    router.choose(TWO, 0, 0.0)
+    router.failed(B0, 0.0, "it cannot be connected to")
+    with pytest.raises(StageUnavailable) as failed:
+        router.choose(TWO, 0, 0.0)
+    assert str(failed.value) == (
+        "no replica for stage 'back' (1 set aside after failures: back.0.0.0: it cannot be connected to); "
+        "the step waits until one declares itself again"
+    )
+    with pytest.raises(StageUnavailable, match=r"'front'; the step waits .* itself: start a server"):
+        Router().choose(swarm(server("back", 0), stages=("front", "back")), 0, 0.0)
+
+
 def test_news_of_servers_that_have_left_is_ignored() -> None:
     router = Router()
     router.succeeded(F0, 1.0, 0.0)
