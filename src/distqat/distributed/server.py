@@ -20,6 +20,7 @@ from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer, first_of
 from distqat.distributed.process import (
     LOG_NAME,
+    CoreShare,
     resolve_device,
     run_role,
     set_title,
@@ -61,20 +62,23 @@ class Server:
         self._device = torch.device(device)
         self._sink = sink
         self._coordinator = Coordinator(peer.transport, peer.directory)
-        threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_per_server(1)
-        self._compute = ComputeThread(threads)
+        self._most_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_per_server(1)
+        self._compute = ComputeThread(self._most_threads)
         self._unreached = Unreached(peer.transport, self._coordinator, peer.host)
         self._tenancy: Tenancy | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: finished, or left in order."""
         await self._peer.transport.serve(self._answer, self._gone)
-        daemon: asyncio.Future[Any] = asyncio.ensure_future(self._peer.lost_daemon())
-        reporting: asyncio.Future[Any] = asyncio.ensure_future(self._unreached.report())
+        background: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(self._peer.lost_daemon()),
+            asyncio.ensure_future(self._unreached.report()),
+            asyncio.ensure_future(self._share_cores()),
+        ]
         try:
             while not stop.is_set():
                 serving: asyncio.Future[Any] = asyncio.ensure_future(self._serve_one_slot())
-                ended = await first_of(stop, serving, daemon, reporting)
+                ended = await first_of(stop, serving, *background)
                 if ended is not serving:
                     if ended is None and self._tenancy is not None:
                         await self._tenancy.drain()
@@ -88,12 +92,28 @@ class Server:
                     break
             return 0
         finally:
-            daemon.cancel()
-            reporting.cancel()
+            for task in background:
+                task.cancel()
             with contextlib.suppress(SwarmError):
                 if self._coordinator.connected:
                     await self._coordinator.call("leave", {}, timeout=2.0)
             self._compute.stop()
+            await asyncio.gather(*background, return_exceptions=True)
+
+    async def _share_cores(self) -> None:
+        """Leave some of the cores to other servers of this host; a GPU is its own."""
+        if self._device.type != "cpu":
+            await asyncio.Event().wait()
+        share = CoreShare()
+
+        def compute_with(threads: int) -> None:
+            logger.info("CPU threads: %d", threads)
+            self._compute.set_threads(threads)
+
+        try:
+            await share.follow(compute_with, self._most_threads)
+        finally:
+            share.leave()
 
     async def _serve_one_slot(self) -> str:
         """From the slot to its end: "finished", "moved", or "lost" (the slot is somebody else's)."""

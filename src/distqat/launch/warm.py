@@ -39,7 +39,6 @@ class Zygotes:
     @classmethod
     def start(cls) -> Zygotes:
         """Start the first; returns at once. Call it before anything slow is imported."""
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy waiting starves the other roles
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that numpy starts would forbid a fork
         return cls(Zygote.start((*NETWORK, *map(module_of, ("monitor", "client", "trainer", "data-server")))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distqat.distributed.process.command import RoleCommand
+from distqat.distributed.process.cores import CoreShare
 from distqat.distributed.process.device import DeviceChoice, choose_device, resolve_device, threads_per_server
 from distqat.distributed.process.logs import LOG_NAME, LogClaim, claim_log, complaint, set_up_logging
 from distqat.distributed.process.notices import LastWords, announce_ready, notice
@@ -18,6 +19,7 @@ from distqat.distributed.process.zygote import PRELOAD, RoleProcess, Zygote
 __all__ = [
     "LOG_NAME",
     "PRELOAD",
+    "CoreShare",
     "DeviceChoice",
     "Ended",
     "LastWords",

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from distqat.distributed.process.cores import core_quota, own_cores
 from distqat.errors import ConfigError
 
 LOCAL_INDEX = "DISTQAT_LOCAL_INDEX"  # which of the servers that one launcher started this is, from 0
@@ -57,7 +58,7 @@ def resolve_device(requested: str, *, explicit: bool, index: int | None = None) 
 
 
 def threads_per_server(servers: int, cores: int | None = None) -> int:
-    """The CPU cores that this process may use, divided among the servers of a host; at least one each."""
+    """The CPU cores that this process may use, divided among the servers of a launcher; at least one each."""
     if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = int(min(len(own_cores()), core_quota()))
     return max(1, cores // max(1, servers))

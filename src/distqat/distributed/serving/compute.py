@@ -58,6 +58,10 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many threads, from the next job on."""
+        self._threads = threads
+
     def submit(self, priority: Priority, kind: str, run: Callable[[], T]) -> asyncio.Future[T]:
         """Queue a job; the future gets its result or its exception."""
         loop = asyncio.get_running_loop()
@@ -84,7 +88,7 @@ class ComputeThread:
         self._thread.join(timeout=5)
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)  # per thread: OpenMP's setting belongs to the caller
+        threads = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._stopping)
@@ -93,6 +97,9 @@ class ComputeThread:
                 job = heapq.heappop(self._jobs)
             if job.answer.cancelled():
                 continue
+            if threads != self._threads:
+                threads = self._threads
+                torch.set_num_threads(threads)  # per thread: OpenMP's setting belongs to the caller
             self._run(job)
 
     def _run(self, job: _Job) -> None:
