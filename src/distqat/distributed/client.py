@@ -28,6 +28,7 @@ from distqat.distributed.coordination.gate import SERVERS_CHECK, Gate
 from distqat.distributed.coordination.mirror import Mirror
 from distqat.distributed.coordination.reach import Reach
 from distqat.distributed.coordination.resume import Decision
+from distqat.distributed.coordination.round_calls import round_call
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordination.servers_seen import ServersSeen
 from distqat.distributed.coordination.slots import Slots, check_agreement
@@ -47,7 +48,7 @@ from distqat.distributed.process import (
 from distqat.distributed.rollout import check_play
 from distqat.distributed.tying import twin_stages
 from distqat.distributed.wire import Hop, take
-from distqat.errors import BadFrame, ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
+from distqat.errors import ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.channel import Call
@@ -155,29 +156,7 @@ class Client:
             return Message(self._status())
         if call.method in ("snapshot", "chunk"):
             return await self._mirror.answer(call)
-        return Message(await self._round_call(call.method, call.peer, fields))
-
-    async def _round_call(self, method: str, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
-        stage, rounds = take(fields, "stage", str), self._rounds
-        uid = take(fields, "uid", str)
-        holder = self._slots.of_peer(peer)
-        if holder is None or holder.grant.uid != uid or ExpertId.parse(uid).stage != stage:
-            raise Refused(f"{peer} does not hold slot {uid}; ask for a slot again")
-        if method == "zero":
-            rounds.zero(stage, take(fields, "digest", str))
-            return {}
-        if method == "restart":
-            round, digest = take(fields, "round", int), take(fields, "digest", str)
-            return {"generation": rounds.restart(stage, uid, round, digest)}
-        if method == "joined":
-            return rounds.join(stage, holder.hop, take(fields, "round", int))
-        if method == "ready":
-            return await rounds.ready(stage, uid, take(fields, "round", int))
-        if method == "contribute":
-            return await rounds.contribute(stage, uid, fields)
-        if method == "vote":
-            return await rounds.vote(stage, uid, fields)
-        raise BadFrame(f"the client does not answer {method!r}")
+        return Message(await round_call(self._rounds, self._slots, call.method, call.peer, fields))
 
     async def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         check_agreement(self._agreements, fields.get("agreements"), peer)
