@@ -3,9 +3,12 @@
 import sys
 
 try:
-    from distqat.launch.local import main
+    from distqat.terminal import begin, leave
 except ModuleNotFoundError as error:
     sys.exit(f"{error}; run `make setup` first, then .venv/bin/python run_local.py")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin("run_local")  # before the rest is imported: Ctrl-C may come at any moment
+    from distqat.launch.local import main
+
+    leave(main())

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.driver import Driver
 from benchmarks.harness import Stages, private_runtime
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from benchmarks.scene import QUICK_CASES, Case, any_config, batches, chosen_cases, config_of
 from benchmarks.stage import Stage
 from distqat.config import Config
@@ -161,7 +161,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a difference is above the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="small models")
     parser.add_argument("--cases", nargs="+", choices=list(QUICK_CASES), default=list(NAMES), metavar="NAME")

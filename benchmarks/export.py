@@ -10,6 +10,11 @@ beside the trained ones. `--quick` is a try-out in a minute.
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/export.py", clean=False)
+
 import argparse
 import sys
 import tempfile
@@ -26,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.export_models import TRAINED, UNTRAINED, Exportable, trained, untrained
 from benchmarks.quantization import section
 from benchmarks.quantization_work import Effort
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from distqat.distributed.building import task_settings
 from distqat.export.check import Expectations
 from distqat.export.description import Description
@@ -113,7 +118,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags; `only` and `settings` as tuples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="a try-out in a minute")
     parser.add_argument(
         "--only", help=f"of {', '.join(TRAINED)}, large (default: all; --quick: digits, text)"
@@ -162,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/export.py", main))

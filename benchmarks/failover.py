@@ -19,6 +19,11 @@ whole command as well. Every figure writes what it has as it goes, so a run that
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/failover.py", clean=False)
+
 import argparse
 import asyncio
 import sys
@@ -32,7 +37,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.failover_scene import CONFIG, Counts, Figure
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from distqat.config import load_config
 from distqat.distributed.process import run_role, set_title
 from distqat.errors import DistqatError
@@ -74,7 +79,7 @@ def figures() -> dict[int, tuple[str, Measure]]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--only", default="1,2,3,4,5,6", metavar="N,M", help="figures (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small counts, to see that all of it works")
     parser.add_argument("--seed", type=int, default=0, help="of the model and of who is killed when")
@@ -180,4 +185,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/failover.py", main))

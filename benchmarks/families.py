@@ -27,7 +27,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.family_configs import BLOCKS, FAMILIES, VOCABULARY
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from distqat.models import build_stage, full_state_dict
 from distqat.models.causal_lm import model_class, model_config
 from distqat.models.costs import balanced, costs_of
@@ -142,7 +142,7 @@ def table_of(results: Sequence[Compared]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 where a family is not exact."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="PATH")
+    parser.add_argument("--json", type=output, metavar="PATH")
     parser.add_argument("--only", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES))
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore")

@@ -30,7 +30,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import ROOT, describe, facts, write_json
+from benchmarks.report import ROOT, describe, facts, output, write_json
 
 LOADING_GOAL = 1.1
 COPIES = 8  # of the parameters: six stay, and an inner step needs a little more
@@ -198,7 +198,7 @@ def table_of(result: dict[str, Any], compared: dict[str, Any]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 where loading takes more than its goal; 2 where there is too little memory to try."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="PATH")
+    parser.add_argument("--json", type=output, metavar="PATH")
     parser.add_argument("--config-path", default="configs/gptneo_1.3b.yaml")
     parser.add_argument("--stage", default="body")
     parser.add_argument("--sequence", type=int, default=128)

@@ -12,6 +12,11 @@ between blocks allows (models/balance.py is exact).
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/models.py", clean=False)
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.contract.small_models import MODELS, Cut, SmallModel, SmallStage, full_stage, stages_of
 
 from benchmarks.model_sizes import NETWORKS, sizes
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from distqat.models import MODEL_TYPES, full_state_dict, named_tensors
 from distqat.models.block_stage import BlockStage
 
@@ -184,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a composed model differs from the unsplit one."""
     known = sorted({name.rpartition(".")[0] for name in MODEL_TYPES})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="PATH")
+    parser.add_argument("--json", type=output, metavar="PATH")
     parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -210,4 +215,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/models.py", main))

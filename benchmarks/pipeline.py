@@ -26,6 +26,11 @@ tensors that have to cross it, a byte per element where integer codes travel; th
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/pipeline.py", clean=False)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -39,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import figures
 from benchmarks.harness import Pipeline, Worker, processes
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from benchmarks.scene import CASES, Case, boundary_bytes, chosen_cases, config_of
 
 TRANSPORTS = ("unix", "libp2p")
@@ -149,7 +154,7 @@ def _head(result: dict[str, Any], over: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="small models, few steps: is it alive?")
     parser.add_argument("--repeats", type=int, help="blocks of each kind (default 5, quick 2)")
     parser.add_argument("--steps", type=int, default=5, help="steps per block")
@@ -171,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/pipeline.py", main))

@@ -32,7 +32,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import ROOT, describe, facts, write_json
+from benchmarks.report import ROOT, describe, facts, output, write_json
 from benchmarks.roles import role_of
 
 FIRST_STEP_S = 180.0
@@ -157,7 +157,7 @@ def table_of(result: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--configs", nargs="+", default=["configs/mlp.yaml", "configs/resnet18.yaml"])
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to look, from the first step")
     args = parser.parse_args(argv)

@@ -11,6 +11,11 @@ transport; one row comes from real processes. Where Brevitas is installed, it tr
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/quantization.py", clean=False)
+
 import argparse
 import asyncio
 import sys
@@ -43,7 +48,7 @@ from benchmarks.quantization_rows import (
 )
 from benchmarks.quantization_runs import REPLICAS, after_training, diloco, one_process
 from benchmarks.quantization_work import Digits, Effort, Text, Work
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 
 SETTINGS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W2A2": (2, 2)}
 WORKS: dict[str, type[Work]] = {"digits": Digits, "text": Text}
@@ -160,7 +165,7 @@ def table_of(name: str, records: Sequence[dict[str, Any]]) -> Table:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="a try-out in minutes")
     parser.add_argument("--only", default="digits,text", help="works (default: %(default)s)")
     parser.add_argument("--settings", help=f"of {', '.join(SETTINGS)} (default: all; --quick: W8A8, W4A4)")
@@ -229,4 +234,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/quantization.py", main))

@@ -11,6 +11,11 @@ float, which is not compiled. The goals: 1.6, and 1.25 compiled.
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/quantization_time.py", clean=False)
+
 import argparse
 import sys
 import time
@@ -26,7 +31,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.tasks.base import Batch
@@ -177,7 +182,7 @@ def table_of(name: str, found: Sequence[dict[str, Any]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all goals were reached; 1: one was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
     parser.add_argument("--steps", type=int, default=20, help="of each way (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
@@ -198,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/quantization_time.py", main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -42,9 +43,20 @@ def describe(about: Mapping[str, Any]) -> str:
     return line
 
 
+def output(text: str) -> Path:
+    """A path that `write_json` will write: an argparse type, since it should not fail after an hour."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written; give the name of a file")
+    return path
+
+
 def write_json(path: Path, about: Mapping[str, Any], results: Any) -> None:
     """Facts and results, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.tmp")
     body = {"facts": {**about, "load_at_end": os.getloadavg()[0]}, "results": results}
     fresh.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,11 @@ on two cores.
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/story.py", clean=False)
+
 import argparse
 import dataclasses
 import itertools
@@ -198,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/story.py", main))

@@ -12,6 +12,11 @@ seconds are in brackets.
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/tasks.py", clean=False)
+
 import argparse
 import json
 import os
@@ -31,7 +36,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import ROOT, describe, facts, write_json
+from benchmarks.report import ROOT, describe, facts, output, write_json
 from distqat.distributed.trainer import SAMPLES
 
 
@@ -103,7 +108,7 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a run failed; the others are still made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--flags", nargs="*", default=[], metavar="KEY=VALUE")
@@ -157,4 +162,4 @@ def _figure(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/tasks.py", main))

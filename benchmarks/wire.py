@@ -16,6 +16,11 @@ the median over blocks of the block's median step, a ratio the median of the rat
 
 from __future__ import annotations
 
+from distqat.terminal import begin, unwinding
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("benchmarks/wire.py", clean=False)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -31,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import samples_per_s, step_seconds
 from benchmarks.harness import Pipeline, private_runtime
-from benchmarks.report import describe, facts, write_json
+from benchmarks.report import describe, facts, output, write_json
 from benchmarks.scene import CASES, QUICK_CASES, Case, config_of
 from benchmarks.wire_bits import WIRES, Row, compared, good
 from benchmarks.wire_cases import WIRE_CASES
@@ -124,7 +129,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 if a boundary misses its goal (small frames do; so not with --quick)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="small models, few steps: is it alive?")
     parser.add_argument("--steps", type=int, help="steps per run and block (default 3, quick 2)")
     parser.add_argument("--repeats", type=int, help="blocks of each kind (default 7, quick 2)")
@@ -163,4 +168,4 @@ def _started(stack: ExitStack, over: str, config: Config) -> Pipeline:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(unwinding("benchmarks/wire.py", main))

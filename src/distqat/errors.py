@@ -33,10 +33,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DistqatError(Exception):
-    """Base of all errors that DistQat raises on purpose."""
+    """Base of all errors that DistQat raises on purpose.
+
+    `log`: where more stands, when it is what another role ended with.
+    """
+
+    log: Path | None = None
 
 
 class ConfigError(DistqatError):

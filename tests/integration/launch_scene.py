@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distqat.distributed.process import announce_ready, claim_port, run_role
+from distqat.distributed.process import announce_ready, claim_port, notice, run_role
+from distqat.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PEER = "/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
@@ -27,6 +28,8 @@ def server(argv: Sequence[str]) -> int:
         print("port", port.port, "index", os.environ["DISTQAT_LOCAL_INDEX"], flush=True)
         if os.environ.get("SCENE") == "finish":
             return 0
+        if os.environ.get("SCENE") == "refuse":
+            raise ConfigError("seed: the run has 7; start the server with --seed 7")
         await stop.wait()
         return 0
 
@@ -49,7 +52,10 @@ def monitor(argv: Sequence[str]) -> int:
 def client(argv: Sequence[str]) -> int:
     async def role(stop: asyncio.Event) -> int:
         print("peers", value_of(argv, "--initial-peers"), flush=True)
-        return 3 if os.environ.get("SCENE") == "refuse" else 0
+        if os.environ.get("SCENE") == "refuse":
+            notice("waiting for the data set, since 10 s")
+            raise ValueError("label 'inf' of row 7")
+        return 0
 
     return run_role("client", role)
 

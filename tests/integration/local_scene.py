@@ -1,4 +1,4 @@
-"""run_local.py over roles of this file: `python local_scene.py FLAGS`, $SCENE says how it goes."""
+"""run_local.py, or with $LAUNCHER test_failover.py, over roles of this file; $SCENE says how it goes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.distributed.process import announce_ready, claim_port, host_id, run_role, runtime_dir
+from distqat.errors import ConfigError, RunFailed
 
 ROOT = Path(__file__).parents[2]
 MONITOR = "/ip4/127.0.0.1/tcp/50000/p2p/QmMonitor"
@@ -34,7 +35,7 @@ def server(argv: Sequence[str]) -> int:
     async def role(stop: asyncio.Event) -> int:
         print("server of", value_of(argv, "--initial-peers"), flush=True)
         if os.environ.get("SCENE") == "broken":
-            return 2
+            raise ConfigError("seed: the run has 7; start the server with --seed 7")
         await stop.wait()
         return 0
 
@@ -60,8 +61,9 @@ def client(argv: Sequence[str]) -> int:
 
     async def role(stop: asyncio.Event) -> int:
         if os.environ.get("SCENE") == "fail":
-            print("distqat data-server: the hub cannot be reached; use digits", flush=True)
-            return 1
+            error = RunFailed("the hub cannot be reached; use digits")
+            error.log = Path(value_of(argv, "--log-dir")) / "data_server.log"
+            raise error
         name = f"Qm{os.getpid()}"
         token = os.environ.get("DISTQAT_TOKEN")
         admission = Admission(value_of(argv, "--experiment-prefix"), name, token)
@@ -101,10 +103,11 @@ def summary(local: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
-    from distqat.launch import local, local_run, roles, warm
+    from distqat.launch import drill, local, local_run, roles, warm
 
     roles.entry_of = lambda kind: f"tests.integration.local_scene:{kind}"
     warm.PRELOAD = warm.NETWORK = ()
     warm.module_of = roles.module_of
     local_run.LEAVE_S = 0.1  # these servers do not hear that the run is finished
-    sys.exit(local.main(sys.argv[1:]))
+    launcher = drill if "LAUNCHER" in os.environ else local
+    sys.exit(launcher.main(sys.argv[1:]))

@@ -68,7 +68,9 @@ def test_two_launchers_of_one_host_do_not_meet(launch: Launch, tmp_path: Path) -
         output, errors = launcher.communicate(timeout=20)
         assert launcher.returncode == 0, errors
         assert output.count("ended with code 0: stopped") == 2
-    assert {path.name for path in (tmp_path / "logs").iterdir()} == {f"server_{i}.log" for i in range(4)}
+    assert {path.name for path in (tmp_path / "logs").glob("server_*")} == {
+        f"server_{i}.log" for i in range(4)
+    }
 
 
 def test_sigkill_of_a_launcher_takes_its_servers(launch: Launch) -> None:
@@ -168,9 +170,56 @@ def test_trainer_client_prints_the_peers_and_ends_with_its_client(
     launcher = launch("trainer_client", "--initial-peers=/ip4/127.0.0.1/tcp/1/p2p/QmOther", scene=scene)
     output, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 0, errors
-    assert output == f"Initial peers: {PEER}\n"
+    lines = output.splitlines()
+    assert lines[0].endswith(" starting the monitor")
+    assert f"Initial peers: {PEER}" in lines
+    told = [line for line in lines if line.startswith("monitor ")]
+    if scene == "crash":
+        assert re.fullmatch(
+            r"monitor \(PID \d+\) ended with SIGABRT: starting again in 0\.2 s; see \S+monitor\.log", told[0]
+        )
+        assert re.fullmatch(r"monitor started again: PID \d+", told[1])
+    assert len(told) == (2 if scene == "crash" else 0)
     log = (tmp_path / "logs" / "client.log").read_text()
     assert log == f"peers {PEER},/ip4/127.0.0.1/tcp/1/p2p/QmOther\n"
+
+
+def test_trainer_client_without_progress_prints_the_peers_alone(launch: Launch) -> None:
+    launcher = launch("trainer_client", "--no-progress")
+    output, errors = launcher.communicate(timeout=30)
+    assert (launcher.returncode, errors) == (0, "")
+    assert output == f"Initial peers: {PEER}\n"
+
+
+def test_what_the_client_ended_with_is_the_last_line_and_its_restarts_are_said(
+    launch: Launch, tmp_path: Path
+) -> None:
+    launcher = launch("trainer_client", "--no-progress", scene="refuse")
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    sentence = r"ValueError: label 'inf' of row 7 \(\S+launch_scene\.py:\d+\)"
+    assert re.fullmatch(rf"see \S+/client\.log\ndistqat trainer-client: {sentence}\n", errors)
+    assert "client: waiting for the data set, since 10 s\n" in output
+    assert re.search(
+        rf"client \(PID \d+\) ended with code 1: {sentence}; starting again in 0\.2 s; see ", output
+    )
+    assert "ended with code 1: the same error again; starting again in 0.4 s" in output
+    assert output.count("client started again: PID ") == 2
+    assert len(re.findall(sentence, output)) == 1
+    assert "Traceback" in (tmp_path / "logs" / "client.log").read_text()
+
+
+def test_servers_that_are_all_refused_say_so_once(launch: Launch) -> None:
+    launcher = launch(
+        "servers", "--num-servers=3", "--server-base-port=0", f"--initial-peers={PEER}", scene="refuse"
+    )
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 2
+    assert re.fullmatch(
+        r"see \S+/server_\d\.log\ndistqat servers: seed: the run has 7; start the server with --seed 7\n",
+        errors,
+    )
+    assert "seed" not in output
 
 
 @pytest.mark.slow

@@ -98,16 +98,35 @@ def test_a_client_that_fails_is_one_sentence_and_its_log(launch: Launch, tmp_pat
     launcher = launch(scene="fail")
     output, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
-    assert f"distqat run_local: the client ended with code 1; see {tmp_path}/logs/client.log\n" in errors
-    assert "distqat data-server: the hub cannot be reached; use digits\n" in output
-    assert "Traceback" not in errors
+    assert errors == (
+        f"see {tmp_path}/logs/data_server.log\ndistqat run_local: the hub cannot be reached; use digits\n"
+    )
+    assert "hub" not in output
 
 
-def test_too_few_servers_end_the_run(launch: Launch) -> None:
+def test_a_drill_whose_client_fails_ends_with_the_cause(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAUNCHER", "drill")
+    launcher = launch(scene="fail")
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert errors == (
+        f"see {tmp_path}/logs/data_server.log\ndistqat test_failover: the hub cannot be reached; use digits\n"
+    )
+    assert "hub" not in output
+    assert "VERDICT: FAIL" in output
+
+
+def test_too_few_servers_end_the_run_with_what_they_said(launch: Launch) -> None:
     launcher = launch(scene="broken")
-    _, errors = launcher.communicate(timeout=60)
+    output, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 2
-    assert re.search(r"server \d ended with code 2 \(given up: .*\) are too few for 2 stages; see ", errors)
+    assert re.fullmatch(
+        r"see \S+/server_\d\.log\ndistqat run_local: seed: the run has 7; start the server with --seed 7\n",
+        errors,
+    )
+    assert "seed" not in output
 
 
 def test_ctrl_c_ends_everything_in_order(launch: Launch) -> None:

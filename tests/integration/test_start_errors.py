@@ -12,7 +12,7 @@ import pytest
 from tests.plugin_scene import forgotten_plugins
 
 from distqat.data.options import DataOptions
-from distqat.distributed import data_server, server
+from distqat.distributed import client, data_server, monitor, server, trainer
 from distqat.launch import local, servers, trainer_client
 
 MODEL = """
@@ -97,12 +97,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for module in (servers, trainer_client, local):
+    for module in (servers, trainer_client, local, client):
         for name in ("Zygote", "Zygotes"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Nothing)
         monkeypatch.setattr(module, "set_title", lambda *_: None)
-    for role in (server, data_server):
+    for role in (server, data_server, client, trainer, monitor):
         monkeypatch.setattr(role, "set_title", lambda *_: None)
         monkeypatch.setattr(role, "set_up_logging", lambda *_: None)
     monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
@@ -174,14 +174,17 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
             ["'stuck' gave no batch within 0.5 s: check the network"],
         ),
         (data_server.main, ("--data-task-type=nlpp",), ["unknown task type 'nlpp'; did you mean 'nlp'?"]),
+        (server.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
+        (client.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
+        (trainer.main, ("--config-path=",), ["is started by its client", "--run-locally"]),
         (local.main, ("--plugin=broken.py",), ["broken.py:2: ZeroDivisionError: division by zero"]),
         (servers.main, ("--plugin=nothing.py",), ["nothing.py: no such file"]),
         (trainer_client.main, ("--plugin=no_such_module",), ["no module 'no_such_module' can be imported"]),
     ],
     ids=[
         "shapes", "missing stage", "stage name", "stage key", "tokenizer", "extra", "column", "path",
-        "network", "careless task", "too slow", "task name", "plugin raises", "plugin missing",
-        "plugin module",
+        "network", "careless task", "too slow", "task name", "server alone", "client alone", "trainer alone",
+        "plugin raises", "plugin missing", "plugin module",
     ],
 )  # fmt: skip
 def test_the_error_is_one_line_with_the_fix_and_code_2(
@@ -198,6 +201,21 @@ def test_the_error_is_one_line_with_the_fix_and_code_2(
     assert errors.count("\n") == 1
     for part in said:
         assert part in errors
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("main", [monitor.main, client.main])
+def test_a_log_folder_that_cannot_be_is_one_line(
+    main: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("logs").touch()
+    assert (
+        main(["--config-path=", "--log-dir=logs/x", "--initial-peers=/ip4/127.0.0.1/tcp/9/p2p/QmTest"]) == 1
+    )
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "cannot write logs in logs/x" in errors
+    assert "--log-dir" in errors
 
 
 def test_the_names_of_data_sets_are_not_checked_without_opening_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from distqat.config.schema import Config, split_list
 from distqat.config.source import parse_value
 from distqat.environment import prepare
 from distqat.errors import ConfigError
+from distqat.terminal import complain
 
 
 class ConfigParser(argparse.ArgumentParser):
@@ -26,6 +28,11 @@ class ConfigParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence instead of the usage of some sixty flags."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if message:
+            complain(message.rstrip("\n"))
+        sys.exit(status)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if args is None:  # a role that was started by itself

@@ -11,6 +11,7 @@ import yaml
 from distqat.config.authority import schema
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args
 from distqat.errors import ConfigError
+from distqat.terminal import complain
 
 
 def config_command(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def config_command(argv: Sequence[str] | None = None) -> int:
     try:
         config = config_from_args(args)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        complain(str(error))
         return 2
     sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return 0

@@ -53,12 +53,21 @@ def read(path: str | Path) -> Source:
     if Path(path).is_file():
         try:
             return parse(Path(path).read_text("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise ConfigError(
+                f"{path}:{line}: cannot be read: it is no UTF-8 text; save it as UTF-8"
+            ) from None
     shipped = shipped_configs()
     name = re.sub(r"^(\./)?configs/", "", str(path)).removesuffix(".yaml")
     if name in shipped:
         return parse(shipped[name], f"configs/{name}.yaml")
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"{path}: no such file, it is a folder; name a YAML file, for example configs/resnet18.yaml"
+        )
     close = nearest(name, shipped)
     hint = f"; did you mean 'configs/{close}.yaml'?" if close else ";"
     known = ", ".join(f"configs/{name}.yaml" for name in sorted(shipped))

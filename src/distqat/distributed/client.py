@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from distqat.terminal import begin, leave
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("client", clean=False)
+
 import asyncio
 import contextlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +39,7 @@ from distqat.distributed.coordination.slots import Slots, check_agreement
 from distqat.distributed.coordination.start import RESUME, Start, note_settings
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
 from distqat.distributed.evaluation import build_all
-from distqat.distributed.peer import Peer, first_failure, first_of
+from distqat.distributed.peer import Peer, first_failure, first_of, need_log_dir, need_peers
 from distqat.distributed.process import (
     PRELOAD,
     Zygote,
@@ -365,6 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_from_args(args)
         set_up_logging("client", config.log_level if "log_level" in config.model_fields_set else None)
         given = "client_port" in config.model_fields_set
+        need_peers(config)
+        need_log_dir(config)
         peer = await Peer.start(
             config, port=config.client_port, port_given=given, initial_peers=config.initial_peers
         )
@@ -381,4 +387,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from distqat.terminal import begin, leave
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("data-server", clean=False)
+
 import asyncio
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -100,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

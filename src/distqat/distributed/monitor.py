@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+from distqat.terminal import begin, keeps_clean, leave
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("monitor", clean="--watch" in sys.argv)
+
 import asyncio
 import contextlib
 import logging
@@ -13,7 +20,7 @@ from typing import Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.distributed.other_runs import OtherRuns
-from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.peer import Peer, first_of, need_log_dir
 from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.errors import ConfigError, SwarmError
 from distqat.files import write_whole
@@ -71,6 +78,7 @@ def write_addresses(path: Path, addresses: Sequence[str]) -> None:
 async def serve(config: Config, stop: asyncio.Event) -> int:
     """Bootstrap the swarm and record its metrics until asked to stop."""
     given = "monitor_port" in config.model_fields_set
+    need_log_dir(config)
     peer = await Peer.start(
         config,
         port=config.monitor_port,
@@ -80,7 +88,13 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     )
     sink = open_sinks(config.log_dir, "monitor", config.wandb_project)
     addresses = list(peer.maddrs)
-    write_addresses(Path(config.store_ip_addresses_path), addresses)
+    try:
+        write_addresses(Path(config.store_ip_addresses_path), addresses)
+    except OSError as error:
+        raise ConfigError(
+            f"store_ip_addresses_path: the addresses cannot be written to {config.store_ip_addresses_path}: "
+            f"{error.strerror}; name another file"
+        ) from error
     logger.info("initial peers, also in %s: %s", config.store_ip_addresses_path, ",".join(addresses))
     monitor = Monitor(config, peer)
     announcing = asyncio.ensure_future(
@@ -119,7 +133,7 @@ async def watch(config: Config, stop: asyncio.Event) -> int:
     peer = await Peer.start(config, port=0, port_given=False, initial_peers=peers)
     monitor, others = Monitor(config, peer), OtherRuns(peer.directory)
     try:
-        with Live(refresh_per_second=2) as live:
+        with Live(refresh_per_second=2, redirect_stderr=not keeps_clean()) as live:
             while not stop.is_set():
                 status = await monitor.collect()
                 if not status["servers"]:
@@ -157,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,7 +15,7 @@ from typing import Any
 from distqat.config import Config
 from distqat.distributed.process import PortClaim, claim_port, host_id, runtime_dir
 from distqat.distributed.process.runtime import moved
-from distqat.errors import RoleError
+from distqat.errors import ConfigError, RoleError
 from distqat.swarm.addresses import bound_hosts, public_and_loopback
 from distqat.swarm.directory import DhtDirectory
 from distqat.swarm.engine import Engine, EngineOptions, P2PStreams
@@ -129,6 +129,25 @@ def _is_dead(path: Path) -> bool:
         except OSError:  # full, or gone already
             return False
     return False
+
+
+def need_peers(config: Config) -> None:
+    """ConfigError unless there is somebody to join: alone, a client or server would wait for ever."""
+    if not config.initial_peers:
+        raise ConfigError(
+            "--initial-peers is missing; give the addresses that start_trainer_client.py prints, and that "
+            f"stand in {config.store_ip_addresses_path} of the monitor's host"
+        )
+
+
+def need_log_dir(config: Config) -> None:
+    """Make the folder of logs and metrics. RoleError: it cannot be made."""
+    try:
+        Path(config.log_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RoleError(
+            f"cannot write logs in {config.log_dir}: {error.strerror}; name another folder with --log-dir"
+        ) from error
 
 
 async def first_failure(*work: asyncio.Future[Any]) -> None:

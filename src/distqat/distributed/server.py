@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from distqat.terminal import begin, leave
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("server", clean=False)
+
 import argparse
 import asyncio
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -17,7 +21,7 @@ from distqat.config import Config, ConfigParser, add_config_arguments, config_fr
 from distqat.distributed.building import build_module
 from distqat.distributed.checking import check_batch, check_run, check_served
 from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.peer import Peer, first_of
+from distqat.distributed.peer import Peer, first_of, need_log_dir, need_peers
 from distqat.distributed.process import (
     LOG_NAME,
     CoreShare,
@@ -168,6 +172,8 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     given = "server_base_port" in config.model_fields_set
     check_served(config)
     await asyncio.to_thread(check_run, config)
+    need_peers(config)
+    need_log_dir(config)
     peer = await Peer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
     )
@@ -184,4 +190,4 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from distqat.terminal import begin, leave
+
+if __name__ == "__main__":  # before all else: what follows imports torch
+    begin("trainer", clean=False)
+
 import asyncio
 import contextlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +21,7 @@ from distqat.config import Config, ConfigParser, add_config_arguments, config_fr
 from distqat.data.client import DataClient, LeasedBatch
 from distqat.distributed.building import build_task
 from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.data_server import socket_path
+from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.feed import BatchFeed, Stopped
 from distqat.distributed.marker import Marker, TrainerProgress
 from distqat.distributed.part_writer import PartWriter
@@ -33,7 +37,7 @@ from distqat.distributed.step_records import StepRecords
 from distqat.distributed.step_size import StepSize
 from distqat.distributed.unreached import Unreached
 from distqat.distributed.wire import Hop
-from distqat.errors import DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
+from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.swarm.directory import DirectoryWatch
@@ -325,10 +329,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             given = os.environ.get(SAMPLES)
             return await train_locally(config, stop, int(given) if given else None)
+        if not config.initial_peers and DATA_SOCKET not in os.environ:
+            raise ConfigError(
+                "a trainer of a swarm is started by its client; to train in this process, give --run-locally"
+            )
         return await serve(config, stop)
 
     return run_role("trainer", role)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distqat.errors import CheckpointError, DistqatError
+from distqat.config import ConfigParser
+from distqat.errors import CheckpointError
+from distqat.launch.command import run_command
+from distqat.launch.outputs import check_output
+from distqat.terminal import complain
 
 if TYPE_CHECKING:
     from distqat.checkpoint import Mark, RoundFolder
@@ -19,16 +23,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1: something is broken or missing; 2: bad usage."""
     args = _parser().parse_args(argv)
-    try:
-        done: int = args.command(args)
-        return done
-    except DistqatError as error:
-        sys.stderr.write(f"distqat checkpoint: {error}\n")
-        return 1
+    return run_command("checkpoint", lambda: int(args.command(args)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("distqat checkpoint", description=__doc__)
+    parser = ConfigParser("distqat checkpoint", usage="%(prog)s COMMAND DIR [flags]", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="rounds, their stages and what is missing")
@@ -135,6 +134,7 @@ def _assemble(args: argparse.Namespace) -> int:
     from distqat.checkpoint.assembled import TOLD
     from distqat.config import quantization
 
+    check_output(args.out, "--out")
     stages = names = None
     if args.config_path is not None:
         from distqat.config import load_config
@@ -143,7 +143,7 @@ def _assemble(args: argparse.Namespace) -> int:
         stages, names = config.stages, _names(config)
     model = assemble(args.folder, args.round, stages=stages, names=names)
     for problem in model.skipped:
-        sys.stderr.write(f"skipped: {problem}\n")
+        complain(f"skipped: {problem}")
     told = {"round": str(model.round), "generation": str(model.generation)}
     told[TOLD] = json.dumps(quantization(model.agreement))
     write_model(args.out, model.tensors, told)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from distqat import __version__
 from distqat.environment import prepare
 from distqat.errors import UnknownName
+from distqat.terminal import begin, complain, leave
 
 # name: (where, arguments that come first, what it does)
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -32,22 +33,36 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "config": ("distqat.config.command:config_command", (), "print the resolved configuration or its schema"),
 }
 
+LAUNCHERS = ("run", "baseline", "trainer-client", "servers")
+ROLES = ("monitor", "client", "trainer", "server", "data-server")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 for one that does not exist."""
     prepare()
+    by_a_person = argv is None
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    if by_a_person:
+        begin("distqat", clean=False)
+    if not words:
         sys.stdout.write(usage())
-        return 0 if words else 2
+        complain("distqat: name a command")
+        return 2
+    if words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return 0
     if words[0] in ("-V", "--version"):
         sys.stdout.write(f"distqat {__version__}\n")
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        sys.stderr.write(f"distqat: {UnknownName('command', name, COMMANDS)}\n")
+        complain(f"distqat: {UnknownName('command', name, COMMANDS)}")
         return 2
     where, first, _ = COMMANDS[name]
+    if by_a_person:
+        begin(name, clean=name not in ROLES or "--watch" in rest)
+        if name in (*LAUNCHERS, *ROLES):
+            leave(load(where)([*first, *rest]))
     return load(where)([*first, *rest])
 
 

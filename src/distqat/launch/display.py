@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 from distqat.launch.progress import Frame, panel, plain_line
+from distqat.terminal import show_through, stream
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 LINE_EVERY_S = 3.0
+LINES_APART = 0.02  # of the time since the start, up to a minute: a run of days does not fill a log
+MOST_APART_S = 60.0
 
 
 class Display(Protocol):
@@ -28,7 +30,7 @@ class Display(Protocol):
 
 
 class PlainDisplay:
-    """Lines. progress: print frames too, at most one every `LINE_EVERY_S`."""
+    """Lines. progress: print frames too, at most one every `LINE_EVERY_S`, and fewer as time goes on."""
 
     def __init__(
         self, stream: TextIO, *, progress: bool = True, clock: Callable[[], float] = time.monotonic
@@ -44,7 +46,8 @@ class PlainDisplay:
     def show(self, frame: Frame) -> None:
         line, now = plain_line(frame), self._clock()
         before, at = self._shown
-        if self._progress and line != before and now - at >= LINE_EVERY_S:
+        apart = max(LINE_EVERY_S, min(MOST_APART_S, LINES_APART * frame.elapsed_s))
+        if self._progress and line != before and now - at >= apart:
             self._shown = (line, now)
             self.say(line)
 
@@ -59,13 +62,15 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A panel at the bottom of the terminal; lines and log records scroll above it."""
+    """A panel at the bottom of the terminal; lines, also those of `complain`, scroll above it."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
         self._console = console
-        self._new: Callable[[], Live] = lambda: Live(console=console, auto_refresh=False, transient=True)
+        self._new: Callable[[], Live] = lambda: Live(
+            console=console, auto_refresh=False, transient=True, redirect_stderr=False
+        )
         self._live: Live | None = None
 
     def say(self, line: str) -> None:
@@ -75,17 +80,25 @@ class LiveDisplay:
         if self._live is None:
             self._live = self._new()
             self._live.start()
-            _log_to(sys.stderr)  # which the panel has replaced by a stream that prints above it
+            lines_above(self._console)
         self._live.update(panel(frame), refresh=True)
 
     def clear(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
-            _log_to(sys.stderr)
+            show_through(None)
 
     def table(self, what: RenderableType) -> None:
         self._console.print(what)
+
+
+def lines_above(console: Console) -> None:
+    """Have lines on standard error scroll above the panel of `console`, until `show_through(None)`."""
+    if stream().isatty():
+        from rich.file_proxy import FileProxy
+
+        show_through(cast(TextIO, FileProxy(console, stream())))
 
 
 def open_display(progress: bool) -> Display:
@@ -100,9 +113,3 @@ def open_display(progress: bool) -> Display:
         if console.is_terminal and not console.is_dumb_terminal
         else PlainDisplay(sys.stdout)
     )
-
-
-def _log_to(stream: TextIO) -> None:
-    for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(stream)

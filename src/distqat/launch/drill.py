@@ -16,15 +16,18 @@ from distqat.distributed.process import guarded, run_role, set_title
 from distqat.environment import prepare
 from distqat.errors import ConfigError, DistqatError
 from distqat.files import write_whole
+from distqat.launch.outputs import check_output
 from distqat.launch.processes import private_runtime
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
+from distqat.terminal import begin, leave
 
 if TYPE_CHECKING:
     from distqat.launch.drill_script import Drill
     from distqat.launch.drill_timeline import Timeline
     from distqat.launch.drill_verdict import Row
 
+NAME = "test_failover"
 CONFIG = "configs/mlp.yaml"
 PREFIX = "failover-drill"
 RECOVERED = "every pipeline recovered"
@@ -37,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare()
     set_title("failover", words)
     with private_runtime():
-        try:
-            zygotes = Zygotes.start()
-            return guarded("test_failover", lambda: _main(words, zygotes))
-        except KeyboardInterrupt:  # before the event loop listens to signals: nothing was started yet
-            return 0
+        zygotes = Zygotes.start()
+        return guarded(NAME, lambda: _main(words, zygotes))
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -88,13 +88,15 @@ def _main(words: Sequence[str], zygotes: Zygotes) -> int:
         raise ConfigError("world_size: a drill kills replicas, so it needs 2 or more of each stage")
     if len(config.stages) < 2:
         raise ConfigError("model_pipeline.pipeline: a drill breaks pipelines of 2 stages or more")
+    if args.json is not None:
+        check_output(args.json, "--json")
     shutil.rmtree(settings.log_dir / "checkpoints", ignore_errors=True)  # of the last drill
     zygotes.start_servers(config)
 
     async def launcher(stop: asyncio.Event) -> int:
         return await _drill(stop, args, settings, zygotes)
 
-    return run_role("test_failover", launcher, grace_s=2 * LAUNCHER_GRACE_S)
+    return run_role(NAME, launcher, grace_s=2 * LAUNCHER_GRACE_S)
 
 
 async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settings, zygotes: Zygotes) -> int:
@@ -105,28 +107,38 @@ async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settin
     screen = open_screen()
     drill = Drill(DrillSwarm(settings, zygotes), QUICK if args.quick else Pace(), screen)
     acts, asked = asyncio.ensure_future(drill.run()), asyncio.ensure_future(stop.wait())
-    failure: str | None = None
+    failing = asyncio.ensure_future(drill.swarm.failure())
+    failure: DistqatError | None = None
     try:
-        await asyncio.wait({acts, asked}, return_when=asyncio.FIRST_COMPLETED)
-        interrupted = not acts.done()
-        if interrupted:
-            drill.say("interrupted")
-            acts.cancel()
-        try:
-            await acts
-        except asyncio.CancelledError:
-            pass
-        except DistqatError as error:
-            failure = str(error)
-            drill.say(f"FAILED: {error}")
+        await asyncio.wait({acts, asked, failing}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted = asked.done() and not acts.done()
+        acts.cancel()
+        failure = await _failure_of(failing if failing.done() else acts)
+        if interrupted or failure is not None:
+            drill.say("interrupted" if interrupted else "it failed")
     finally:
-        asked.cancel()
+        for task in (asked, failing):
+            task.cancel()
         rows = await _end(drill, zygotes, failure)
         screen.close()
-    return conclude(drill.timeline, rows, args.json, interrupted=interrupted)
+    code = conclude(drill.timeline, rows, args.json, interrupted=interrupted)
+    if failure is not None:
+        raise failure
+    return code
 
 
-async def _end(drill: Drill, zygotes: Zygotes, failure: str | None) -> dict[str, Row]:
+async def _failure_of(work: asyncio.Future[None]) -> DistqatError | None:
+    """What the drill failed with; None: it is over, or was cancelled."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        pass
+    except DistqatError as error:
+        return error
+    return None
+
+
+async def _end(drill: Drill, zygotes: Zygotes, failure: DistqatError | None) -> dict[str, Row]:
     """End the swarm; every invariant with whether it held."""
     from distqat.launch.drill_verdict import judge
 
@@ -139,7 +151,8 @@ async def _end(drill: Drill, zygotes: Zygotes, failure: str | None) -> dict[str,
     evidence = swarm.evidence()
     rows = judge(evidence) if evidence.steps else {}  # none: it failed, or was stopped, before
     died = [replica.name for replica in swarm.dead_of_themselves() if replica.role.returncode]
-    recovered = failure or (f"{', '.join(died)} ended without being killed" if died else "")
+    unexpected = f"{', '.join(died)} ended without being killed" if died else ""
+    recovered = "the drill came to no end" if failure is not None else unexpected
     rows[RECOVERED] = (not recovered, recovered or "each kill was followed by an applied step")
     rows[NOTHING_LEFT] = (not left, "; ".join(left) or "no process, no shared memory")
     return rows
@@ -173,4 +186,5 @@ def conclude(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin(NAME)
+    leave(main())

@@ -21,18 +21,19 @@ from distqat.distributed.process import (
     LogClaim,
     PortClaim,
     RestartPolicy,
+    RoleCommand,
     RoleProcess,
     Supervisor,
     claim_port,
     threads_per_server,
 )
 from distqat.distributed.process.device import LOCAL_INDEX
-from distqat.distributed.process.supervisor import ending
-from distqat.errors import RoleError
+from distqat.distributed.process.endings import ending
+from distqat.distributed.process.restarts import USAGE
+from distqat.errors import DistqatError, RoleError
 from distqat.launch.drill_verdict import Evidence
 from distqat.launch.feed import StatusFeed
 from distqat.launch.folder import claim_folder
-from distqat.launch.local_run import known_peers
 from distqat.launch.processes import RUNTIME, Processes, left_behind, shared_memory
 from distqat.launch.roles import (
     READY_S,
@@ -40,10 +41,12 @@ from distqat.launch.roles import (
     Settings,
     claim_role_log,
     keep_until_ready,
+    known_peers,
     role_command,
 )
 from distqat.launch.warm import Zygotes
 from distqat.swarm.addresses import bound_hosts
+from distqat.terminal import log_to
 
 NEVER_AGAIN = RestartPolicy(crashes=0)
 ONCE_MORE = RestartPolicy(crashes=2)
@@ -101,16 +104,19 @@ class DrillSwarm:
     _peers: list[str] = field(default_factory=list)
     _ports: list[PortClaim] = field(default_factory=list)
     _claim: LogClaim | None = None
+    _failures: asyncio.Queue[DistqatError] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
-        self._network = Supervisor(self.zygotes.network, on_end=self._ended)
-        self._servers = Supervisor(self.zygotes.servers, on_end=self._ended)
+        heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._noticed}
+        self._network = Supervisor(self.zygotes.network, **heard)
+        self._servers = Supervisor(self.zygotes.servers, **heard)
         self.feed = StatusFeed(self.settings.config.experiment_prefix)
 
     async def start(self) -> None:
-        """Start monitor and client; returns when both serve. RoleError: what failed and where to read."""
+        """Start monitor and client; returns when both serve. DistqatError: what one of them ended with."""
         config = self.settings.config
         self._claim = claim_folder(self.settings.log_dir)
+        log_to(self._claim.path)
         said = await self._keep("monitor", config.monitor_port)
         self._peers = known_peers(said, self.settings)
         self.feed.follow(await self._keep("client", config.client_port))
@@ -127,6 +133,10 @@ class DrillSwarm:
         command = role_command(kind, self.settings, log, changes=changes, env=environment)
         _, said = await keep_until_ready(self._network, command, policy=self.network_policy)
         return said
+
+    async def failure(self) -> None:
+        """Raises what the monitor or the client was given up with, and what a server was refused with."""
+        raise await self._failures.get()
 
     async def add_server(self) -> Replica:
         """Start one more server; returns when its process runs."""
@@ -234,16 +244,25 @@ class DrillSwarm:
 
     def _ended(self, ended: Ended) -> None:
         killed = any(each.role.pid == ended.pid and each.killed is not None for each in self.replicas)
-        if ended.consequence != "stopped" and not killed:
-            name, log = ended.command.name, ended.command.log_path
-            self.say(f"{name} ended with {ending(ended.code)}: {ended.consequence}; see {log}")
+        if ended.consequence == "stopped" or killed:
+            return
+        of_network = not ended.command.name.startswith("server")
+        if ended.given_up and (of_network or ended.code == USAGE):
+            self._failures.put_nowait(ended.failure())
+            return
+        name, log, words = ended.command.name, ended.command.log_path, ended.words
+        why = f"{words.sentence}; " if words else ""
+        self.say(f"{name} ended with {ending(ended.code)}: {why}{ended.consequence}; see {log}")
+
+    def _noticed(self, command: RoleCommand, sentence: str) -> None:
+        self.say(f"{command.name}: {sentence}")
 
 
 async def _noticed(replica: Replica) -> None:
     """Write down when it begins to serve, also while nobody waits for that."""
     try:
         await replica.serves(timeout_s=3600.0)
-    except RoleError:
+    except DistqatError:
         return  # it was killed before; whoever waits for it hears why
 
 

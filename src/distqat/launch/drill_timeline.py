@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from distqat.launch.display import lines_above
+from distqat.terminal import show_through
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
@@ -109,8 +112,9 @@ class Panel:
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
-        self._live: Live = Live(console=console, auto_refresh=False, transient=True)
+        self._live: Live = Live(console=console, auto_refresh=False, transient=True, redirect_stderr=False)
         self._live.start()
+        lines_above(console)
 
     def refresh(self, timeline: Timeline) -> None:
         from rich.console import Group
@@ -120,6 +124,7 @@ class Panel:
 
     def close(self) -> None:
         self._live.stop()
+        show_through(None)
 
 
 def open_screen() -> Screen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.errors import ConfigError, DistqatError
+from distqat.distributed.process import run_alone
+from distqat.errors import ConfigError
+from distqat.launch.command import run_command
 from distqat.launch.saved_model import SavedModel
 
 if TYPE_CHECKING:
@@ -34,23 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        config = config_from_args(args)
-        if (args.checkpoint is None) == (not config.initial_peers):
-            raise ConfigError("give a checkpoint folder (or model file), or --initial-peers of a swarm")
-        if args.ptq:
-            _print_both(config, args.checkpoint, args.round, as_json=args.json)
-            return 0
-        if args.checkpoint is None:
-            judged, what = asyncio.run(_swarm(config))
-        else:
-            judged, what = _checkpoint(config, args.checkpoint, args.round)
-    except ConfigError as error:
-        sys.stderr.write(f"distqat evaluate: {error}\n")
-        return 2
-    except DistqatError as error:
-        sys.stderr.write(f"distqat evaluate: {error}\n")
-        return 1
+    return run_command("evaluate", lambda: _evaluate(args))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    config = config_from_args(args)
+    if (args.checkpoint is None) == (not config.initial_peers):
+        raise ConfigError("give a checkpoint folder (or model file), or --initial-peers of a swarm")
+    if args.ptq:
+        _print_both(config, args.checkpoint, args.round, as_json=args.json)
+        return 0
+    if args.checkpoint is None:
+        judged, what = run_alone(_swarm(config))
+    else:
+        judged, what = _checkpoint(config, args.checkpoint, args.round)
     _print(judged, what, as_json=args.json)
     return 0
 

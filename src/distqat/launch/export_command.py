@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.errors import ConfigError, DistqatError
+from distqat.errors import ConfigError
+from distqat.launch.command import run_command
+from distqat.launch.outputs import check_output
 
 if TYPE_CHECKING:
     from distqat.export.description import Description
@@ -22,14 +25,12 @@ FORMATS = ("onnx-int8", "torchao", "safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1: it cannot be exported, or the check failed; 2: bad usage or configuration."""
     args = _parser().parse_args(argv)
-    try:
-        report = _export(config_from_args(args), args)
-    except ConfigError as error:
-        sys.stderr.write(f"distqat export: {error}\n")
-        return 2
-    except DistqatError as error:
-        sys.stderr.write(f"distqat export: {error}\n")
-        return 1
+    return run_command("export", lambda: _checked(args))
+
+
+def _checked(args: argparse.Namespace) -> int:
+    check_output(args.out, "--out", folder=True)
+    report = _export(config_from_args(args), args)
     sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
     for failure in report.failures:
         sys.stdout.write(f"  {failure}\n")

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from distqat.distributed.process import LogClaim, claim_log, complaint
+from distqat.distributed.process import LogClaim, claim_log
 from distqat.errors import RoleError
 
 PREVIOUS = "previous"
@@ -47,7 +47,13 @@ def claim_folder(folder: Path, *, resume: bool = False) -> LogClaim:
             set_aside(folder)
         return claim_log(folder, "run_local")
     except OSError as error:
-        raise RoleError(f"cannot write logs in {folder}: {error.strerror}") from error
+        raise no_logs(folder, error) from error
+
+
+def no_logs(folder: Path, error: OSError) -> RoleError:
+    """What to say when logs cannot be written to a folder."""
+    why = "a file is there" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+    return RoleError(f"cannot write logs in {folder}: {why}; name another folder with --log-dir")
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -72,17 +78,6 @@ def set_aside(folder: Path) -> Path | None:
     for outdated in sorted(place.parent.iterdir())[:-_KEEP]:
         shutil.rmtree(outdated, ignore_errors=True)
     return place
-
-
-def complaints(folder: Path) -> list[str]:
-    """What each role in `folder` last ended with, oldest log first: `distqat data-server: ...`."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    found = []
-    for path in logs:
-        last = complaint(path)
-        if last is not None and last not in found:
-            found.append(last)
-    return found
 
 
 def _held(path: Path) -> bool:

@@ -8,33 +8,29 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distqat.distributed.process import guarded, run_role, set_title
 from distqat.environment import prepare
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
+from distqat.terminal import begin, leave, log_to
 
-if TYPE_CHECKING:
-    from distqat.launch.display import Display
-    from distqat.launch.summary import Summary
+NAME = "run_local"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or was stopped in order; 1: something failed; 2: refused."""
     words = list(sys.argv[1:] if argv is None else argv)
     prepare()
-    set_title("run_local", words)
+    set_title(NAME, words)
     if any(word.partition("=")[0] == "--ptq" for word in words):
         return _after_training(words)
     began = time.monotonic()
     if not {"-h", "--help"} & set(words):
         print("distqat: starting", flush=True)  # noqa: T201  at once; the rest takes a second of imports
-    try:
-        zygotes = Zygotes.start()
-        return guarded("run_local", lambda: _main(words, zygotes, began))
-    except KeyboardInterrupt:  # before the event loop listens to signals: nothing was started yet
-        return 0
+    zygotes = Zygotes.start()
+    return guarded(NAME, lambda: _main(words, zygotes, began))
 
 
 def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
@@ -43,9 +39,11 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
     from distqat.launch.display import open_display
     from distqat.launch.local_run import LocalRun
     from distqat.launch.plan import make_plan
+    from distqat.launch.summary import conclude
 
     display = open_display(args.progress)
     plan = make_plan("baseline" if args.baseline else "swarm", settings, resume=args.resume)
+    log_to(plan.folder.path)
     for line in plan.describe():
         display.say(line)
     if plan.servers:
@@ -62,12 +60,12 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
                 compared = await LocalRun(second, zygotes, display).run(stop)
                 runs += [compared] if compared is not None else []
             if runs:
-                _conclude(runs, settings, display)
+                conclude(runs, settings.log_dir, display)
             return 0
         finally:
             await zygotes.close()
 
-    return run_role("run_local", launcher, grace_s=LAUNCHER_GRACE_S)
+    return run_role(NAME, launcher, grace_s=LAUNCHER_GRACE_S)
 
 
 def _after_training(words: Sequence[str]) -> int:
@@ -122,14 +120,6 @@ def beside(settings: Settings) -> Settings:
     return replace(settings, config=load_config(settings.config_path or None, overrides), overrides=overrides)
 
 
-def _conclude(runs: Sequence[Summary], settings: Settings, display: Display) -> None:
-    from distqat.launch.summary import places, summary_table
-
-    display.say("")
-    display.table(summary_table(runs))
-    for line in places(runs[0], settings.log_dir):
-        display.say(line)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    begin(NAME)
+    leave(main())

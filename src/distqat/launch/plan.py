@@ -34,12 +34,12 @@ class Plan:
     @property
     def goal(self) -> Goal:
         config = self.settings.config
-        steps = config.diloco.inner_steps * config.diloco.outer_steps
+        whole = goal_of(config)
         if self.mode == "baseline":
             per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
-            samples = self.samples or steps * config.world_size * per_step
+            samples = self.samples or whole.steps * config.world_size * per_step
             return Goal(None, -(-samples // per_step))
-        return Goal(config.diloco.outer_steps, steps)
+        return whole
 
     def describe(self) -> list[str]:
         """What is about to happen, in a few lines."""
@@ -60,6 +60,11 @@ class Plan:
     def release(self) -> None:
         for claim in (self.monitor_port, self.client_port, self.folder):
             claim.release()
+
+
+def goal_of(config: Config) -> Goal:
+    """When a run in a swarm is over."""
+    return Goal(config.diloco.outer_steps, config.diloco.inner_steps * config.diloco.outer_steps)
 
 
 def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resume: bool = False) -> Plan:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distqat.errors import ConfigError, DistqatError
+from distqat.config import ConfigParser
+from distqat.launch.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1: the file or the input cannot be used; 2: bad usage, or a package is missing."""
-    parser = argparse.ArgumentParser("distqat predict", description=__doc__)
+    parser = ConfigParser("distqat predict", usage="%(prog)s MODEL INPUT [flags]", description=__doc__)
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="the .onnx file of distqat export, or its folder"
     )
@@ -21,17 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="answers to print (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        from distqat.export.predict import Predictor
+    return run_command("predict", lambda: _predict(args))
 
-        answers = Predictor(args.model).answers(args.input, max(args.top, 1))
-    except ConfigError as error:
-        sys.stderr.write(f"distqat predict: {error}\n")
-        return 2
-    except DistqatError as error:
-        sys.stderr.write(f"distqat predict: {error}\n")
-        return 1
-    for answer in answers:
+
+def _predict(args: argparse.Namespace) -> int:
+    from distqat.export.predict import Predictor
+
+    for answer in Predictor(args.model).answers(args.input, max(args.top, 1)):
         share = "" if answer.share is None else f"{answer.share:7.2%}  "
         sys.stdout.write(f"{share}{answer.text}\n")
     return 0

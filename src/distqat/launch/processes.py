@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from distqat.distributed.process.runtime import short_folder
+from distqat.terminal import undone
 
 RUNTIME = "XDG_RUNTIME_DIR"
 LEFT_S = 2.0  # I5: two seconds after the end nothing is left
@@ -30,7 +32,8 @@ def private_runtime() -> Iterator[str]:
     ) as folder:
         os.environ[RUNTIME] = folder
         try:
-            yield folder
+            with undone(lambda: shutil.rmtree(folder, ignore_errors=True)):
+                yield folder
         finally:
             os.environ.pop(RUNTIME)
             if before is not None:

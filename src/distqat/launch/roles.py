@@ -22,7 +22,9 @@ from distqat.distributed.process import (
     set_up_logging,
 )
 from distqat.distributed.process.runtime import moved
-from distqat.errors import RoleError
+from distqat.errors import DistqatError, RoleError
+from distqat.launch.folder import no_logs
+from distqat.terminal import log_to
 
 if TYPE_CHECKING:
     from distqat.config import Config
@@ -89,7 +91,25 @@ def claim_role_log(settings: Settings, kind: str, number: int | None = None) -> 
     try:
         return claim_log(settings.log_dir, kind.replace("-", "_"), number)
     except OSError as error:
-        raise RoleError(f"cannot write logs in {settings.log_dir}: {error.strerror}") from error
+        raise no_logs(settings.log_dir, error) from error
+
+
+def claim_launcher_log(settings: Settings, stem: str) -> LogClaim:
+    """The log of the launcher itself: what it tells and what its libraries write. RoleError: unwritable."""
+    try:
+        claim = claim_log(settings.log_dir, stem)
+        log_to(claim.path)
+    except OSError as error:
+        raise no_logs(settings.log_dir, error) from error
+    return claim
+
+
+def known_peers(said: Mapping[str, Any], settings: Settings) -> list[str]:
+    """The monitor's addresses, then those that the user gave. RoleError: the monitor told none."""
+    peers = said.get("peers")
+    if not isinstance(peers, list) or not peers or not all(isinstance(peer, str) for peer in peers):
+        raise RoleError(f"the monitor serves but told no addresses: {said}")
+    return [*peers, *(peer for peer in settings.config.initial_peers if peer not in peers)]
 
 
 def role_command(
@@ -121,7 +141,7 @@ async def keep_until_ready(
 ) -> tuple[asyncio.Task[int], dict[str, Any]]:
     """Keep a role running; returns when a run of it said that it serves, with what it said.
 
-    RoleError: it was given up, or no run of it was ready in `timeout_s`.
+    RoleError: no run of it was ready in `timeout_s`. What it ended with when it was given up.
     """
     runs: asyncio.Queue[RoleProcess] = asyncio.Queue()
     kept = supervisor.start(command, policy, runs.put_nowait)
@@ -131,14 +151,13 @@ async def keep_until_ready(
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if kept.done():
             started.cancel()
-            code = await kept
-            raise RoleError(
-                f"{command.name} ended with code {code} before it was ready; see {command.log_path}"
-            )
+            await kept
+            ended = supervisor.end_of(command)
+            raise RoleError(f"{command.name} was not started") if ended is None else ended.failure()
         role = await started
         try:
             return kept, await role.ready(timeout_s)
-        except RoleError:
+        except DistqatError:
             if role.returncode is None:  # it runs, but does not serve
                 raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, agreement, differing_keys, quantization
 from distqat.errors import ConfigError
+from distqat.terminal import complain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class SavedModel:
             return cls(read_model(path), {"model": str(path)}, read_told(path))
         model = assemble(path, round, stages=config.stages)
         for problem in model.skipped:
-            sys.stderr.write(f"skipped: {problem}\n")
+            complain(f"skipped: {problem}")
         told = quantization(model.agreement)
         return cls(model.tensors, {"checkpoint": str(path), "round": model.round}, told)
 

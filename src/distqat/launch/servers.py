@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from distqat.distributed.process import (
     PRELOAD,
@@ -16,20 +17,19 @@ from distqat.distributed.process import (
     Supervisor,
     Zygote,
     claim_port,
-    complaint,
     guarded,
     run_role,
     set_title,
     threads_per_server,
 )
 from distqat.distributed.process.device import LOCAL_INDEX
-from distqat.distributed.process.supervisor import ending
 from distqat.environment import prepare
 from distqat.errors import ConfigError
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
     STOP_GRACE_S,
     Settings,
+    claim_launcher_log,
     claim_role_log,
     exit_code,
     module_of,
@@ -38,6 +38,12 @@ from distqat.launch.roles import (
     until,
 )
 from distqat.swarm.addresses import bound_hosts
+from distqat.terminal import begin, leave
+
+if TYPE_CHECKING:
+    from distqat.launch.reporter import Reporter
+
+NAME = "servers"
 
 
 @dataclass(frozen=True)
@@ -51,29 +57,35 @@ class ServerPlan:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all servers finished, or were stopped in order; 1: one failed; 2: refused."""
     prepare()
-    set_title("servers", argv)
+    set_title(NAME, argv)
     zygote = Zygote.start((*PRELOAD, module_of("server")))
-    return guarded("servers", lambda: _main(argv, zygote))
+    return guarded(NAME, lambda: _main(argv, zygote))
 
 
-def plan_servers(settings: Settings, count: int) -> list[ServerPlan]:
-    """Ports, log files, devices and CPU threads for `count` servers on this host.
+def claim_server_ports(settings: Settings, count: int) -> list[PortClaim]:
+    """A port for each of `count` servers. RoleError: one that was given is busy."""
+    config = settings.config
+    hosts = bound_hosts(config.public_ip)
+    given = "server_base_port" in config.model_fields_set
+    wanted = [config.server_base_port + index if config.server_base_port else 0 for index in range(count)]
+    return [claim_port(hosts, port, given) for port in wanted]
+
+
+def plan_servers(
+    settings: Settings, count: int, ports: Sequence[PortClaim] | None = None
+) -> list[ServerPlan]:
+    """Ports (unless they are claimed already), log files, devices and CPU threads for `count` servers.
 
     ConfigError: nothing to join. RoleError: a port that was given is busy.
     """
-    config = settings.config
-    if not config.initial_peers:
+    if not settings.config.initial_peers:
         raise ConfigError(
             "--initial-peers is missing; give the addresses that start_trainer_client.py prints"
         )
     if count < 1:
         raise ConfigError(f"--num-servers {count}: at least 1")
-    hosts = bound_hosts(config.public_ip)
-    given = "server_base_port" in config.model_fields_set
     plans = []
-    for index in range(count):
-        wanted = config.server_base_port + index if config.server_base_port else 0
-        port = claim_port(hosts, wanted, given)
+    for index, port in enumerate(ports or claim_server_ports(settings, count)):
         command = role_command(
             "server",
             settings,
@@ -88,50 +100,50 @@ def plan_servers(settings: Settings, count: int) -> list[ServerPlan]:
 
 def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     from distqat.config import ConfigParser, add_config_arguments
+    from distqat.launch.display import PlainDisplay
+    from distqat.launch.reporter import Reporter
 
     parser = ConfigParser("start_servers.py", description="Start servers on this host and keep them running.")
     parser.add_argument("--num-servers", type=int, default=1, metavar="N", help="(default: %(default)s)")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    plans = plan_servers(read_settings(args), args.num_servers)
+    settings = read_settings(args)
+    plans = plan_servers(settings, args.num_servers)
+    log = claim_launcher_log(settings, "start_servers")
+    reporter = Reporter(PlainDisplay(sys.stdout), log.path)
 
     async def launcher(stop: asyncio.Event) -> int:
-        return await _serve(stop, plans, zygote)
+        return await _serve(stop, plans, zygote, reporter)
 
-    return run_role("servers", launcher, grace_s=LAUNCHER_GRACE_S)
+    return run_role(NAME, launcher, grace_s=LAUNCHER_GRACE_S)
 
 
-async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygote) -> int:
+async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygote, reporter: Reporter) -> int:
+    """Exit code 0: all have finished, or were stopped in order. Raises what the last one ended with."""
     ports = {plan.command.name: plan.port.port for plan in plans}
 
     def on_start(role: RoleProcess) -> None:
-        command = role.command
-        _say(f"{command.name} started: PID {role.pid}, port {ports[command.name]}, log {command.log_path}")
+        name, log = role.command.name, role.command.log_path
+        reporter.say(f"{name} started: PID {role.pid}, port {ports[name]}, log {log}")
 
-    supervisor = Supervisor(zygote, on_start=on_start, on_end=_say_end, on_notice=_say_notice)
+    def on_end(ended: Ended) -> None:
+        if ended.code == 0:
+            reporter.say(reporter.told(ended))
+        reporter.ended(ended)
+
+    supervisor = Supervisor(zygote, on_start=on_start, on_end=on_end, on_notice=reporter.noticed)
     kept = [supervisor.start(plan.command) for plan in plans]
     try:
         await until(stop, kept)
         await supervisor.stop(STOP_GRACE_S)
-        return exit_code([await server for server in kept])
+        codes = [await server for server in kept]
+        if reporter.given_up is not None:
+            raise reporter.failure(reporter.given_up)
+        return exit_code(codes)
     finally:
         await zygote.close()
 
 
-def _say_end(ended: Ended) -> None:
-    _say(f"{ended.command.name} (PID {ended.pid}) ended with {ending(ended.code)}: {ended.consequence}")
-    said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
-    if said:
-        _say(said)
-
-
-def _say_notice(command: RoleCommand, sentence: str) -> None:
-    _say(f"{command.name}: {sentence}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)  # noqa: T201  what the user of the terminal is told
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    begin(NAME)
+    leave(main())

@@ -16,6 +16,8 @@ from distqat.launch.progress import clock, number
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from distqat.launch.display import Display
+
 SHARES = ("accuracy",)  # metrics in [0, 1]
 _UID = re.compile(r"[^\s.]+\.\d+\.\d+\.\d+")
 
@@ -95,6 +97,14 @@ def places(run: Summary, log_dir: Path) -> list[str]:
     """Where everything is, a line each: paths are to be copied, so no table cuts them."""
     found = [("model", run.model), ("checkpoints", run.checkpoints), ("logs", f"{log_dir}/")]
     return [f"{name:<12} {place}" for name, place in found if place]
+
+
+def conclude(runs: Sequence[Summary], log_dir: Path, display: Display) -> None:
+    """Say how runs came out, and where everything is."""
+    display.say("")
+    display.table(summary_table(runs))
+    for line in places(runs[0], log_dir):
+        display.say(line)
 
 
 def _rows(runs: Sequence[Summary]) -> list[tuple[str, list[str]]]:

@@ -2,128 +2,183 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distqat.distributed.process import (
     PRELOAD,
-    Ended,
     PortClaim,
     RoleCommand,
     Supervisor,
     Zygote,
     claim_port,
-    complaint,
     guarded,
     run_role,
     set_title,
 )
-from distqat.distributed.process.supervisor import ending
 from distqat.environment import prepare
-from distqat.errors import RoleError
-from distqat.launch.folder import set_aside
+from distqat.launch.folder import SUMMARY, set_aside
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
     OLDEST,
     STOP_GRACE_S,
     Settings,
+    claim_launcher_log,
     claim_role_log,
-    exit_code,
     keep_until_ready,
+    known_peers,
     module_of,
     read_settings,
     role_command,
-    until,
 )
 from distqat.swarm.addresses import bound_hosts
+from distqat.terminal import begin, leave
+
+if TYPE_CHECKING:
+    from distqat.launch.display import Display
+    from distqat.launch.reporter import Reporter
+    from distqat.launch.watching import Watching
+
+NAME = "trainer-client"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: training finished, or was stopped in order; 1: the client failed; 2: refused."""
+    """Exit code 0: training finished, or was stopped in order; 1: it failed; 2: refused."""
     prepare()
-    set_title("trainer-client", argv)
+    set_title(NAME, argv)
     zygote = Zygote.start((*PRELOAD, module_of("monitor"), module_of("client")))
-    return guarded("trainer-client", lambda: _main(argv, zygote))
+    return guarded(NAME, lambda: _main(argv, zygote))
 
 
-def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags of this launcher and of every field. Ends the process on bad usage, as parsers do."""
     from distqat.config import ConfigParser, add_config_arguments
 
     parser = ConfigParser("start_trainer_client.py", description="Start a swarm: the monitor and the client.")
     parser.add_argument(
         "--fresh", action="store_true", help="begin a new run instead of going on with an unfinished one"
     )
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress")
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
+    began = time.monotonic()
+    args = parse(argv)
     settings = read_settings(args)
     start = {OLDEST: str(int(time.time()))} if args.fresh else {}
     if args.fresh:
         set_aside(settings.log_dir)
+    from distqat.launch.display import open_display
 
-    async def launcher(stop: asyncio.Event) -> int:
-        return await _train(stop, settings, zygote, start)
-
-    return run_role("trainer-client", launcher, grace_s=LAUNCHER_GRACE_S)
-
-
-async def _train(stop: asyncio.Event, settings: Settings, zygote: Zygote, start: Mapping[str, str]) -> int:
-    supervisor = Supervisor(zygote, on_end=_say_end, on_notice=_say_notice)
-    starting = asyncio.create_task(_start(supervisor, settings, start))
-    try:
-        await until(stop, [starting])
-        if not starting.done():  # stopped before the monitor served
-            return 0
-        client = starting.result()
-        await until(stop, [client])  # not the monitor: nothing depends on it once the peers know each other
-        await supervisor.stop(STOP_GRACE_S)
-        return exit_code([await client])
-    finally:
-        starting.cancel()
-        await supervisor.stop(STOP_GRACE_S)
-        await zygote.close()
+    run = TrainerClient(settings, zygote, open_display(args.progress), start, began)
+    return run_role(NAME, run.train, grace_s=LAUNCHER_GRACE_S)
 
 
-async def _start(supervisor: Supervisor, settings: Settings, start: Mapping[str, str]) -> asyncio.Task[int]:
-    """Start the monitor, print its addresses when it serves, start the client; the client's task.
+class TrainerClient:
+    """Keeps monitor and client running until the client has finished, and shows how the run goes."""
 
-    Their ports are claimed here, so that one that is started again is found where it was before.
-    """
-    ports = {kind: _claim(settings, kind) for kind in ("monitor", "client")}
-    monitor = role_command(
-        "monitor",
-        settings,
-        claim_role_log(settings, "monitor"),
-        changes={"monitor_port": ports["monitor"].port},
-        env=ports["monitor"].environment(),
-    )
-    _, said = await keep_until_ready(supervisor, monitor)
-    peers = said.get("peers")
-    if not isinstance(peers, list) or not all(isinstance(peer, str) for peer in peers) or not peers:
-        raise RoleError(f"the monitor serves but told no addresses: {said}")
-    print(f"Initial peers: {','.join(peers)}", flush=True)  # noqa: T201  to be copied to start_servers.py
-    known = [*peers, *(peer for peer in settings.config.initial_peers if peer not in peers)]
-    client = role_command(
-        "client",
-        settings,
-        claim_role_log(settings, "client"),
-        changes={"initial_peers": ",".join(known), "client_port": ports["client"].port},
-        env={**ports["client"].environment(), **start},
-    )
-    return supervisor.start(client)
+    def __init__(
+        self, settings: Settings, zygote: Zygote, display: Display, start: Mapping[str, str], began: float
+    ) -> None:
+        from distqat.launch.reporter import Reporter
 
+        self._settings = settings
+        self._zygote = zygote
+        self._display = display
+        self._start = start  # what the client is told of where to begin
+        self._began = time.time()
+        self._log = claim_launcher_log(settings, "start_trainer_client")
+        self._reporter: Reporter = Reporter(display, self._log.path)
+        self._supervisor = Supervisor(
+            zygote,
+            on_start=self._reporter.started,
+            on_end=self._reporter.ended,
+            on_notice=self._reporter.noticed,
+        )
+        self._watching = self._watch(began)
 
-def _say_end(ended: Ended) -> None:
-    name, consequence = ended.command.name, ended.consequence
-    said = complaint(ended.command.log_path) if ended.code > 0 and ended.command.log_path else None
-    for line in (f"{name} (PID {ended.pid}) ended with {ending(ended.code)}: {consequence}", said):
-        if line:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201  what the user of the terminal is told
+    async def train(self, stop: asyncio.Event) -> int:
+        """Exit code 0: the client has finished, or was stopped in order. Raises what a role ended with."""
+        work = asyncio.ensure_future(self._train())
+        show = asyncio.ensure_future(self._watching.show())
+        asked = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({work, show, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if show.done():  # it never returns: only an error ends it
+                show.result()
+            if not work.done():
+                self._display.clear()
+                self._reporter.say(f"stopped before the run was finished; logs in {self._settings.log_dir}/")
+                return 0
+            work.result()
+        finally:
+            for task in (work, show, asked):
+                task.cancel()
+            self._display.clear()
+            await asyncio.gather(work, show, return_exceptions=True)
+            await self._watching.close()
+            await self._supervisor.stop(STOP_GRACE_S)
+            await self._zygote.close()
+        self._conclude()
+        return 0
 
+    async def _train(self) -> None:
+        """Start the monitor, print its addresses when it serves, start the client, wait for its end.
 
-def _say_notice(command: RoleCommand, sentence: str) -> None:
-    print(f"{command.name}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201  for the user of the terminal
+        Their ports are claimed here, so that one that is started again is found where it was before. The
+        monitor is not waited for: nothing depends on it once the peers know each other.
+        """
+        ports = {kind: _claim(self._settings, kind) for kind in ("monitor", "client")}
+        monitor = self._command("monitor", ports["monitor"])
+        _, said = await keep_until_ready(self._supervisor, monitor)
+        peers = known_peers(said, self._settings)
+        self._reporter.say(f"Initial peers: {','.join(said['peers'])}")  # to be copied to start_servers.py
+        client = self._command("client", ports["client"], peers, self._start)
+        self._watching.phase = "starting the client"
+        await self._supervisor.start(client, on_start=self._watching.follow)
+        ended = self._supervisor.end_of(client)
+        if ended is not None and ended.code != 0:
+            raise self._reporter.failure(ended)
+
+    def _command(
+        self, kind: str, port: PortClaim, peers: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> RoleCommand:
+        changes: dict[str, object] = {f"{kind}_port": port.port}
+        if peers:
+            changes["initial_peers"] = ",".join(peers)
+        environment = {**port.environment(), **(env or {})}
+        log = claim_role_log(self._settings, kind)
+        return role_command(kind, self._settings, log, changes=changes, env=environment)
+
+    def _watch(self, began: float) -> Watching:
+        from distqat.launch.plan import goal_of
+        from distqat.launch.watching import Watching
+
+        config = self._settings.config
+        return Watching(
+            run=config.experiment_prefix,
+            title=config.experiment_prefix,
+            goal=goal_of(config),
+            stages=config.stages,
+            display=self._display,
+            say=self._reporter.say,
+            began=began,
+        )
+
+    def _conclude(self) -> None:
+        """The summary, where this run of the client has written one."""
+        from distqat.launch.summary import Summary, conclude
+
+        path = Path(self._settings.log_dir) / SUMMARY
+        if path.exists() and path.stat().st_mtime >= self._began:
+            conclude([Summary.read(path, "swarm")], self._settings.log_dir, self._display)
 
 
 def _claim(settings: Settings, kind: str) -> PortClaim:
@@ -136,4 +191,5 @@ def _claim(settings: Settings, kind: str) -> PortClaim:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    begin(NAME)
+    leave(main())

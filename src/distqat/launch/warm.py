@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from distqat.distributed.process import PRELOAD, Zygote
@@ -54,13 +52,8 @@ class Zygotes:
         return self._servers
 
     async def close(self) -> None:
-        """End both, and what they still run; one that still imports is not waited for."""
+        """End both, and what they still run."""
         each = [zygote for zygote in (self.network, self._servers) if zygote is not None]
-        for zygote in each:
-            with suppress(
-                ProcessLookupError
-            ):  # SIGHUP ends it while it imports, later it asks: is my owner there?
-                os.kill(zygote.pid, signal.SIGHUP)
         await asyncio.gather(*(zygote.close() for zygote in each))
 
 

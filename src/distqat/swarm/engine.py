@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distqat.errors import ClockSkew, DirectoryUnavailable, RoleError
+from distqat.errors import ClockSkew, ConfigError, DirectoryUnavailable, RoleError
 from distqat.swarm import guard
 from distqat.swarm.acquaintances import Acquaintances
 from distqat.swarm.clock import check_clock, read_clocks
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 PROTOCOL_NAME = "/distqat/1"
 LOOKUP_TIMEOUT = 5.0
 STOP_TIMEOUT = 2.0
+_UNREADABLE = re.compile(
+    r'failed to parse multiaddr "([^"]*)": (.*)', re.DOTALL
+)  # the daemon, of an initial peer
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ class Engine:
 
     @classmethod
     async def start(cls, identity: Identity, options: EngineOptions) -> Engine:
-        """Start the daemon and join the DHT. Raises RoleError when no initial peer answers, ClockSkew."""
+        """Start the daemon and join the DHT.
+
+        Raises RoleError when no initial peer answers, ConfigError when one is no address, ClockSkew.
+        """
         guard.install()
         from hivemind.dht.crypto import RSASignatureValidator
         from hivemind.dht.node import DHTNode
@@ -77,6 +84,11 @@ class Engine:
         except (P2PDaemonError, OSError) as error:
             if "bootstrap peers" in str(error):
                 raise RoleError(_nobody_answers(options)) from error
+            if unreadable := _UNREADABLE.search(str(error)):
+                raise ConfigError(
+                    f"--initial-peers: {unreadable[1]!r} is no address of a peer ({unreadable[2].strip()}); "
+                    "copy what start_trainer_client.py prints"
+                ) from error
             raise RoleError(
                 f"the libp2p daemon did not start on {', '.join(options.listen)}: {error}"
             ) from error

@@ -109,8 +109,13 @@ def test_a_folder_or_bytes_are_no_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"bytes\.yaml:1: cannot be read: it is no UTF-8 text; save it as UTF-8"
+    ):
         load_config(tmp_path / "bytes.yaml")
+    (tmp_path / "latin.yaml").write_bytes("seed: 1\nexperiment_prefix: café\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2: cannot be read"):
+        load_config(tmp_path / "latin.yaml")
 
 
 def test_overrides_come_last_and_leave_the_rest(tmp_path: Path) -> None:

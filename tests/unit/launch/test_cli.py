@@ -17,7 +17,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_command_it_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert "usage" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "usage" in said.out
+    assert said.err == "distqat: name a command\n"
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

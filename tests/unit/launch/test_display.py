@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
+
+import pytest
 
 from distqat.launch.display import LiveDisplay, PlainDisplay
 from distqat.launch.progress import Frame, Goal, Reading
+from distqat.terminal import complain
 
 
 def frame(step: int) -> Frame:
@@ -55,17 +57,49 @@ def test_the_live_panel_leaves_the_terminal_as_it_was() -> None:
     assert sys.stderr is before
 
 
-def test_log_records_go_above_the_panel_while_it_is_there() -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_complained_of_goes_above_the_panel_while_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from rich.console import Console
 
-    handler = logging.StreamHandler(sys.stderr)
-    logging.getLogger().addHandler(handler)
-    try:
-        display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=100))
-        display.show(frame(3))
-        while_shown = handler.stream
-        assert while_shown is sys.stderr
-        display.clear()
-        assert handler.stream is sys.stderr is not while_shown
-    finally:
-        logging.getLogger().removeHandler(handler)
+    errors, shown = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    display = LiveDisplay(Console(file=shown, force_terminal=True, width=100))
+    display.show(frame(3))
+    complain("server 0 was lost")
+    assert "server 0 was lost" in shown.getvalue()
+    display.clear()
+    complain("distqat run_local: no server is left")
+    assert errors.getvalue() == "distqat run_local: no server is left\n"
+
+
+def test_standard_error_that_is_a_file_gets_its_lines_also_while_a_panel_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rich.console import Console
+
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=100))
+    display.show(frame(3))
+    complain("server 0 was lost")
+    display.clear()
+    assert errors.getvalue() == "server 0 was lost\n"
+
+
+def test_lines_become_rarer_as_a_run_goes_on() -> None:
+    out = io.StringIO()
+    now = 0.0
+    display = PlainDisplay(out, clock=lambda: now)
+    for step in range(4 * 3600):
+        now = 1.0 + step
+        display.show(Frame("mlp swarm", "", now, Reading(step=step, loss=1.0, round=0), Goal(8, 40)))
+    steps = [int(line.split()[1]) for line in out.getvalue().splitlines()]
+    assert 150 < len(steps) < 450
+    assert steps[1] == 3
+    assert 4 * 3600 - steps[-1] <= 60

@@ -6,7 +6,7 @@ import pytest
 
 from distqat.distributed.process import claim_log
 from distqat.errors import RoleError
-from distqat.launch.folder import PREVIOUS, claim_folder, complaints, set_aside
+from distqat.launch.folder import PREVIOUS, claim_folder, set_aside
 
 
 def leave(folder: Path, run: str) -> None:
@@ -67,11 +67,3 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(RoleError, match="cannot write logs in"):
         claim_folder(tmp_path / "logs")
-
-
-def test_complaints_are_the_last_sentences_of_roles(tmp_path: Path) -> None:
-    (tmp_path / "data_server.log").write_text(
-        "2024 INFO hello\ndistqat data-server: first\ndistqat data-server: no hub; use digits\nbye\n"
-    )
-    (tmp_path / "server_0.log").write_text("2024 INFO [server] distqat server: no\n")
-    assert complaints(tmp_path) == ["distqat data-server: no hub; use digits"]

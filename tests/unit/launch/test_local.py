@@ -9,10 +9,9 @@ from distqat.distributed.process import LogClaim, PortClaim
 from distqat.errors import RoleError
 from distqat.launch import local
 from distqat.launch.feed import peer_of
-from distqat.launch.local_run import known_peers
 from distqat.launch.plan import Plan
 from distqat.launch.progress import Goal
-from distqat.launch.roles import Settings, read_settings
+from distqat.launch.roles import Settings, known_peers, read_settings
 from distqat.launch.warm import model_modules
 
 

@@ -267,8 +267,8 @@ def test_quantized_with_its_positional_convolution() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision(kind: str) -> None:
-    # A kernel of 6: oneDNN 3.12 on processors with AMX gets bfloat16 convolutions wrong whose groups have 4 or
-    # 8 channels and whose kernel is a multiple of 8. No real model has such groups.
+    # A kernel of 6: oneDNN 3.12 on processors with AMX gets bfloat16 convolutions wrong whose groups have 4
+    # or 8 channels and whose kernel is a multiple of 8. No real model has such groups.
     options = {**KINDS[kind], "config": {**KINDS[kind]["config"], "num_conv_pos_embeddings": 6}}
     torch.manual_seed(0)
     whole = build_stage("wav2vec2.full", options)

@@ -14,18 +14,14 @@ from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
 from distqat.distributed.marker import PROGRESS, TrainerProgress
 from distqat.distributed.process import (
-    Ended,
-    LastWords,
     RoleCommand,
     RoleProcess,
     Supervisor,
     Zygote,
     claim_log,
-    log_end,
     runtime_dir,
 )
-from distqat.distributed.process.restarts import USAGE
-from distqat.errors import ConfigError, RoleError, RunFailed
+from distqat.errors import DistqatError
 from distqat.metrics import Sink
 
 logger = logging.getLogger(__name__)
@@ -56,8 +52,7 @@ class Trainers:
         self._config = config
         self._argv = list(argv)
         self._sink = sink
-        self._supervisor = Supervisor(zygote, on_end=self._ended)
-        self._last_words: dict[str, LastWords | None] = {}  # of each child's last run
+        self._supervisor = Supervisor(zygote)
         self._wanted: set[int] = set()
         self._kept: dict[int, asyncio.Task[int]] = {}
         self._data: asyncio.Task[int] | None = None
@@ -92,14 +87,14 @@ class Trainers:
             threads=1,
         )
         self._data = self._supervisor.start(command, on_start=self._data_started)
-        self._data.add_done_callback(lambda task: self._give_up("the data server", command, task))
+        self._data.add_done_callback(lambda task: self._give_up(command, task))
 
     def _data_started(self, role: RoleProcess) -> None:
         """Trainers wait for the (newest) data server: without it they could only crash."""
         self._data_ready = asyncio.ensure_future(role.ready(DATA_READY_S))
 
     async def failure(self) -> None:
-        """Raises RoleError when the data server or a trainer is given up."""
+        """Raises what the data server or a trainer ended with when it is given up."""
         await self._failed
 
     async def run_baseline(self, client_peer: str) -> None:
@@ -170,7 +165,7 @@ class Trainers:
             try:
                 if ready is not None:
                     return await asyncio.shield(ready)
-            except RoleError as error:
+            except DistqatError as error:
                 logger.warning("the data server is not ready: %s", error)
             await asyncio.sleep(RETRY_S)
 
@@ -194,7 +189,7 @@ class Trainers:
 
         task = self._supervisor.start(command, on_start=said)
         self._kept[pipeline] = task
-        task.add_done_callback(lambda done: self._give_up(command.name, command, done))
+        task.add_done_callback(lambda done: self._give_up(command, done))
         return task
 
     def waits(self) -> list[dict[str, Any]]:
@@ -202,17 +197,9 @@ class Trainers:
         told = [(role.command.name, role.wait_told) for role in self._supervisor.live]
         return [{"role": name, "what": wait.what, "since": wait.since} for name, wait in told if wait]
 
-    def _ended(self, ended: Ended) -> None:
-        self._last_words[ended.command.name] = ended.words
-        log_end(ended)
-
-    def _give_up(self, what: str, command: RoleCommand, task: asyncio.Task[int]) -> None:
+    def _give_up(self, command: RoleCommand, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
             return
-        code, words = task.result(), self._last_words.get(command.name)
-        if words is not None and words.kind != "circumstance" and code != USAGE:
-            self._failed.set_exception(RunFailed(f"{what}: {words.sentence}"))
-            return
-        kind = ConfigError if code == USAGE else RoleError
-        why = f": {words.sentence}" if words else f"; see {command.log_path}"
-        self._failed.set_exception(kind(f"{what} ended with code {code} and is not started again{why}"))
+        ended = self._supervisor.end_of(command)
+        assert ended is not None, "a task that is over has told how"
+        self._failed.set_exception(ended.failure())

@@ -14,9 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from distqat.distributed.process.command import READY_FD, RoleCommand
+from distqat.distributed.process.notices import LastWords, tell_end
 from distqat.distributed.process.parent import PARENT_PID, die_with_parent
 from distqat.distributed.process.title import script_of, set_title
 from distqat.environment import take_any_text
+from distqat.failures import describe
+from distqat.terminal import leave_on_interrupt
 
 
 def become(command: RoleCommand, ready_fd: int, parent: int) -> NoReturn:
@@ -33,11 +36,13 @@ def become(command: RoleCommand, ready_fd: int, parent: int) -> NoReturn:
         fresh_randomness()
         _limit_threads(command.threads)
         set_title(command.name, command.argv)
+        leave_on_interrupt(command.name)
         code = _run(command)
     except SystemExit as end:
         code = _exit_code(end.code)
-    except BaseException:  # noqa: BLE001  the edge of the process: whatever comes is written to the log, then it is over
+    except BaseException as error:  # noqa: BLE001  the edge of the process: whatever comes is told, then it is over
         traceback.print_exc()
+        tell_end(LastWords(describe(error), "fault"))
     finally:
         _flush()
         os._exit(code)

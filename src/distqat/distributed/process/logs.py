@@ -5,17 +5,17 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distqat.environment import SPELL
 from distqat.errors import ConfigError
+from distqat.terminal import complain, keeps_clean
 
 VERBOSITY = "HIVEMIND_VERBOSITY"
-_TAIL = 20_000  # characters of a log in which its last sentence is looked for
-_COMPLAINT = re.compile(r"distqat [a-z-]+: ")  # how the frame of a role reports an error that it ends with
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -52,12 +52,6 @@ def claim_log(folder: Path, stem: str, number: int | None = None) -> LogClaim:
         return LogClaim(path, 0 if current is None else current, lock)
 
 
-def complaint(log: Path) -> str | None:
-    """The sentence with which the role of this log last ended, if it ended with one."""
-    lines = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].splitlines()
-    return next((line for line in reversed(lines) if _COMPLAINT.match(line)), None)
-
-
 def level_of(level: str | None) -> int:
     """The level given, else that of HIVEMIND_VERBOSITY, else INFO. ConfigError: no such level."""
     name = (level or os.environ.get(VERBOSITY) or "INFO").upper()
@@ -70,24 +64,52 @@ def level_of(level: str | None) -> int:
 def set_up_logging(role: str, level: str | None = None, file: Path | None = None) -> None:
     """Log to standard error (for a started role that is its log file), and to `file` if given.
 
-    The engine's loggers follow: their records come through ours, in our format.
+    The engine's loggers follow: their records come through ours, in our format. Where the terminal is kept
+    clean it gets our own records beside the log.
     """
     number = level_of(level)
     logging.addLevelName(logging.WARNING, "WARNING")  # hivemind renames it as it is imported
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if keeps_clean():
+        handlers.append(TerminalHandler())
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, encoding="utf-8", errors=SPELL))
     layout = logging.Formatter(f"%(asctime)s %(levelname)-7s [{role}] %(message)s")
+    for handler in handlers:
+        handler.setFormatter(layout)
+    _replace_handlers(handlers)
+    root = logging.getLogger()
+    root.setLevel(max(number, logging.INFO))  # other libraries' debug lines help nobody
+    logging.getLogger("distqat").setLevel(number)
+    _adopt_engine_logs(number)
+
+
+def warn_at_terminal() -> None:
+    """Of a command that has no log: our warnings as they are to the terminal, all else where it is kept."""
+    if keeps_clean():
+        terminal = TerminalHandler(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        _replace_handlers([logging.StreamHandler(sys.stderr), terminal])
+
+
+class TerminalHandler(logging.Handler):
+    """Our own records for the person at the terminal; tracebacks are for the log."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        ours = record.name.partition(".")[0] == "distqat" and not record.exc_info
+        return super().filter(record) if ours else False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(self.format(record))
+
+
+def _replace_handlers(handlers: Sequence[logging.Handler]) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
     for handler in handlers:
-        handler.setFormatter(layout)
         root.addHandler(handler)
-    root.setLevel(max(number, logging.INFO))  # other libraries' debug lines help nobody
-    logging.getLogger("distqat").setLevel(number)
-    _adopt_engine_logs(number)
 
 
 def _adopt_engine_logs(number: int) -> None:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from distqat.distributed.process.command import READY_FD
@@ -32,10 +33,11 @@ MAX_TEXT = 2000  # a message of this size is written whole or not at all, whoeve
 
 @dataclass(frozen=True)
 class LastWords:
-    """The sentence with which a role ended."""
+    """The sentence with which a role ended; `log`: of another role, whose end was the cause of this one."""
 
     sentence: str
     kind: End
+    log: Path | None = None
 
 
 class _Pipe:
@@ -95,4 +97,5 @@ def tell_wait(what: str, since: float) -> None:
 
 def tell_end(words: LastWords) -> None:
     """Tell with which sentence this role ends."""
-    _pipe.write({"event": "ended", "text": words.sentence[:MAX_TEXT], "kind": words.kind})
+    log = None if words.log is None else str(words.log)
+    _pipe.write({"event": "ended", "text": words.sentence[:MAX_TEXT], "kind": words.kind, "log": log})

@@ -6,17 +6,18 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from distqat.distributed.process.notices import End, LastWords, adopt_pipe, tell_end
 from distqat.distributed.process.parent import PARENT_PID, before_exec, follow_parent_of_environment
 from distqat.errors import ConfigError, DistqatError, RemoteFault, RoleError, RunFailed, SwarmError
 from distqat.failures import describe, is_shortage
+from distqat.terminal import INTERRUPTED, complain, kept_log, leave_on_interrupt
 
-INTERRUPTED = 130
+T = TypeVar("T")
 _ONE_GESTURE_S = 0.5
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,24 @@ def run_role(
         return guarded(name, run)
     finally:
         _close(loop)
+        leave_on_interrupt(name)  # the loop has taken its own handler with it
+
+
+def run_alone(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in an event loop like a role's: its daemons end with this process, however that ends."""
+    loop = new_role_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        _close(loop)
 
 
 def guarded(name: str, call: Callable[[], int]) -> int:
-    """`call()`, with an error as one line on standard error and exit code 2 (ConfigError) or 1."""
+    """`call()`, with an error as the last line on standard error and exit code 2 (ConfigError) or 1.
+
+    Where more is to be read of it, another role's log or our own, is told in the line before.
+    """
     try:
         return call()
     except ConfigError as error:
@@ -81,7 +96,7 @@ def guarded(name: str, call: Callable[[], int]) -> int:
         return _complain(name, error, "fault", 1)
     except Exception as error:  # the edge of the process: the log gets the traceback, the user a sentence
         logger.exception("%s ends with an error that nobody foresaw", name)
-        return _complain(name, error, "circumstance" if is_shortage(error) else "fault", 1)
+        return _complain(name, error, "circumstance" if is_shortage(error) else "fault", 1, kept_log())
 
 
 def new_role_loop() -> asyncio.AbstractEventLoop:
@@ -138,10 +153,13 @@ async def _supervised(
         asked.cancel()
 
 
-def _complain(name: str, error: Exception, kind: End, code: int) -> int:
+def _complain(name: str, error: Exception, kind: End, code: int, log: Path | None = None) -> int:
     sentence = describe(error)
-    print(f"distqat {name}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201  the user's line, no traceback
-    tell_end(LastWords(sentence, kind))
+    log = error.log if isinstance(error, DistqatError) else log
+    if log is not None:
+        complain(f"see {log}")
+    complain(f"distqat {name}: {sentence}")
+    tell_end(LastWords(sentence, kind, log))
     return code
 
 

@@ -7,26 +7,15 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from distqat.distributed.process.command import RoleCommand
-from distqat.distributed.process.notices import LastWords, notice
+from distqat.distributed.process.endings import GIVEN_UP, Ended, ending
+from distqat.distributed.process.notices import notice
 from distqat.distributed.process.restarts import Finished, GiveUp, History, RestartPolicy, after_exit
 from distqat.distributed.process.zygote import RoleProcess, Zygote
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a role's run ended: its code, and what follows from it in one sentence."""
-
-    command: RoleCommand
-    pid: int
-    code: int
-    consequence: str
-    words: LastWords | None = None  # with which it ended, if it said any
 
 
 class Supervisor:
@@ -43,16 +32,21 @@ class Supervisor:
     ) -> None:
         self._zygote = zygote
         self._on_start = on_start
-        self._on_end = on_end or log_end
+        self._on_end = on_end or _log
         self._on_notice = on_notice or _hand_up
         self._clock = clock
         self._stopping = asyncio.Event()
         self._live: dict[int, RoleProcess] = {}
         self._kept: set[asyncio.Task[int]] = set()
+        self._ends: dict[str, Ended] = {}
 
     @property
     def live(self) -> tuple[RoleProcess, ...]:
         return tuple(self._live.values())
+
+    def end_of(self, command: RoleCommand) -> Ended | None:
+        """How the last run of a role ended; None: the first one has not, or was never started."""
+        return self._ends.get(command.name)
 
     def start(
         self,
@@ -90,20 +84,20 @@ class Supervisor:
             if self._stopping.is_set():
                 if code == -signal.SIGTERM:  # we asked before it had begun to listen: nothing was lost
                     code = 0
-                self._on_end(Ended(command, role.pid, code, "stopped", role.last_words))
+                self._tell(Ended(command, role.pid, code, "stopped", role.last_words))
                 break
             now, words = self._clock(), role.last_words
             decision, history = after_exit(
                 history, rules, code=code, ran_s=now - started, now=now, words=words
             )
             if isinstance(decision, Finished):
-                self._on_end(Ended(command, role.pid, code, "finished", words))
+                self._tell(Ended(command, role.pid, code, "finished", words))
                 break
             if isinstance(decision, GiveUp):
-                self._on_end(Ended(command, role.pid, code, f"given up: {decision.reason}", words))
+                self._tell(Ended(command, role.pid, code, f"{GIVEN_UP}: {decision.reason}", words))
                 break
             again = f"starting again in {decision.delay_s:g} s"
-            self._on_end(Ended(command, role.pid, code, again, words))
+            self._tell(Ended(command, role.pid, code, again, words))
             await self._pause(decision.delay_s)
         return code
 
@@ -125,6 +119,10 @@ class Supervisor:
         await asyncio.gather(*waits)
         await asyncio.gather(*self._kept, return_exceptions=True)  # whoever awaits a task sees its error
 
+    def _tell(self, ended: Ended) -> None:
+        self._ends[ended.command.name] = ended
+        self._on_end(ended)
+
     async def _spawn(self, command: RoleCommand) -> RoleProcess | None:
         """None: `stop` came while it was being forked; the zygote ends it as it closes."""
         spawning = asyncio.ensure_future(self._zygote.spawn(command))
@@ -143,23 +141,12 @@ class Supervisor:
             return
 
 
-def ending(code: int) -> str:
-    """An exit code in words: "code 1", "SIGKILL"."""
-    if code >= 0:
-        return f"code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
 def _hand_up(command: RoleCommand, sentence: str) -> None:
     """To whoever started us: a client's trainers speak through it."""
     notice(f"{command.name}: {sentence}")
 
 
-def log_end(ended: Ended) -> None:
-    """A line in this process's log."""
+def _log(ended: Ended) -> None:
     level = logging.INFO if ended.code == 0 or ended.consequence == "stopped" else logging.WARNING
     logger.log(
         level,

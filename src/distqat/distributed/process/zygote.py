@@ -16,6 +16,7 @@ from typing import Any
 
 from distqat.distributed.process import forkserver
 from distqat.distributed.process.command import Lines, RoleCommand, encode
+from distqat.distributed.process.endings import Ended
 from distqat.distributed.process.notices import LastWords
 from distqat.distributed.process.waiting import Wait
 from distqat.errors import RoleError
@@ -48,18 +49,22 @@ class RoleProcess:
         return await asyncio.shield(self._ended)
 
     async def ready(self, timeout_s: float) -> dict[str, Any]:
-        """What the role said when it began to serve. RoleError: it ended before, or the time is over."""
+        """What the role said when it began to serve.
+
+        RoleError: the time is over. If it ended before: the error that it ended with (`Ended.failure`).
+        """
         either: set[asyncio.Future[Any]] = {self._ready, self._ended}
         await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self._ready.done():
             return self._ready.result()
-        log = self.command.log_path
+        name, log = self.command.name, self.command.log_path
         where = f"; see {log}" if log else ""
-        if self._ended.done():
-            raise RoleError(
-                f"{self.command.name} ended with code {self.returncode} before it was ready{where}"
-            )
-        raise RoleError(f"{self.command.name} (PID {self.pid}) was not ready after {timeout_s:g} s{where}")
+        if not self._ended.done():
+            raise RoleError(f"{name} (PID {self.pid}) was not ready after {timeout_s:g} s{where}")
+        code = self._ended.result()
+        if self.last_words is None:
+            raise RoleError(f"{name} ended with code {code} before it was ready{where}")
+        raise Ended(self.command, self.pid, code, "", self.last_words).failure()
 
     def listen(self, hear: Callable[[str], None]) -> None:
         """Have `hear` called with every notice of the role, those included that came already."""
@@ -85,7 +90,8 @@ class RoleProcess:
         elif kind == "wait":
             self.wait_told = Wait(event["text"], event["since"], told=True) if event["text"] else None
         elif kind == "ended":
-            self.last_words = LastWords(event["text"], event["kind"])
+            log = event["log"]
+            self.last_words = LastWords(event["text"], event["kind"], Path(log) if log else None)
         elif kind == "exit" and not self._ended.done():
             self._ended.set_result(event["status"])
 
@@ -166,7 +172,12 @@ class Zygote:
             raise RoleError(f"{command.name} was not started within {timeout_s:g} s") from error
 
     async def close(self) -> None:
-        """End the fork server and, within about two seconds, whatever it still runs."""
+        """End the fork server and, within about two seconds, whatever it still runs.
+
+        One that still imports is not waited for: SIGHUP ends it then; later it makes it look for its owner.
+        """
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGHUP)
         writer = await self._attach()
         with suppress(OSError, RuntimeError):  # it may be gone already
             writer.write_eof()
