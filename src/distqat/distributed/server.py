@@ -108,7 +108,11 @@ class Server:
         """Leave some of the cores to other servers of this host; a GPU is its own."""
         if self._device.type != "cpu":
             await asyncio.Event().wait()
-        share = CoreShare()
+        try:
+            share = CoreShare()
+        except OSError as error:  # a full disk is no reason not to serve
+            logger.warning("other servers of this host do not know of this one: %s", error)
+            await asyncio.Event().wait()
 
         def compute_with(threads: int) -> None:
             logger.info("CPU threads: %d", threads)
