@@ -136,12 +136,10 @@ def build(stage: StageName, part: Part) -> BlockStage:
     slice_config(model.config, start, stop)
     if part.tie == AVERAGE and stage in ("head", "tail"):
         built.copies = _copies(stage, ties)
-    if device.type == "meta":
-        return built
-    if tied:
+    if tied and device.type != "meta":
         model.tie_weights()
     if part.pretrained is not None:
-        load_weights(built, part.pretrained, prefix=str(model.base_model_prefix), ties=ties)
+        load_weights(built, part.pretrained, prefix=str(model.base_model_prefix), ties=ties, model=model)
     return built.train()
 
 

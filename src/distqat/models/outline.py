@@ -74,11 +74,14 @@ def _outermost(model: nn.Module, name: str) -> bool:
 
 
 class _SayYes(TorchFunctionMode):
-    """On the meta device no value is known: `if mask.all()` goes on as if it held."""
+    """On the meta device no value is known: `if mask.all()` goes on as if it held.
+
+    `padding in input_ids`, with which some families warn, does not hold.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__bool__ and args[0].is_meta:
-            return True
+        if func in (torch.Tensor.__bool__, torch.Tensor.__contains__) and args[0].is_meta:
+            return func is torch.Tensor.__bool__
         return func(*args, **(kwargs or {}))
 
 
@@ -101,11 +104,16 @@ def _order(model: nn.Module, path: str) -> tuple[list[str], list[str]]:
         ran.clear()
         now[0] = "before"
 
-    was_training = model.training
+    config: Any = model.config
+    was_training, records = model.training, getattr(config, "output_router_logits", False)
     try:
+        if records:  # of blocks that do not run there are none
+            config.output_router_logits = False
         _run_without_blocks(model.eval(), list(blocks), start=start)
     finally:
         model.train(was_training)
+        if records:
+            config.output_router_logits = records
         for handle in handles:
             handle.remove()
     odd = [n for n, m in _outside(model, path) if _trains(m) and len(ran.get(n, set()) - {"among"}) != 1]

@@ -8,117 +8,102 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distqat.errors import HubUnavailable, ModelError
+from distqat.errors import ModelError
+from distqat.models.hub_files import fetch
+from distqat.models.layouts import Recipe, recipes
+from distqat.models.stored import StoredWeights
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+QUANTIZATION = "quantization_config"
+NOT_OF_THE_MODEL = (
+    "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", QUANTIZATION
+)  # fmt: skip
 
 
 def pretrained_config(source: str) -> dict[str, Any]:
-    """The configuration of a folder or hub repository, as transformers writes it."""
-    path = fetch(source, CONFIG)
-    if path is None:
-        raise ModelError(f"{source!r} has no {CONFIG}; is it a model of transformers?")
-    given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path"):
-        given.pop(key, None)
-    return given
+    """The configuration of a folder or hub repository, as transformers writes it. Raises ModelError."""
+    return {key: value for key, value in _config(source).items() if key not in NOT_OF_THE_MODEL}
 
 
 @torch.no_grad()
 def load_weights(
-    module: nn.Module, source: str, *, prefix: str, ties: Mapping[str, str], fresh: Collection[str] = ()
+    module: nn.Module,
+    source: str,
+    *,
+    prefix: str,
+    ties: Mapping[str, str],
+    fresh: Collection[str] = (),
+    model: Any = None,
 ) -> list[str]:
     """Copy every persistent tensor of `module` from safetensors; other shards and tensors are not read.
 
-    `prefix` is what a file of the bare model leaves out (`transformer.` of GPT-2); `ties` names, for a tensor
-    that files leave out or name otherwise, the one that it equals. Those in `fresh` may be missing (the head
-    of a model that was trained for something else): they stay as they are, and are returned. Raises
-    ModelError for another one that is missing, or for another shape, HubUnavailable where a hub name is out
-    of reach.
-    """
-    from safetensors import safe_open
+    `model` is the model of transformers behind `module`, whose layout the weights are brought into; None
+    where names are as they are. `prefix` is what a file of the bare model leaves out (`transformer.` of
+    GPT-2); `ties` names, for a tensor that files leave out or name otherwise, the one that it equals. Those
+    in `fresh` may be missing (the head of a model that was trained for something else): they stay as they
+    are, and are returned. Weights stored as codes become floats (`codes`).
 
+    Of a module on the meta device it is only checked whether its tensors are there and can be read; weights
+    on the hub are not looked at then.
+
+    Raises ModelError for another one that is missing, for another shape and for codes that are not known,
+    HubUnavailable where a hub name is out of reach.
+    """
     own = module.state_dict()
-    places = _places(source)
-    wanted: dict[str, list[tuple[str, str]]] = {}
-    missing: list[str] = []
-    for name in own:
-        stored = _stored_name(name, places, prefix, ties)
-        if stored is None and name in fresh:
-            missing.append(name)
-            continue
-        if stored is None:
-            raise ModelError(f"the weights of {source!r} hold no {name!r}; does the config belong to them?")
-        wanted.setdefault(places[stored], []).append((name, stored))
-    for file, names in wanted.items():
-        path = fetch(source, file)
-        if path is None:
-            raise ModelError(f"{source!r} has no {file}, which its index names")
-        with safe_open(path, framework="pt", device="cpu") as tensors:
-            for name, stored in names:
-                value = tensors.get_tensor(stored)
-                if value.shape != own[name].shape:
-                    shapes = f"{list(value.shape)}, the stage's is {list(own[name].shape)}"
-                    raise ModelError(
-                        f"{name!r} of {source!r} is {shapes}; do config and weights belong together?"
-                    )
-                own[name].copy_(value)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if on_meta and not Path(source).expanduser().is_dir():
+        return []
+    with StoredWeights(source, _config(source).get(QUANTIZATION) or {}) as stored:
+        plan = recipes(model, {*own, *(ties[name] for name in own if name in ties)}, stored.names, prefix)
+        made_by = {target: recipe for recipe in plan for target in recipe.targets}
+        places = {name: name if name in made_by else ties.get(name, name) for name in own}
+        missing = [name for name, place in places.items() if place not in made_by]
+        for name in missing:
+            if name not in fresh:
+                raise ModelError(f"the weights of {source!r} hold no {name!r}{stored.instead_of(name)}")
+        needed = {id(recipe): recipe for place in places.values() if (recipe := made_by.get(place))}
+        for recipe in needed.values():
+            _copy(recipe, own, places, stored, model)
     return missing
 
 
-def fetch(source: str, file: str) -> Path | None:
-    """A file of a folder, or of a hub repository (its local cache first); None: it is not there."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(hf_hub_download(source, file))
-    except LocalEntryNotFoundError as error:
-        raise HubUnavailable(
-            f"{source!r} is no folder, and {file} of it cannot be fetched because the hub cannot be "
-            "reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a folder, or a "
-            "config to train from scratch"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"{source!r} is neither a folder nor a model on the hub that you may read; set HF_TOKEN if it "
-            "is gated"
-        ) from error
-    except OSError as error:
-        raise HubUnavailable(f"{file} of {source!r} cannot be fetched: {error}") from error
+def _copy(
+    recipe: Recipe, own: Mapping[str, Tensor], places: Mapping[str, str], stored: StoredWeights, model: Any
+) -> None:
+    """Make what the recipe makes, and copy it to every tensor that it is the place of."""
+    wanted = {name: place for name, place in places.items() if place in recipe.targets}
+    floats = any(own[name].is_floating_point() for name in wanted)
+    if any(own[name].is_meta for name in wanted):
+        for name in recipe.stored if floats else ():
+            stored.scale_of(name)
+        return
+    made = recipe.make(lambda name: stored.read(name, floats=floats), model)
+    for name, place in wanted.items():
+        value = made.get(place)
+        if value is None or value.shape != own[name].shape:
+            found = "missing" if value is None else str(list(value.shape))
+            raise ModelError(
+                f"{name!r} of {stored.source!r} is {found}, the stage's is {list(own[name].shape)}; do "
+                "config and weights belong together?"
+            )
+        own[name].copy_(value)
 
 
-def _places(source: str) -> dict[str, str]:
-    """Which file holds each stored tensor."""
-    index = fetch(source, INDEX)
-    if index is not None:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    path = fetch(source, WEIGHTS)
+def _config(source: str) -> dict[str, Any]:
+    path = fetch(source, CONFIG)
     if path is None:
-        raise ModelError(f"{source!r} has neither {WEIGHTS} nor {INDEX}; convert its weights to safetensors")
-    from safetensors import safe_open
+        raise ModelError(f"{source!r} has no {CONFIG}; is it a model of transformers?")
+    try:
+        given: Any = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_infinity)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ModelError(f"{path} holds no configuration; is {source!r} a model of transformers?")
+    return given
 
-    with safe_open(path, framework="pt", device="cpu") as tensors:
-        return dict.fromkeys(tensors.keys(), WEIGHTS)
 
-
-def _stored_name(name: str, places: Mapping[str, str], prefix: str, ties: Mapping[str, str]) -> str | None:
-    for candidate in (name, ties.get(name)):
-        for stored in (candidate, candidate and candidate.removeprefix(f"{prefix}.")):
-            if stored in places:
-                return stored
-    return None
+def _with_infinity(given: dict[str, Any]) -> Any:
+    """transformers writes numbers that JSON does not have as `{"__float__": "Infinity"}`."""
+    return float(given["__float__"]) if given.keys() == {"__float__"} else given

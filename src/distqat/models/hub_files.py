@@ -1,0 +1,71 @@
+"""Files of a pretrained model: of a folder, or of a repository on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from distqat.errors import HubUnavailable, ModelError
+
+
+def is_path(source: str) -> bool:
+    """Whether `pretrained: SOURCE` can only mean a folder: the hub has no such names."""
+    return source.startswith(("/", "./", "../", "~")) or source in (".", "..") or source.count("/") > 1
+
+
+def missing_folder(source: str) -> str:
+    """That there is no such folder, where it was looked for, and what is there instead."""
+    folder = Path(source).expanduser().absolute()
+    around = folder.parent
+    if not around.is_dir():
+        return f"there is no folder {folder}, nor one around it"
+    if folder.exists():
+        return f"{folder} is no folder; give the folder that the file lies in"
+    there = sorted(each.name for each in around.iterdir() if each.is_dir() and not each.name.startswith("."))
+    close = difflib.get_close_matches(folder.name, there, n=3, cutoff=0.5)
+    if close:
+        return f"there is no folder {folder}; did you mean {' or '.join(map(repr, close))}?"
+    shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "")
+    return f"there is no folder {folder}; {around} holds {f'the folders {shown}' if there else 'no folders'}"
+
+
+def fetch(source: str, file: str) -> Path | None:
+    """A file of a folder, or of a hub repository (its local cache first); None: it is not there.
+
+    Raises ModelError for a folder that does not exist and a repository that may not be read, HubUnavailable
+    where a hub name is out of reach.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    if is_path(source):
+        raise ModelError(f"pretrained: {source!r}: {missing_folder(source)}")
+    return _from_hub(source, file)
+
+
+def _from_hub(source: str, file: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(source, file))
+    except LocalEntryNotFoundError as error:
+        raise HubUnavailable(
+            f"{source!r} is no folder ({missing_folder(source)}), and {file} of it cannot be fetched because "
+            "the hub cannot be reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a folder, or a "
+            "config to train from scratch"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"{source!r} is neither a folder ({missing_folder(source)}) nor a model on the hub that you may "
+            "read; set HF_TOKEN if it is gated"
+        ) from error
+    except OSError as error:
+        raise HubUnavailable(f"{file} of {source!r} cannot be fetched: {error}") from error
