@@ -26,6 +26,7 @@ from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
 from distqat.metrics import open_sinks
+from distqat.models.auxiliary import take_auxiliary_loss
 from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names, weight_step_names
 from distqat.tasks.base import Batch, Task
 
@@ -159,7 +160,11 @@ class BaselineTrainer:
         total = 0.0
         for part in batch:
             labels = {name: tensor.to(self._device) for name, tensor in part.labels.items()}
-            loss = self._task.loss(self._outputs(part), labels) * (part.size / samples)
+            loss = self._task.loss(self._outputs(part), labels)
+            own = take_auxiliary_loss(self.model)
+            if own is not None:
+                loss = loss + own
+            loss = loss * (part.size / samples)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         settle_weights(self.model)

@@ -19,8 +19,9 @@ from distqat.distributed.other_runs import check_run_is_there
 from distqat.distributed.peer import Peer
 from distqat.distributed.pipeline import clipping
 from distqat.distributed.tying import tie
-from distqat.distributed.wire import Hop, step_fields
+from distqat.distributed.wire import Hop, step_fields, take
 from distqat.models import named_tensors
+from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
 from distqat.quant import activate, calibrated, observe_data, quantizers, schedule
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
@@ -38,6 +39,7 @@ class SwarmBaselineModel(nn.Module):
         self.stages = nn.ModuleDict({stage: build_module(config, stage) for stage in config.stages})
         tie(self.stages, config)
         self._quant = config.quant
+        self.auxiliary_loss: Tensor | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor | Mapping[str, Tensor]:
         """Through all stages; a single tensor if the last stage gives one, else named tensors."""
@@ -45,12 +47,17 @@ class SwarmBaselineModel(nn.Module):
         return named["x"] if list(named) == ["x"] else named
 
     def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The last stage's outputs by name."""
+        """The last stage's outputs by name; the stages' own losses together are in `auxiliary_loss`."""
         tensors: Sequence[Tensor] = inputs
         named: dict[str, Tensor] = {}
+        losses = []
         for stage in self.stages.values():
             named = named_tensors(stage(*tensors))
             tensors = list(named.values())
+            own = take_auxiliary_loss(stage)
+            if own is not None and any(p.requires_grad for p in stage.parameters()):  # else it is frozen
+                losses.append(own)
+        self.auxiliary_loss = torch.stack(losses).sum() if losses else None
         return named
 
     @property
@@ -105,7 +112,9 @@ class SwarmModel(nn.Module):
         model.step()
 
     Gradients of several calls before one `step()` add up, as with local modules. The parameters live on
-    the servers, so `parameters()` is empty and the servers' own optimizer steps them.
+    the servers, so `parameters()` is empty and the servers' own optimizer steps them. Where stages have
+    losses of their own (the balance of a mixture of experts), `model.auxiliary_loss` is their sum for the
+    last call, to be added to the loss.
     """
 
     def __init__(
@@ -122,6 +131,7 @@ class SwarmModel(nn.Module):
         self._samples = 0
         self._links: list[LinkLike] = []
         self._peer: Peer | None = None  # of our own, if `connect` made it
+        self.auxiliary_loss: Tensor = torch.zeros(())
 
     @classmethod
     def connect(cls, config: Config, *, pipeline: int = 0, timeout: float = 60.0) -> SwarmModel:
@@ -152,7 +162,8 @@ class SwarmModel(nn.Module):
         if not self.training:
             return self._loop.run(self._evaluate(inputs), self._timeout)
         grad = torch.zeros((), requires_grad=True)  # so that backward is called though no input needs it
-        output: Tensor = _SwarmCall.apply(self, grad, *inputs)  # type: ignore[no-untyped-call]
+        output: Tensor
+        output, self.auxiliary_loss = _SwarmCall.apply(self, grad, *inputs)  # type: ignore[no-untyped-call]
         return output
 
     def step(self, max_grad_norm: float | None = None) -> dict[str, float]:
@@ -178,8 +189,8 @@ class SwarmModel(nn.Module):
             )
             self._links.append(link)
 
-    async def run_forward(self, inputs: Sequence[Tensor]) -> tuple[int, dict[str, Tensor]]:
-        """One call through all stages; its number, for the way back."""
+    async def run_forward(self, inputs: Sequence[Tensor]) -> tuple[int, dict[str, Tensor], float]:
+        """One call through all stages: its number, for the way back, outputs, and the stages' own losses."""
         if not self._links:
             await self._open()
         number, self._calls = self._calls, self._calls + 1
@@ -188,11 +199,11 @@ class SwarmModel(nn.Module):
         needs = frozenset(n for n, t in named_tensors(tuple(inputs)).items() if t.requires_grad)
         message = Message(fields, named_tensors(tuple(inputs)), needs)
         reply = await self._links[0].call("forward", message, timeout=self._timeout)
-        return number, dict(reply.tensors)
+        return number, dict(reply.tensors), take(reply.fields, AUXILIARY, float)
 
-    async def run_backward(self, number: int, gradient: Tensor) -> dict[str, Tensor]:
-        """Gradients of the inputs of call `number`."""
-        fields = {**self._fields, "microbatch": number, "budget": self._timeout}
+    async def run_backward(self, number: int, gradient: Tensor, weight: float) -> dict[str, Tensor]:
+        """Gradients of the inputs of call `number`; `weight` is the gradient of the stages' own losses."""
+        fields = {**self._fields, "microbatch": number, "budget": self._timeout, AUXILIARY: weight}
         reply = await self._links[0].call("backward", Message(fields, {"x": gradient}), timeout=self._timeout)
         return dict(reply.tensors)
 
@@ -246,13 +257,14 @@ class _SwarmCall(torch.autograd.Function):
     """A call through the swarm as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, model: SwarmModel, anchor: Tensor, *inputs: Tensor) -> Tensor:
-        number, outputs = model._loop.run(model.run_forward(inputs), model._timeout)
+    def forward(ctx: Any, model: SwarmModel, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        number, outputs, own = model._loop.run(model.run_forward(inputs), model._timeout)
         ctx.model, ctx.number, ctx.names = model, number, list(named_tensors(tuple(inputs)))
-        return outputs["x"]
+        return outputs["x"], torch.tensor(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         model: SwarmModel = ctx.model
-        answer = model._loop.run(model.run_backward(ctx.number, gradients[0].contiguous()), model._timeout)
+        of_outputs, weight = gradients[0].contiguous(), float(gradients[1])
+        answer = model._loop.run(model.run_backward(ctx.number, of_outputs, weight), model._timeout)
         return None, None, *(answer.get(name) for name in ctx.names)

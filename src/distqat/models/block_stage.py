@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distqat.models.balancing import PROBABILITIES, SHARES, Balancing
 from distqat.models.outline import Outline
 
 
@@ -51,7 +52,8 @@ class BlockStage(nn.Module):
     """A causal language model cut down to one stage; parameters have the names of the whole model.
 
     [batch, sequence] token ids (first stage) or [batch, sequence, hidden] -> the same, or logits
-    [batch, sequence, vocabulary] (last stage).
+    [batch, sequence, vocabulary] (last stage). While a mixture of experts trains with a balancing loss, what
+    its routers did so far is with the hidden states (`balancing`); the last stage sets `auxiliary_loss`.
     """
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], *, first: bool, last: bool) -> None:
@@ -67,6 +69,8 @@ class BlockStage(nn.Module):
         self.copies: dict[
             str, str
         ] = {}  # of weights that another stage holds as well: common name to own name
+        self.auxiliary_loss: Tensor | None = None
+        self._balancing = Balancing.of(model)
         self._given: Tensor | None = None
         self._behind: Tensor | None = None
         chosen = list(blocks)
@@ -75,11 +79,25 @@ class BlockStage(nn.Module):
         if not last:
             chosen[-1].register_forward_hook(self._leave)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, expert_probs: Tensor | None = None, expert_shares: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """One microbatch; every position sees only those before it and itself."""
+        balancing = self._balancing if self.training else None
         if x.is_meta:  # a question about shapes; the masks of transformers look at values
             dtype = torch.get_default_dtype()
-            return torch.empty((*x.shape[:2], self._width), dtype=dtype, device=x.device)
+            behind = torch.empty((*x.shape[:2], self._width), dtype=dtype, device=x.device)
+            return self._with_routing(behind, *balancing.begin(x)) if balancing else behind
+        behind, router_logits = self._pass(x)
+        if balancing is None:
+            return behind
+        begun = balancing.begin(x)
+        probs = begun[0] if expert_probs is None else expert_probs
+        shares = begun[1] if expert_shares is None else expert_shares
+        return self._with_routing(behind, *balancing.add(probs, shares, router_logits))
+
+    def _pass(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What comes behind the last block or out of the head, and the logits of the stage's routers."""
         model: Any = self._model
         self._given = x
         try:
@@ -90,9 +108,17 @@ class BlockStage(nn.Module):
                 output = model(inputs_embeds=torch.zeros_like(x), use_cache=False)
             behind = output.logits if self._last else self._behind
             assert isinstance(behind, Tensor)
-            return behind
+            return behind, tuple(getattr(output, "router_logits", None) or ())
         finally:
             self._given = self._behind = None
+
+    def _with_routing(self, behind: Tensor, probs: Tensor, shares: Tensor) -> Tensor | dict[str, Tensor]:
+        if not self._last:
+            return {"x": behind, PROBABILITIES: probs, SHARES: shares}
+        assert self._balancing is not None
+        if not behind.is_meta:
+            self.auxiliary_loss = self._balancing.loss(probs, shares)
+        return behind
 
     def train(self, mode: bool = True) -> BlockStage:
         """The model itself is asked for its mode here and there."""

@@ -11,9 +11,11 @@ from torch import Tensor
 from distqat.distributed.serving.attempt import OpenAttempt
 from distqat.distributed.serving.compute import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica, Weighing
+from distqat.distributed.serving.sending import Outputs
 from distqat.distributed.wire import take
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
+from distqat.models.auxiliary import AUXILIARY
 from distqat.swarm.frame import Message
 
 
@@ -55,7 +57,7 @@ class Microbatches:
     async def _train_last(self, attempt: OpenAttempt, message: Message) -> Message:
         number = _number(attempt, message)
         labels: Mapping[str, Tensor] = await attempt.labels_of(number)
-        weighing = Weighing(take(message.fields, "share", float), take(message.fields, "scale", float))
+        weighing = weighing_of(message)
         await attempt.forward_turns.mine(number)
         job = self._compute.submit(
             Priority.FORWARD,
@@ -68,7 +70,7 @@ class Microbatches:
         return Message({"scores": scores}, gradients)
 
     async def _train_through(self, attempt: OpenAttempt, message: Message) -> Message:
-        number = _number(attempt, message)
+        number, weighing = _number(attempt, message), weighing_of(message)
         await attempt.forward_turns.mine(number)
         async with attempt.hold:
             failpoint("stage.forward")
@@ -82,12 +84,14 @@ class Microbatches:
             await attempt.backward_turns.mine(number)
             failpoint("stage.backward.before_apply")
             back = self._compute.submit(
-                Priority.BACKWARD, "backward", lambda: self._replica.backward(number, reply.tensors)
+                Priority.BACKWARD,
+                "backward",
+                lambda: self._replica.backward(number, reply.tensors, weighing),
             )
             attempt.backward_turns.through(number)
-            gradients = await back
+            gradients, own = await back
         failpoint("stage.backward.before_answer")
-        return Message({"scores": reply.fields.get("scores", {})}, gradients)
+        return Message({"scores": with_own_loss(take(reply.fields, "scores", dict), own)}, gradients)
 
     async def _observe(self, attempt: OpenAttempt, message: Message) -> Message:
         number = _number(attempt, message)
@@ -117,28 +121,47 @@ class Microbatches:
     async def _forward(self, attempt: OpenAttempt, message: Message) -> Message:
         """Forward through this stage and those behind it; the graph stays until `backward`."""
         number = _number(attempt, message)
+
+        def forward() -> tuple[Outputs, float]:
+            outputs = self._replica.forward(number, message.tensors, message.needs_grad)
+            return outputs, self._replica.auxiliary(number)
+
         await attempt.forward_turns.mine(number)
-        job = self._compute.submit(
-            Priority.FORWARD,
-            "forward",
-            lambda: self._replica.forward(number, message.tensors, message.needs_grad),
-        )
+        job = self._compute.submit(Priority.FORWARD, "forward", forward)
         attempt.forward_turns.through(number)
-        outputs = await job
+        outputs, own = await job
         if attempt.last:
-            return Message(tensors=outputs.tensors)
-        return await self._call_next(attempt, outputs.message(message.fields), "forward")
+            return Message({AUXILIARY: own}, outputs.tensors)
+        reply = await self._call_next(attempt, outputs.message(message.fields), "forward")
+        return replace(reply, fields={AUXILIARY: own + take(reply.fields, AUXILIARY, float)})
 
     async def _backward(self, attempt: OpenAttempt, message: Message) -> Message:
-        """Gradients of the last stage's outputs to gradients of this stage's inputs."""
-        number = _number(attempt, message)
+        """Gradients of the last stage's outputs to gradients of this stage's inputs.
+
+        The message also says how the stages' own losses count in what the caller made of the outputs.
+        """
+        number, weight = _number(attempt, message), take(message.fields, AUXILIARY, float)
         gradients: Mapping[str, Tensor] = message.tensors
         if not attempt.last:
             gradients = (await self._call_next(attempt, message, "backward")).tensors
         job = self._compute.submit(
-            Priority.BACKWARD, "backward", lambda: self._replica.backward(number, gradients)
+            Priority.BACKWARD,
+            "backward",
+            lambda: self._replica.backward(number, gradients, Weighing(scale=weight)),
         )
-        return Message(tensors=await job)
+        return Message(tensors=(await job)[0])
+
+
+def weighing_of(message: Message) -> Weighing:
+    """How the microbatch of a `train` call counts. Raises BadFrame."""
+    return Weighing(take(message.fields, "share", float), take(message.fields, "scale", float))
+
+
+def with_own_loss(scores: Mapping[str, float], own: float) -> dict[str, float]:
+    """The scores that stages behind this one gave, with its own loss in them."""
+    if own == 0.0:
+        return dict(scores)
+    return {**scores, "loss": scores.get("loss", 0.0) + own, AUXILIARY: scores.get(AUXILIARY, 0.0) + own}
 
 
 def _number(attempt: OpenAttempt, message: Message) -> int:

@@ -22,6 +22,7 @@ from distqat.distributed.serving.sending import Outputs, Sending
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models import named_tensors
+from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
 from distqat.quant import (
     QuantOptions,
     activate,
@@ -53,6 +54,7 @@ class Graph:
 
     inputs: Named
     outputs: Named
+    auxiliary: Tensor | None = None  # the stage's own loss of it
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,31 @@ class StageReplica:
         wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
         return self.sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
 
-    def backward(self, microbatch: int, gradients: Mapping[str, Tensor]) -> Named:
-        """Gradients of the outputs to gradients of the inputs that need one."""
+    def auxiliary(self, microbatch: int) -> float:
+        """The stage's own loss of a microbatch whose graph is held; 0 where it has none."""
+        loss = self._open().graphs[microbatch].auxiliary
+        return 0.0 if loss is None else float(loss.detach())
+
+    def backward(
+        self, microbatch: int, gradients: Mapping[str, Tensor], weighing: Weighing
+    ) -> tuple[Named, float]:
+        """Gradients of the outputs to gradients of the inputs that need one, and the stage's own loss.
+
+        That loss is weighed as the task's, of which `gradients` are; what is returned is its share.
+        """
         failpoint("replica.backward")
+        own = self.auxiliary(microbatch) * weighing.share
         graph = self._open().graphs.pop(microbatch)
         roots = [(graph.outputs[name], gradients[name].to(self.device)) for name in gradients]
+        factor = weighing.share * weighing.scale
+        if graph.auxiliary is not None and factor:
+            roots.append((graph.auxiliary, torch.full_like(graph.auxiliary, factor)))
         roots = [(tensor, gradient) for tensor, gradient in roots if tensor.requires_grad]
         if any(tensor.shape != gradient.shape for tensor, gradient in roots):
             raise BadFrame(f"stage {self.stage}: a gradient has another shape than its output")
         if roots:  # none where everything up to here is frozen
             torch.autograd.backward([t for t, _ in roots], [g.to(t.dtype) for t, g in roots])
-        return self._finish(graph)
+        return self._finish(graph), own
 
     def loss(
         self,
@@ -155,20 +171,24 @@ class StageReplica:
         assert self.task is not None
         failpoint("replica.loss")
         outputs = self._run(microbatch, tensors, needs_grad)
+        graph = self._open().graphs.pop(microbatch)
         labels = {name: tensor.to(self.device) for name, tensor in labels.items()}
-        loss = self.task.loss(outputs, labels)
+        loss, own = self.task.loss(outputs, labels), {}
+        if graph.auxiliary is not None:
+            loss = loss + graph.auxiliary
+            own = {AUXILIARY: float(graph.auxiliary.detach()) * weighing.share}
         if loss.requires_grad:
             (loss * (weighing.share * weighing.scale)).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            scores = {"loss": float(loss) * weighing.share, **self.task.score(outputs, labels)}
-        return self._finish(self._open().graphs.pop(microbatch)), scores
+            scores = {"loss": float(loss) * weighing.share, **own, **self.task.score(outputs, labels)}
+        return self._finish(graph), scores
 
     @torch.no_grad()
     def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> Outputs:
         """Forward without a graph: calibrating quantizers see the data."""
         attempt = self._open()
         self._seed(attempt, microbatch)
-        outputs = self._call(tensors)
+        outputs, _ = self._call(tensors)
         attempt.done += 1
         return self.sending.outputs(outputs, ())
 
@@ -177,7 +197,7 @@ class StageReplica:
         """Forward in eval mode, outside any attempt."""
         self.module.eval()
         try:
-            return self.sending.outputs(self._call(tensors), ())
+            return self.sending.outputs(self._call(tensors)[0], ())
         finally:
             self.module.train()
             self._follow_schedule()
@@ -264,14 +284,18 @@ class StageReplica:
                 raise SwarmError(f"stage {self.stage}: activation {name!r} holds NaN or infinity")
             inputs[name] = own.detach().requires_grad_(name in needs_grad)
         self._seed(attempt, microbatch)
-        outputs = self._call(inputs)
-        attempt.graphs[microbatch] = Graph({n: inputs[n] for n in needs_grad}, outputs)
+        outputs, auxiliary = self._call(inputs)
+        if attempt.frozen:  # who is not trained has no say
+            auxiliary = None
+        attempt.graphs[microbatch] = Graph({n: inputs[n] for n in needs_grad}, outputs, auxiliary)
         return outputs
 
-    def _call(self, tensors: Mapping[str, Tensor]) -> Named:
+    def _call(self, tensors: Mapping[str, Tensor]) -> tuple[Named, Tensor | None]:
+        """What the module makes of its inputs, and its own loss."""
         inputs: Sequence[Tensor] = [tensor.to(self.device) for tensor in tensors.values()]
         with self.precision.context(self.device):
-            return named_tensors(self.module(*inputs))
+            outputs = named_tensors(self.module(*inputs))
+        return outputs, take_auxiliary_loss(self.module)
 
     def _seed(self, attempt: Attempt, microbatch: int) -> None:
         digest = hashlib.sha256(f"{attempt.seed}|{microbatch}".encode()).digest()
