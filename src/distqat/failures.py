@@ -21,14 +21,27 @@ _INSTALLED = tuple(
 )
 
 
+IMPORTS = {
+    **dict.fromkeys(("register_expert_class", "MODEL_TYPES"), "distqat.models"),
+    **dict.fromkeys(("register_task", "Task", "TaskSettings", "Batch", "Sample"), "distqat.tasks"),
+    **dict.fromkeys(("register_dataset", "Source"), "distqat.data.source"),
+    **dict.fromkeys(("nn", "Tensor"), "torch"),
+    "F": "torch.nn import functional as F",
+    "torch": "",
+}
+"""Where the names come from that the file of a model, a task or a data set needs."""
+
+
 def describe(error: BaseException) -> str:
     """One sentence: the text of an error of ours, else kind, text and place of the exception."""
     text = " ".join(str(error).split())
     if isinstance(error, DistqatError) and text:
         return text
+    if isinstance(error, SyntaxError) and error.filename:
+        text = str(error.msg)  # its text names the file again, without the folder
     place = place_of(error)
     where = f" ({place})" if place else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{missing_import(error)}{where}"
 
 
 def place_of(error: BaseException) -> str:
@@ -36,16 +49,30 @@ def place_of(error: BaseException) -> str:
 
     What happens inside an installed library is blamed on the line that called it.
     """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(Path(error.filename).resolve())}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         path = Path(frame.filename).resolve()
         if path == _FAILPOINTS:
             continue
-        if path.is_relative_to(_PACKAGE):
-            return f"{path.relative_to(_PACKAGE.parent)}:{frame.lineno}"
-        if not str(path).startswith(_INSTALLED) and not frame.filename.startswith("<"):
-            return f"{path}:{frame.lineno}"
+        ours = path.is_relative_to(_PACKAGE)
+        if ours or not (str(path).startswith(_INSTALLED) or frame.filename.startswith("<")):
+            return f"{_shown(path)}:{frame.lineno}"
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def missing_import(error: BaseException) -> str:
+    """The line that a file lacks which uses one of our names, or torch's, as the end of a sentence."""
+    if not isinstance(error, NameError) or error.name not in IMPORTS:
+        return ""
+    origin = IMPORTS[error.name]
+    line = f"from {origin} import {error.name}" if origin else f"import {error.name}"
+    return f"; the file lacks the line `{f'from {origin}' if ' import ' in origin else line}`"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(_PACKAGE.parent) if path.is_relative_to(_PACKAGE) else path)
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from distqat.config.authority import Authority, authority_of, keys_of, run_setti
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
 from distqat.config.schema import Config
+from distqat.config.stages import check_folders
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -26,6 +27,7 @@ __all__ = [
     "agreement_digest",
     "authority_of",
     "changeable",
+    "check_folders",
     "config_from_args",
     "differing_keys",
     "keys_of",

@@ -15,6 +15,7 @@ from distqat.config.fields import config_fields, nearest, section_at
 from distqat.config.plugins import absolute, load_installed, load_plugin
 from distqat.config.schema import Config, split_list
 from distqat.config.source import KeyPath, Source, dotted, parse
+from distqat.config.stages import check_names
 from distqat.errors import ConfigError
 
 DEFAULT_CONFIG = "configs/resnet18.yaml"
@@ -27,7 +28,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     A path that is no file but names a shipped config (`configs/resnet18.yaml`, `resnet18.yaml`, `resnet18`)
     means the shipped one. Plugins are loaded first: those of the file, whose paths count from its folder, and
     those of `overrides`, which do not replace them. Raises ConfigError with a line per problem:
-    `file:line: path: what`.
+    `file:line: path: what`; a stage that nobody registered is one.
     """
     source = Source("defaults") if path is None else read(path)
     changes = dict(_flatten(overrides or {}, ()))
@@ -45,6 +46,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
         raise ConfigError(f"{source.name}: {error}") from None
     for bad in _not_finite(config.model_dump(), ()):
         raise ConfigError(f"{_place(bad, source, changes)}: {dotted(bad)}: must be a finite number")
+    check_names(config, lambda stage: f"{_place(stage, source, changes)}: {dotted(stage)}")
     return config
 
 

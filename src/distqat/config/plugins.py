@@ -23,7 +23,9 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from distqat.config.stages import model_types
 from distqat.errors import ConfigError, DistqatError
+from distqat.failures import missing_import
 
 GROUP = "distqat.plugins"
 _MODULE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -88,6 +90,7 @@ def _load(spec: ModuleSpec, name: str) -> None:
     file = Path(str(spec.origin)).resolve()
     if file in _LOADED or _is_imported(file):
         return
+    model_types()  # not within what follows, which blames the plugin
     try:
         with _registering() as registered:
             _execute(spec)
@@ -194,7 +197,8 @@ def _complaint(error: BaseException, file: Path) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(inside)]
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(file)
     text = " ".join(str(error).split())
-    return f"{place}: {text if isinstance(error, DistqatError) else f'{type(error).__name__}: {text}'}"
+    said = text if isinstance(error, DistqatError) else f"{type(error).__name__}: {text}"
+    return f"{place}: {said}{missing_import(error)}"
 
 
 def _digest(file: Path) -> str:

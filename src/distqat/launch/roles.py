@@ -64,12 +64,13 @@ class Settings:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """From parsed flags; also sets up the launcher's own logging. Raises ConfigError."""
-    from distqat.config import config_from_args
+    from distqat.config import check_folders, config_from_args
 
     settings = Settings(config_from_args(args), args.config_path or "", args.config_overrides)
     set_up_logging("launcher", settings.log_level)
     if (elsewhere := moved()) is not None:
         logger.warning(elsewhere)
+    check_folders(settings.config)
     device = settings.config.device
     if device != "cpu" and "device" in settings.overrides:  # typed: refused before anything is started
         resolve_device(device, explicit=True)

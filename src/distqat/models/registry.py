@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from distqat.errors import DistqatError, ModelError, UnknownName
+from distqat.failures import describe
 from distqat.registration import enter
 
 StageFactory: TypeAlias = "type[nn.Module] | Callable[..., nn.Module]"
@@ -69,7 +70,7 @@ def build_stage(model_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # a constructor is user code: whatever it raises must name the stage
         given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
         raise ModelError(
-            f"stage {model_name!r} cannot be built with ({given}): {type(error).__name__}: {error}; "
+            f"stage {model_name!r} cannot be built with ({given}): {describe(error)}; "
             f"change the keys of its entry in model_pipeline"
         ) from error
     if not isinstance(stage, nn.Module):

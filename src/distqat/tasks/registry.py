@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distqat.errors import TaskError, UnknownName
+from distqat.errors import DistqatError, TaskError, UnknownName
+from distqat.failures import describe
 from distqat.registration import enter
 from distqat.tasks.base import Task, TaskSettings
 
@@ -43,9 +44,14 @@ def get_task(task_type: str, settings: TaskSettings | None = None) -> Task:
 
     Raises:
         UnknownName: no task type of this name.
-        TaskError: settings that the task cannot work with.
+        TaskError: settings that the task cannot work with, or its file cannot be imported.
     """
     build = TASKS.get(TASK_ALIASES.get(task_type, task_type))
     if build is None:
         raise UnknownName("task type", task_type, known_task_types())
-    return build(settings or TaskSettings())
+    try:
+        return build(settings or TaskSettings())
+    except DistqatError:
+        raise
+    except Exception as error:  # a task is user code: whatever it raises is told with its place
+        raise TaskError(f"the task {task_type!r} cannot be built: {describe(error)}") from error

@@ -23,7 +23,8 @@ from distqat.distributed.process.child import become
 from distqat.distributed.process.command import Lines, RoleCommand, encode
 from distqat.distributed.process.parent import adopt_orphans, die_with_parent
 from distqat.distributed.process.title import set_title
-from distqat.errors import RoleError
+from distqat.errors import ConfigError, RoleError
+from distqat.failures import describe
 
 TITLE_ROOM = "DISTQAT_TITLE_ROOM"  # a title fits only where arguments and environment were at the start
 GRACE_S = 0.5  # from the owner's end to SIGKILL for what it left; two fork servers in a row stay within 2 s
@@ -60,7 +61,11 @@ class ForkServer:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # while importing there is nothing to clean up
         adopt_orphans()
         die_with_parent(self.owner_pid, signal.SIGHUP)
-        warm(preload)
+        try:
+            warm(preload)
+        except ConfigError as error:
+            self._tell({"event": "broken", "why": str(error)})
+            return
         self._watch_signals()
         self._tell({"event": "warm"})
         self._selector.register(self.owner, selectors.EVENT_READ, self._on_owner)
@@ -191,11 +196,19 @@ class ForkServer:
 
 
 def warm(preload: Sequence[str]) -> None:
-    """Import what roles need, without starting threads; what cannot be imported is left to the role."""
+    """Import what roles need, without starting threads; a package that is not there is left to the role.
+
+    Raises ConfigError with file and line where a module of ours, or one that it imports, cannot be imported:
+    a model or a task that somebody wrote into the package.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS starts its threads as it is imported
     for name in preload:
-        with suppress(ImportError):
+        try:
             importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ImportError) and not name.startswith("distqat"):
+                continue
+            raise ConfigError(f"{name} cannot be imported: {describe(error)}") from error
     gc.collect()
     gc.freeze()  # pages of what is imported stay shared between the roles
 

@@ -19,7 +19,7 @@ from distqat.distributed.process.command import Lines, RoleCommand, encode
 from distqat.distributed.process.endings import Ended
 from distqat.distributed.process.notices import LastWords
 from distqat.distributed.process.waiting import Wait
-from distqat.errors import RoleError
+from distqat.errors import ConfigError, DistqatError, RoleError
 
 PRELOAD = ("torch", "torch._dynamo", "hivemind", "uvloop", "setproctitle", "psutil")
 _LOST = -signal.SIGKILL  # the exit code of a role whose fork server ended: it got SIGKILL with it
@@ -111,6 +111,7 @@ class Zygote:
         self._attaching: asyncio.Task[asyncio.StreamWriter] | None = None
         self._warm: asyncio.Future[bool] | None = None
         self._lost = False
+        self._broken = ""  # why the fork server could not import what it should
 
     @classmethod
     def start(cls, preload: Sequence[str] = PRELOAD) -> Zygote:
@@ -150,17 +151,20 @@ class Zygote:
         return cls(ours, pid, lambda: os.waitpid(pid, 0))
 
     async def warm(self) -> None:
-        """Wait until everything is imported. RoleError: the fork server ended."""
+        """Wait until everything is imported. ConfigError: that fails. RoleError: the fork server ended."""
         await self._attach()
         assert self._warm is not None
         if not await asyncio.shield(self._warm):
-            raise RoleError("the fork server ended while it imported; its error is above")
+            raise ConfigError(self._broken) if self._broken else RoleError("the fork server ended")
 
     async def spawn(self, command: RoleCommand, timeout_s: float = 120.0) -> RoleProcess:
-        """Start a role; waits for the imports if need be. RoleError: it cannot be forked."""
+        """Start a role; waits for the imports if need be.
+
+        ConfigError: something of ours cannot be imported. RoleError: it cannot be forked.
+        """
         writer = await self._attach()
         if self._lost:
-            raise RoleError(f"cannot start {command.name}: the fork server has ended")
+            raise self._gone(command)
         number = next(self._ids)
         answer: asyncio.Future[RoleProcess] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_seen)  # also when its caller was cancelled meanwhile
@@ -215,6 +219,8 @@ class Zygote:
         if kind == "warm":
             assert self._warm is not None
             self._warm.set_result(True)
+        elif kind == "broken":
+            self._broken = str(event["why"])
         elif kind == "spawned":
             command, answer = self._spawning.pop(event["id"])
             role = self._roles[event["pid"]] = RoleProcess(command, event["pid"], self._signal)
@@ -239,8 +245,13 @@ class Zygote:
         self._roles.clear()
         for command, answer in self._spawning.values():
             if not answer.done():
-                answer.set_exception(RoleError(f"cannot start {command.name}: the fork server has ended"))
+                answer.set_exception(self._gone(command))
         self._spawning.clear()
+
+    def _gone(self, command: RoleCommand) -> DistqatError:
+        if self._broken:
+            return ConfigError(self._broken)
+        return RoleError(f"cannot start {command.name}: the fork server has ended")
 
     def _signal(self, pid: int, signum: int, group: bool) -> None:
         if self._writer is not None and not self._lost:
