@@ -49,7 +49,7 @@ class LocalRun:
     zygotes: Zygotes
     display: Display
     began: float = field(default_factory=time.monotonic)
-    _lost: asyncio.Queue[Ended] = field(default_factory=asyncio.Queue)
+    _lost: asyncio.Queue[Ended | BaseException] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self._reporter = Reporter(self.display, self.plan.folder.path)
@@ -117,6 +117,8 @@ class LocalRun:
             )
             plans = plan_servers(joined, self.plan.servers, ports)
             kept = [servers.start(plan.command) for plan in plans]
+            for server in kept:
+                server.add_done_callback(self._not_started)
         enough = asyncio.create_task(self._enough_servers(kept))
         try:
             await asyncio.wait({training, enough}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,9 +156,17 @@ class LocalRun:
         left = len(kept)
         while True:
             ended = await self._lost.get()
+            if isinstance(ended, BaseException):
+                raise ended
             left -= 1
             if left < stages:
                 raise self._reporter.failure(ended)
+
+    def _not_started(self, server: asyncio.Task[int]) -> None:
+        """Its fork server is gone, or something that it imports is broken."""
+        error = None if server.cancelled() else server.exception()
+        if error is not None:
+            self._lost.put_nowait(error)
 
     def _result(self, network: Supervisor, client: RoleCommand, code: int) -> Summary:
         ended = network.end_of(client)
