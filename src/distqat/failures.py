@@ -22,7 +22,7 @@ _INSTALLED = tuple(
 
 
 IMPORTS = {
-    **dict.fromkeys(("register_expert_class", "MODEL_TYPES"), "distqat.models"),
+    **dict.fromkeys(("register_expert_class", "MODEL_TYPES"), "distqat.models.registry"),
     **dict.fromkeys(("register_task", "Task", "TaskSettings", "Batch", "Sample"), "distqat.tasks"),
     **dict.fromkeys(("register_dataset", "Source"), "distqat.data.source"),
     **dict.fromkeys(("nn", "Tensor"), "torch"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import torch
 from tests.docs.pages import ROOT, Block, blocks
 from tests.plugin_scene import forgotten_plugins
 
-from distqat.config import load_config
+from distqat import models
+from distqat.config import load_config, plugins
 from distqat.data.source import open_source
 from distqat.distributed.building import build_task, check_model
 from distqat.distributed.checking import check_batch, tell
@@ -104,6 +107,38 @@ def test_the_recipe_trains_in_a_swarm(copy: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "checkpoints" / "mymodel" / "model.safetensors").is_file()
     assert "accuracy, held out" in done.stdout
+
+
+def test_the_recipe_of_the_package_works_as_it_stands(copy: Path) -> None:
+    """The text in models/__init__.py: its file, and its line."""
+    text, line = recipe()
+    (copy / MODEL).write_text(text)
+    init = copy / "src/distqat/models/__init__.py"
+    init.write_text((ROOT / "src/distqat/models/__init__.py").read_text() + line + "\n")
+    words = "from distqat.models import build_stage, sample_input; import torch\n"
+    words += "stage = build_stage('mymodel.head', {'hid_dim': 3})\n"
+    words += (
+        "print(*stage(torch.zeros(2, 3)).shape, *sample_input('mymodel.head', 5, {'hid_dim': 3})['x'].shape)"
+    )
+    done = run(copy, "-c", words, timeout=50)
+    assert done.stdout.split() == ["2", "3", "5", "3"], done.stderr
+
+
+def test_the_recipe_of_the_package_is_a_plugin_too(tmp_path: Path) -> None:
+    (tmp_path / "mymodel.py").write_text(recipe()[0])
+    with forgotten_plugins():
+        plugins.load_plugin(str(tmp_path / "mymodel.py"))
+        assert MODEL_TYPES["mymodel.head"].__name__ == "MyHead"
+
+
+def recipe() -> tuple[str, str]:
+    """The indented text of the docstring of distqat.models, and the line that it asks for."""
+    said = inspect.cleandoc(str(models.__doc__))
+    lines = said.splitlines()
+    indented = [line for line in lines if line.startswith("    ") or not line]
+    text = textwrap.dedent("\n".join(indented)).strip() + "\n"
+    (line,) = re.findall(r"`(from distqat\.models import \w+)`", said)
+    return text, line
 
 
 def test_the_model_is_the_same_as_a_plugin(mine: Path, tmp_path: Path) -> None:

@@ -1,14 +1,29 @@
 """Models, cut into stages: `MODEL_TYPES["resnet18.front"]` builds one stage and nothing of the others.
 
-To add a model, put a class into the registry, either way or both:
+To add a model, write a file of its own into this folder, `mymodel.py`, which puts a class into the registry,
+either way or both:
+
+    import torch
+    from torch import nn
+
+    from distqat.models.registry import MODEL_TYPES, register_expert_class
 
     def head_sample_input(batch_size, hid_dim):
         return torch.empty((batch_size, hid_dim))
 
     @register_expert_class("mymodel.head", head_sample_input)
-    class MyHead(nn.Module): ...
+    class MyHead(nn.Module):
+        def __init__(self, hid_dim):
+            super().__init__()
+            self.fc = nn.Linear(hid_dim, hid_dim)
+
+        def forward(self, x):
+            return self.fc(x)
 
     MODEL_TYPES["mymodel.head"] = MyHead
+
+and one line at the end of this file, so that every role knows it: `from distqat.models import mymodel`. Or
+leave the package alone, and name the file by `--plugin path/to/mymodel.py`: docs/extending.md.
 
 A stage whose `state_dict` names are a subset of those of the whole model can be assembled by
 `full_state_dict`. A number behind a name tells stages of one kind apart: `resnet18.body2` is built as

@@ -120,7 +120,7 @@ def test_paths_follow_the_prefix_unless_given() -> None:
 
 def test_extra_keys_of_a_pipeline_entry_go_to_the_constructor() -> None:
     config = load_config(
-        None, {"model_pipeline.pipeline": [{"model_name": "mine.head", "width": 0.5, "blocks": [1, 2]}]}
+        None, {"model_pipeline.pipeline": [{"model_name": "mlp.head", "width": 0.5, "blocks": [1, 2]}]}
     )
     (entry,) = config.model_pipeline.pipeline
     assert entry.stage == "head"
