@@ -4,14 +4,16 @@
 
 For each family a tiny configuration of five blocks, cut into one, three and one. Float32, eval mode, untied
 embeddings. Shown are the largest differences of logits and of parameter gradients between the composed stages
-and the model of transformers (0 is the goal), whether every parameter and every buffer is in just one stage,
-parameters and multiply-accumulates per token of each stage, and the blocks that `stages: 3` would choose.
+and the model of transformers (0 is the goal), and of logits once more where each stage loads its part of what
+`save_pretrained` publishes; whether every parameter and every buffer is in just one stage, parameters and
+multiply-accumulates per token of each stage, and the blocks that `stages: 3` would choose.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +45,7 @@ class Compared:
     family: str
     logits: float
     gradients: float
+    released: float
     complete: bool
     parameters: list[int]
     costs: list[int]
@@ -50,7 +53,7 @@ class Compared:
 
     @property
     def exact(self) -> bool:
-        return self.complete and self.logits == self.gradients == 0.0
+        return self.complete and self.logits == self.gradients == self.released == 0.0
 
 
 def reference(config: dict[str, Any]) -> nn.Module:
@@ -101,11 +104,31 @@ def compare(family: str) -> Compared:
         family,
         _largest(expected, logits),
         max(_largest(p.grad, own[name]) for name, p in whole.named_parameters()),
+        released(family),
         complete,
         parameters,
         [costs.of(*cut) for cut in CUTS],
         balanced(costs, 3),
     )
+
+
+@torch.no_grad()
+def released(family: str) -> float:
+    """Largest difference of logits from the unsplit model, of stages that load their parts of a release.
+
+    `save_pretrained` writes tensors in the layout in which a family was published, here in many files.
+    """
+    whole = reference({"model_type": family, **FAMILIES[family], "tie_word_embeddings": False})
+    for parameter in whole.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.02)  # norms too: ones would hide a mistake
+    x_BT = torch.randint(3, VOCABULARY, (2, 12))
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save_pretrained(folder, max_shard_size="40KB")
+        stages = [
+            build_stage(f"hf.{name}", {"pretrained": folder, "layers": list(cut)}).eval()
+            for name, cut in zip(("head", "body", "tail"), CUTS, strict=True)
+        ]
+    return _largest(whole(input_ids=x_BT, use_cache=False).logits, through(stages, x_BT))
 
 
 def _on_meta(config: dict[str, Any]) -> nn.Module:
@@ -129,13 +152,14 @@ def _largest(one: Tensor | None, other: Tensor | None) -> float:
 def table_of(results: Sequence[Compared]) -> Table:
     """One row per family; what the stages hold is in the JSON file."""
     table = Table(title="Five blocks cut into 1 + 3 + 1 against the unsplit model")
-    for name in ("family", "logits", "grads", "whole", "parameters, k", "stages: 3"):
+    for name in ("family", "logits", "grads", "released", "whole", "parameters, k", "stages: 3"):
         table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
     for r in results:
         sizes = " + ".join(f"{count / 1000:.1f}" for count in r.parameters)
         cuts = " ".join(f"{start}-{stop}" for start, stop in r.balanced)
         complete = "yes" if r.complete else "NO"
-        table.add_row(r.family, f"{r.logits:.2g}", f"{r.gradients:.2g}", complete, sizes, cuts)
+        differences = (f"{value:.2g}" for value in (r.logits, r.gradients, r.released))
+        table.add_row(r.family, *differences, complete, sizes, cuts)
     return table
 
 

@@ -56,6 +56,13 @@ class Balancing:
             )
         return cls(experts, visited, float(weight)) if weight else None
 
+    @staticmethod
+    def has_routers(model: nn.Module) -> bool:
+        """Whether the model, of which a cut left some blocks, has a router: else it records no logits."""
+        recorders: Any = getattr(model, "_can_record_outputs", None) or {}
+        kind = getattr(recorders.get("router_logits"), "target_class", None)
+        return kind is None or any(isinstance(module, kind) for module in model.modules())
+
     def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Before the first router: zeros, float32 [B, E] each, for probabilities and shares."""
         shape = (len(x), self.experts)

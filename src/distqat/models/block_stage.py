@@ -1,7 +1,7 @@
 """Some blocks of a causal language model of transformers, as one stage.
 
 A stage runs the family's own forward pass, in which everything that belongs to other stages is blanked out:
-their blocks are gone from the block list, their embeddings, norms and head do nothing. What the pass computes
+their blocks hand on what they get, their embeddings, norms and head do nothing. What the pass computes
 in front of the blocks (position ids, rotary embeddings, causal and sliding-window masks, ALiBi) is therefore
 made anew in every stage by the installed version's own code. The activations of the stage before take the
 place of the hidden states at the first block; those behind the last block are what the next stage gets.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.models.balancing import PROBABILITIES, SHARES, Balancing
-from distqat.models.outline import Outline
+from distqat.models.outline import Outline, in_form
 
 
 class Blocks(nn.ModuleList):
@@ -29,6 +29,25 @@ class Blocks(nn.ModuleList):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self._modules.values())[index]
+
+
+class Elsewhere(nn.Module):
+    """In place of a block of another stage: hands on what it gets, as a block of the family would.
+
+    So the list of blocks is as long as in the whole model, and whatever the family looks up by the number of
+    a block (its kind of attention, its mask) is right.
+    """
+
+    def __init__(self, block: nn.Module, returns: int) -> None:
+        super().__init__()
+        for name, value in vars(block).items():  # some families ask a block for its kind
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+        self._returns = returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing is computed."""
+        return in_form(args[0] if args else kwargs["hidden_states"], self._returns)
 
 
 class Absent(nn.Module):
@@ -71,6 +90,8 @@ class BlockStage(nn.Module):
         ] = {}  # of weights that another stage holds as well: common name to own name
         self.auxiliary_loss: Tensor | None = None
         self._balancing = Balancing.of(model)
+        if self._balancing is not None and not Balancing.has_routers(model):
+            config.output_router_logits = False  # transformers fails over the loss of none
         self._given: Tensor | None = None
         self._behind: Tensor | None = None
         chosen = list(blocks)
@@ -139,24 +160,16 @@ class BlockStage(nn.Module):
 def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
     """Leave of a model without memory what blocks `start` to `stop` (exclusive) and their stage need.
 
-    The configuration stays that of the whole model, which initialisation looks at; `slice_config` comes after
-    it. The first stage keeps what runs before the blocks, the last one what runs behind them.
+    The first stage keeps what runs before the blocks, the last one what runs behind them.
     """
     blocks: Any = model.get_submodule(parts.path)
     first, last = start == 0, stop == len(blocks)
     for name in [*([] if first else parts.before), *([] if last else parts.behind)]:
         model.set_submodule(name, Absent(model.get_submodule(name)))
-    own = Blocks(list(blocks)[start:stop], start)
-    model.set_submodule(parts.path, own)
+    own = list(blocks)[start:stop]
+    for number, block in enumerate(blocks):
+        if not start <= number < stop:
+            blocks[number] = Elsewhere(block, parts.returns)
     stage = BlockStage(model, own, first=first, last=last)
     stage.span = (start, stop)
     return stage
-
-
-def slice_config(config: Any, start: int, stop: int) -> None:
-    """Per-layer lists of the configuration (`layer_types` above all) and the number of layers, in place."""
-    count = int(config.num_hidden_layers)
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, list) and len(value) == count:
-            setattr(config, name, value[start:stop])
-    config.num_hidden_layers = stop - start

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.block_stage import BlockStage, cut, slice_config
+from distqat.models.block_stage import BlockStage, cut
 from distqat.models.costs import Costs, balanced, costs_of
 from distqat.models.hollow import materialize, weights_on_meta
 from distqat.models.outline import Outline, outline
@@ -133,7 +133,6 @@ def build(stage: StageName, part: Part) -> BlockStage:
         for module in model.modules():  # its constructor has marked what had no memory then as initialised
             module._is_hf_initialized = False
         model.initialize_weights()
-    slice_config(model.config, start, stop)
     if part.tie == AVERAGE and stage in ("head", "tail"):
         built.copies = _copies(stage, ties)
     if tied and device.type != "meta":

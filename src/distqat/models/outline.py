@@ -26,6 +26,13 @@ class Outline:
     path: str
     before: tuple[str, ...]
     behind: tuple[str, ...]
+    returns: int
+    """What a block returns: 0, the hidden states; else the length of a tuple that begins with them."""
+
+
+def in_form(hidden: Tensor, returns: int) -> Any:
+    """Hidden states as a block of the family returns them."""
+    return (hidden, *[None] * (returns - 1)) if returns else hidden
 
 
 def outline(model: nn.Module) -> Outline:
@@ -33,8 +40,8 @@ def outline(model: nn.Module) -> Outline:
     config: Any = model.config
     path = block_path(model, int(config.num_hidden_layers))
     _check_own_weights(model, path)
-    before, behind = _order(model, path)
-    return Outline(path, tuple(before), tuple(behind))
+    before, behind, returns = _order(model, path)
+    return Outline(path, tuple(before), tuple(behind), returns)
 
 
 def block_path(model: nn.Module, count: int) -> str:
@@ -85,8 +92,11 @@ class _SayYes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _order(model: nn.Module, path: str) -> tuple[list[str], list[str]]:
-    """Names of the modules with parameters (and dropouts) that run before, and behind, the blocks."""
+def _order(model: nn.Module, path: str) -> tuple[list[str], list[str], int]:
+    """Names of the modules with parameters (and dropouts) that run before, and behind, the blocks.
+
+    And in which form blocks return the hidden states.
+    """
     ran: dict[str, set[str]] = {}
     now = ["before"]
     handles = []
@@ -109,7 +119,7 @@ def _order(model: nn.Module, path: str) -> tuple[list[str], list[str]]:
     try:
         if records:  # of blocks that do not run there are none
             config.output_router_logits = False
-        _run_without_blocks(model.eval(), list(blocks), start=start)
+        returns = _run_without_blocks(model.eval(), list(blocks), start=start)
     finally:
         model.train(was_training)
         if records:
@@ -122,43 +132,27 @@ def _order(model: nn.Module, path: str) -> tuple[list[str], list[str]]:
             f"{type(model).__name__} cannot be cut into stages: {', '.join(odd) or 'a parameter of its own'} "
             "belongs neither before nor behind the blocks; train it as hf.full"
         )
-    return [n for n in ran if ran[n] == {"before"}], [n for n in ran if ran[n] == {"behind"}]
+    before, behind = ([n for n in ran if ran[n] == {phase}] for phase in ("before", "behind"))
+    return before, behind, returns
 
 
-def _run_without_blocks(model: nn.Module, blocks: list[nn.Module], start: Callable[[], None]) -> None:
+def _run_without_blocks(model: nn.Module, blocks: list[nn.Module], start: Callable[[], None]) -> int:
     """A pass on the meta device whose blocks only hand on what they get: a mixture of experts needs values.
 
-    Blocks return the hidden states, or in some families a tuple that begins with them; one of the two passes.
+    Blocks return the hidden states, or in some families a tuple that begins with them; which form passes is
+    returned.
     """
-
-    def alone(*args: Any, **kwargs: Any) -> Any:
-        given = (
-            {"hidden_states": args[0], **{f"argument {i}": v for i, v in enumerate(args[1:], 2)}}
-            if args
-            else {}
-        )
-        given |= kwargs
-        hidden = given.pop("hidden_states")
-        learned = [name for name, value in given.items() if _learned(value)]
-        if learned:
-            raise ModelError(
-                f"{type(model).__name__} cannot be cut into stages: besides the hidden states its blocks "
-                f"read {learned[0]}, made of trained weights in front of them; train it as hf.full"
-            )
-        return hidden
-
-    def in_tuple(*args: Any, **kwargs: Any) -> Any:
-        return alone(*args, **kwargs), None, None
-
     failures: list[Exception] = []
-    for stand_in in (alone, in_tuple):
+    for returns in (0, 3, 2):
         start()
-        for block in blocks:
-            block.forward = stand_in
+        called: list[int] = []
+        for number, block in enumerate(blocks):
+            block.forward = _Handing(model, number, called, returns)
         try:
             with torch.device("meta"), torch.enable_grad(), _SayYes():
                 model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-            return
+            _check_calls(model, called, len(blocks))
+            return returns
         except ModelError:
             raise
         except FAILURES as error:
@@ -168,8 +162,50 @@ def _run_without_blocks(model: nn.Module, blocks: list[nn.Module], start: Callab
                 del block.forward
     raise ModelError(
         f"{type(model).__name__} cannot be cut into stages, its pass without blocks fails "
-        f"({failures[0]}; {failures[1]}); train it as hf.full"
+        f"({'; '.join(map(str, failures))}); train it as hf.full"
     )
+
+
+@dataclass
+class _Handing:
+    """Stands in for the forward pass of a block, and looks at what the block is given."""
+
+    model: Any
+    number: int
+    called: list[int]
+    returns: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.called.append(self.number)
+        given = {f"argument {place}": value for place, value in enumerate(args, 1)}
+        given |= kwargs
+        hidden = given.pop("argument 1") if args else given.pop("hidden_states")
+        width = (1, 2, int(self.model.config.hidden_size))
+        if isinstance(hidden, Tensor) and tuple(hidden.shape) != width:
+            if self.number:  # what the block before returned is not what the family expects
+                raise ValueError(f"hidden states {list(hidden.shape)}")
+            raise self._refusal(
+                f"its first block takes {list(hidden.shape)}, where hidden states are {list(width)}"
+            )
+        learned = [name for name, value in given.items() if _learned(value)]
+        if learned:
+            raise self._refusal(
+                f"besides the hidden states its blocks read {learned[0]}, made of trained weights before them"
+            )
+        return in_form(hidden, self.returns)
+
+    def _refusal(self, why: str) -> ModelError:
+        name = type(self.model).__name__
+        return ModelError(f"{name} cannot be cut into stages: {why}; train it as hf.full")
+
+
+def _check_calls(model: nn.Module, called: list[int], count: int) -> None:
+    """ModelError where blocks do not run once each, in their order: a cut is passed once."""
+    if called != list(range(count)):
+        raise ModelError(
+            f"{type(model).__name__} cannot be cut into stages: its {count} blocks run as "
+            f"{', '.join(map(str, called))}; train it as hf.full"
+        )
 
 
 def _learned(value: Any) -> bool:
