@@ -57,9 +57,11 @@ class Absent(nn.Module):
         super().__init__()
         self._adds_nothing = isinstance(replaced, nn.Embedding)
 
-    def forward(self, first: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, first: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
         """What is made of it is thrown away before it reaches a block, or behind the last one."""
-        return torch.zeros((), device=first.device) if self._adds_nothing else first
+        if not self._adds_nothing:
+            return first
+        return torch.zeros((), device=None if first is None else first.device)  # a number goes anywhere
 
     @property
     def weight(self) -> Tensor:
