@@ -110,6 +110,7 @@ async def test_steps_equal_a_plain_loop(kind: str, sparse: None) -> None:
             result = await swarm.step(batch)
             assert result.loss == pytest.approx(expected, rel=1e-6)
             assert result.scores["auxiliary_loss"] > 0.01
+            assert result.scores["auxiliary_loss"] == pytest.approx(plain.progress.auxiliary, rel=1e-5)
             if kind == "mixture":  # the loss without it is what the metric is made of
                 task_alone = result.scores["nll"] / result.scores["tokens"]
                 assert result.loss == pytest.approx(task_alone + result.scores["auxiliary_loss"], rel=1e-5)

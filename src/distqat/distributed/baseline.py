@@ -26,7 +26,7 @@ from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
 from distqat.metrics import open_sinks
-from distqat.models.auxiliary import take_auxiliary_loss
+from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
 from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names, weight_step_names
 from distqat.tasks.base import Batch, Task
 
@@ -44,6 +44,7 @@ class Progress:
     samples: int = 0
     first_loss: float | None = None
     losses: dict[str, float] = field(default_factory=dict)  # of the phases of the last batch
+    auxiliary: float = 0.0  # the stages' own part of the loss of the last batch
 
 
 class BaselineTrainer:
@@ -67,6 +68,7 @@ class BaselineTrainer:
         )
         per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
         self._applied = [0] * len(config.stages)  # steps of each stage
+        self._auxiliary = 0.0  # of the batch so far
         swarm_steps = config.diloco.total_steps * config.world_size
         self.total_steps = swarm_steps if samples is None else max(1, round(samples / per_step))
 
@@ -100,6 +102,7 @@ class BaselineTrainer:
     def train(self, steps: Sequence[PhaseStep]) -> float:
         """All steps of one batch; the sum of their losses."""
         tally = BatchTally()
+        self._auxiliary = 0.0
         for step in steps:
             tally.add(step, self._step(step.parts, step.frozen), 0.0)
         done, total = self.progress, sum(tally.losses.values())
@@ -109,6 +112,7 @@ class BaselineTrainer:
             done.samples + tally.samples,
             total if done.first_loss is None else done.first_loss,
             {name: loss for name, loss in tally.losses.items() if name},
+            self._auxiliary,
         )
         return total
 
@@ -161,10 +165,11 @@ class BaselineTrainer:
         for part in batch:
             labels = {name: tensor.to(self._device) for name, tensor in part.labels.items()}
             loss = self._task.loss(self._outputs(part), labels)
-            own = take_auxiliary_loss(self.model)
+            own, share = take_auxiliary_loss(self.model), part.size / samples
             if own is not None:
                 loss = loss + own
-            loss = loss * (part.size / samples)
+                self._auxiliary += float(own.detach()) * share
+            loss = loss * share
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         settle_weights(self.model)
@@ -233,6 +238,7 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
         "samples": progress.samples // progress.step,  # of one step; all have as many
         "sps": progress.samples / max(seconds, 1e-9),
         **{f"loss_{name}": loss for name, loss in progress.losses.items()},
+        **({AUXILIARY: progress.auxiliary} if progress.auxiliary else {}),
     }
     if progress.step == 1 or progress.step % LOG_EVERY == 0:
         logger.info("Trainer 0 Step #%d loss = %.5f sps = %.1f", progress.step, progress.loss, record["sps"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.models.balancing import PROBABILITIES, SHARES, Balancing
-from distqat.models.outline import Outline, in_form
+from distqat.models.outline import Elsewhere, Outline
 
 
 class Blocks(nn.ModuleList):
@@ -31,25 +31,6 @@ class Blocks(nn.ModuleList):
         return list(self._modules.values())[index]
 
 
-class Elsewhere(nn.Module):
-    """In place of a block of another stage: hands on what it gets, as a block of the family would.
-
-    So the list of blocks is as long as in the whole model, and whatever the family looks up by the number of
-    a block (its kind of attention, its mask) is right.
-    """
-
-    def __init__(self, block: nn.Module, returns: int) -> None:
-        super().__init__()
-        for name, value in vars(block).items():  # some families ask a block for its kind
-            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-        self._returns = returns
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Nothing is computed."""
-        return in_form(args[0] if args else kwargs["hidden_states"], self._returns)
-
-
 class Absent(nn.Module):
     """In place of a module of another stage: gives back what it gets, or zero in place of an embedding."""
 
@@ -57,11 +38,12 @@ class Absent(nn.Module):
         super().__init__()
         self._adds_nothing = isinstance(replaced, nn.Embedding)
 
-    def forward(self, first: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
+    def forward(self, first: Any = None, *_: Any, **__: Any) -> Any:
         """What is made of it is thrown away before it reaches a block, or behind the last one."""
         if not self._adds_nothing:
             return first
-        return torch.zeros((), device=None if first is None else first.device)  # a number goes anywhere
+        # Some families ask an embedding of positions by a shape; a number may be anywhere.
+        return torch.zeros((), device=first.device if isinstance(first, Tensor) else None)
 
     @property
     def weight(self) -> Tensor:

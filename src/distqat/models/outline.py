@@ -5,9 +5,9 @@ Found by a pass over the model on the meta device, so it takes no memory and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,25 @@ class Outline:
     """What a block returns: 0, the hidden states; else the length of a tuple that begins with them."""
 
 
-def in_form(hidden: Tensor, returns: int) -> Any:
-    """Hidden states as a block of the family returns them."""
-    return (hidden, *[None] * (returns - 1)) if returns else hidden
+class Elsewhere(nn.Module):
+    """In place of a block of another stage: hands on what it gets, as a block of the family would.
+
+    So the list of blocks is as long as in the whole model, and whatever the family looks up by the number of
+    a block (its kind of attention, its mask) is right.
+    """
+
+    def __init__(self, block: nn.Module, returns: int) -> None:
+        """`returns` as in `Outline`."""
+        super().__init__()
+        for name, value in vars(block).items():  # some families ask a block for its kind
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+        self._beside: list[object] | None = [None] * (returns - 1) if returns else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing is computed."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if self._beside is None else (hidden, *self._beside)
 
 
 def outline(model: nn.Module) -> Outline:
@@ -97,122 +113,133 @@ def _order(model: nn.Module, path: str) -> tuple[list[str], list[str], int]:
 
     And in which form blocks return the hidden states.
     """
-    ran: dict[str, set[str]] = {}
-    now = ["before"]
+    outside = dict(_outside(model, path))
     handles = []
-
-    def passed(phase: str) -> Any:
-        return lambda *_: now.__setitem__(0, phase)
-
-    blocks: Any = model.get_submodule(path)
-    handles.append(blocks[0].register_forward_pre_hook(passed("among")))
-    handles.append(blocks[-1].register_forward_hook(passed("behind")))
-    for name, module in _outside(model, path):
-        handles.append(module.register_forward_hook(lambda *_, n=name: ran.setdefault(n, set()).add(now[0])))
-
-    def start() -> None:
-        ran.clear()
-        now[0] = "before"
-
+    watch = _Watch(model)
+    for name, module in outside.items():
+        handles.append(module.register_forward_hook(lambda *_, n=name: watch.runs(n)))
     config: Any = model.config
     was_training, records = model.training, getattr(config, "output_router_logits", False)
     try:
         if records:  # of blocks that do not run there are none
             config.output_router_logits = False
-        returns = _run_without_blocks(model.eval(), list(blocks), start=start)
+        returns = _run_without_blocks(model.eval(), path, watch)
     finally:
         model.train(was_training)
         if records:
             config.output_router_logits = records
         for handle in handles:
             handle.remove()
-    odd = [n for n, m in _outside(model, path) if _trains(m) and len(ran.get(n, set()) - {"among"}) != 1]
+    ran = watch.ran
+    odd = [n for n, m in outside.items() if _trains(m) and len(ran.get(n, set()) - {"among"}) != 1]
     if odd or any(p is not None for p in model.parameters(recurse=False)):
-        raise ModelError(
-            f"{type(model).__name__} cannot be cut into stages: {', '.join(odd) or 'a parameter of its own'} "
-            "belongs neither before nor behind the blocks; train it as hf.full"
+        watch.refuse(
+            f"{', '.join(odd) or 'a parameter of its own'} belongs neither before nor behind the blocks"
         )
     before, behind = ([n for n in ran if ran[n] == {phase}] for phase in ("before", "behind"))
     return before, behind, returns
 
 
-def _run_without_blocks(model: nn.Module, blocks: list[nn.Module], start: Callable[[], None]) -> int:
+def _run_without_blocks(model: nn.Module, path: str, watch: _Watch) -> int:
     """A pass on the meta device whose blocks only hand on what they get: a mixture of experts needs values.
 
     Blocks return the hidden states, or in some families a tuple that begins with them; which form passes is
     returned.
     """
     failures: list[Exception] = []
+    blocks: Any = model.get_submodule(path)
+    own = list(blocks)
     for returns in (0, 3, 2):
-        start()
-        called: list[int] = []
-        for number, block in enumerate(blocks):
-            block.forward = _Handing(model, number, called, returns)
+        watch.start(len(own))
+        for number, block in enumerate(own):
+            blocks[number] = _Watched(block, returns, number, watch)
         try:
             with torch.device("meta"), torch.enable_grad(), _SayYes():
                 model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-            _check_calls(model, called, len(blocks))
-            return returns
         except ModelError:
             raise
         except FAILURES as error:
             failures.append(error)
+            continue
         finally:
-            for block in blocks:
-                del block.forward
-    raise ModelError(
-        f"{type(model).__name__} cannot be cut into stages, its pass without blocks fails "
-        f"({'; '.join(map(str, failures))}); train it as hf.full"
-    )
+            for number, block in enumerate(own):
+                blocks[number] = block
+        watch.check_order()
+        return returns
+    return watch.refuse(f"its pass without blocks fails ({'; '.join(map(str, failures))})")
 
 
-@dataclass
-class _Handing:
-    """Stands in for the forward pass of a block, and looks at what the block is given."""
+class _Watch:
+    """What happens in a pass whose blocks compute nothing."""
 
-    model: Any
-    number: int
-    called: list[int]
-    returns: int
+    def __init__(self, model: nn.Module) -> None:
+        self.ran: dict[str, set[str]] = {}  # when the modules around the blocks ran
+        self._model: Any = model
+        self._called: list[int] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.called.append(self.number)
-        given = {f"argument {place}": value for place, value in enumerate(args, 1)}
-        given |= kwargs
-        hidden = given.pop("argument 1") if args else given.pop("hidden_states")
-        width = (1, 2, int(self.model.config.hidden_size))
+    def start(self, count: int) -> None:
+        """A new pass through so many blocks."""
+        self.ran.clear()
+        self._called.clear()
+        self._count = count
+
+    def runs(self, name: str) -> None:
+        """A module around the blocks has run."""
+        number = len(self._called)
+        phase = "before" if not number else "behind" if self._called[-1] == self._count - 1 else "among"
+        self.ran.setdefault(name, set()).add(phase)
+
+    def enters(self, number: int, hidden: Any, given: Mapping[str, Any]) -> None:
+        """A block is called. Raises ModelError for what a cut cannot hand on."""
+        self._called.append(number)
+        width = (1, 2, int(self._model.config.hidden_size))
         if isinstance(hidden, Tensor) and tuple(hidden.shape) != width:
-            if self.number:  # what the block before returned is not what the family expects
+            if number:  # what the block before returned is not what the family expects
                 raise ValueError(f"hidden states {list(hidden.shape)}")
-            raise self._refusal(
-                f"its first block takes {list(hidden.shape)}, where hidden states are {list(width)}"
-            )
-        learned = [name for name, value in given.items() if _learned(value)]
-        if learned:
-            raise self._refusal(
-                f"besides the hidden states its blocks read {learned[0]}, made of trained weights before them"
-            )
-        return in_form(hidden, self.returns)
+            self.refuse(f"its first block takes {list(hidden.shape)}, where hidden states are {list(width)}")
+        for name, value in given.items():
+            if _holds(value, lambda each: isinstance(each, Tensor) and each.requires_grad):
+                self.refuse(
+                    f"besides the hidden states its blocks read {name}, made of trained weights before them"
+                )
+            if _holds(value, lambda each: each is _BESIDE):
+                self.refuse(f"besides the hidden states its blocks read {name}, made by the block before")
 
-    def _refusal(self, why: str) -> ModelError:
-        name = type(self.model).__name__
-        return ModelError(f"{name} cannot be cut into stages: {why}; train it as hf.full")
+    def check_order(self) -> None:
+        """ModelError where blocks do not run once each, in their order: a cut is passed once."""
+        if self._called != list(range(self._count)):
+            self.refuse(f"its {self._count} blocks run as {', '.join(map(str, self._called))}")
 
-
-def _check_calls(model: nn.Module, called: list[int], count: int) -> None:
-    """ModelError where blocks do not run once each, in their order: a cut is passed once."""
-    if called != list(range(count)):
-        raise ModelError(
-            f"{type(model).__name__} cannot be cut into stages: its {count} blocks run as "
-            f"{', '.join(map(str, called))}; train it as hf.full"
-        )
+    def refuse(self, why: str) -> NoReturn:
+        name = type(self._model).__name__
+        raise ModelError(f"{name} cannot be cut into stages: {why}; train it as hf.full")
 
 
-def _learned(value: Any) -> bool:
-    """Whether a gradient would flow through a block's argument."""
+_BESIDE = object()  # what blocks return beside the hidden states
+
+
+class _Watched(Elsewhere):
+    """Stands in for a block while an outline is made."""
+
+    def __init__(self, block: nn.Module, returns: int, number: int, watch: _Watch) -> None:
+        super().__init__(block, returns)
+        self._number, self._watch = number, watch
+        self._beside = None if self._beside is None else [_BESIDE] * len(self._beside)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = {**{f"argument {place}": value for place, value in enumerate(args, 1)}, **kwargs}
+        hidden = given.pop("argument 1" if args else "hidden_states")
+        self._watch.enters(self._number, hidden, given)
+        return super().forward(*args, **kwargs)
+
+
+def _holds(value: Any, sought: Callable[[Any], bool]) -> bool:
+    """Whether something in a block's argument is what is sought."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, (tuple, list)):
-        return any(_learned(item) for item in value)
-    return isinstance(value, Tensor) and value.requires_grad
+        return any(_holds(item, sought) for item in value)
+    return sought(value)
 
 
 def _outside(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
