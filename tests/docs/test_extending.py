@@ -25,6 +25,7 @@ from distqat.distributed.checking import check_batch, tell
 from distqat.distributed.evaluation import evaluate
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.models import MODEL_TYPES
+from distqat.models.auxiliary import take_auxiliary_loss
 
 PAGE = ROOT / "docs" / "extending.md"
 MODEL, CONFIG = "src/distqat/models/mymodel.py", "configs/mymodel.yaml"
@@ -146,6 +147,27 @@ def test_the_model_is_the_same_as_a_plugin(mine: Path, tmp_path: Path) -> None:
     config = load_config(tmp_path / "mymodel.yaml", {"plugins": [str(mine / "mymodel.py")]})
     check_model(config)
     assert MODEL_TYPES["mymodel.head"].__module__.startswith("distqat_plugin_mymodel")
+
+
+def test_a_loss_of_its_own(mine: Path) -> None:
+    """The layer that is charged for what it gives goes between the two stages of the recipe."""
+    (mine / "sparse.py").write_text(texts()["mine/sparse.py"])
+    given = {
+        "plugins": [str(mine / "mymodel.py"), str(mine / "sparse.py")],
+        "data": {"num_channels": 1, "img_size": 8},
+        "quant.enabled": False,
+        "model_pipeline.pipeline": [
+            {"model_name": n} for n in ("mymodel.head", "sparse.middle", "mymodel.tail")
+        ],
+    }
+    config = load_config(None, given)
+    check_model(config)
+    model = SwarmBaselineModel(config)
+    model(torch.rand(4, 1, 8, 8))
+    own = take_auxiliary_loss(model)
+    assert own is not None
+    own.backward()
+    assert model.get_parameter("stages.middle.middle.weight").grad is not None
 
 
 def test_the_model_the_task_and_the_data_set_train(mine: Path) -> None:

@@ -192,16 +192,20 @@ def check_model(config: Config) -> None:
 
 
 def _check_cuts(config: Config) -> None:
-    """Each stage finds its own part in the cut, so all stages of a model must be told the same one."""
+    """Each stage finds its own part in the cut, so all stages of a model must be told the same one.
+
+    And what routers did is handed on by all stages or by none.
+    """
     first: dict[str, StageOptions] = {}
     for entry in config.model_pipeline.pipeline:
         other = first.setdefault(_model(entry), entry)
-        ours, theirs = entry.kwargs.get("cut"), other.kwargs.get("cut")
-        if ours != theirs:
-            raise ModelError(
-                f"stage {entry.stage!r} is told cut: {ours}, stage {other.stage!r} cut: {theirs}; "
-                "write the same into every entry of the model"
-            )
+        for key in ("cut", "balancing"):
+            ours, theirs = entry.kwargs.get(key), other.kwargs.get(key)
+            if ours != theirs:
+                raise ModelError(
+                    f"stage {entry.stage!r} is told {key}: {ours}, stage {other.stage!r} {key}: {theirs}; "
+                    "write the same into every entry of the model"
+                )
 
 
 def _check_spans(spans: Mapping[str, tuple[int, int]]) -> None:

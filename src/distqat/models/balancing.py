@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from distqat.errors import ModelError
 
 PROBABILITIES, SHARES = "expert_probs", "expert_shares"
+WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
+"""What families call the weight."""
 _FUNCTION = "load_balancing_loss_func"
 _ARGUMENTS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 
@@ -45,8 +47,7 @@ class Balancing:
         function = getattr(sys.modules[type(model).__module__], _FUNCTION, None)
         if not getattr(config, "output_router_logits", False) or function is None:
             return None
-        names = ("router_aux_loss_coef", "aux_loss_coef")
-        weight = next((w for w in (getattr(model, name, None) for name in names) if w is not None), None)
+        weight = next((w for w in (getattr(model, name, None) for name in WEIGHTS) if w is not None), None)
         experts, visited = (getattr(model, name, None) for name in ("num_experts", "num_experts_per_tok"))
         known = list(inspect.signature(function).parameters) == _ARGUMENTS
         if not known or weight is None or not isinstance(experts, int) or not isinstance(visited, int):

@@ -73,8 +73,8 @@ class BlockStage(nn.Module):
             str, str
         ] = {}  # of weights that another stage holds as well: common name to own name
         self.auxiliary_loss: Tensor | None = None
-        self._balancing = Balancing.of(model)
-        if self._balancing is not None and not Balancing.has_routers(model):
+        self.balancing = Balancing.of(model)
+        if self.balancing is not None and not Balancing.has_routers(model):
             config.output_router_logits = False  # transformers fails over the loss of none
         self._given: Tensor | None = None
         self._behind: Tensor | None = None
@@ -88,7 +88,7 @@ class BlockStage(nn.Module):
         self, x: Tensor, expert_probs: Tensor | None = None, expert_shares: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
         """One microbatch; every position sees only those before it and itself."""
-        balancing = self._balancing if self.training else None
+        balancing = self.balancing if self.training else None
         if x.is_meta:  # a question about shapes; the masks of transformers look at values
             dtype = torch.get_default_dtype()
             behind = torch.empty((*x.shape[:2], self._width), dtype=dtype, device=x.device)
@@ -120,9 +120,9 @@ class BlockStage(nn.Module):
     def _with_routing(self, behind: Tensor, probs: Tensor, shares: Tensor) -> Tensor | dict[str, Tensor]:
         if not self._last:
             return {"x": behind, PROBABILITIES: probs, SHARES: shares}
-        assert self._balancing is not None
+        assert self.balancing is not None
         if not behind.is_meta:
-            self.auxiliary_loss = self._balancing.loss(probs, shares)
+            self.auxiliary_loss = self.balancing.loss(probs, shares)
         return behind
 
     def train(self, mode: bool = True) -> BlockStage:
@@ -144,16 +144,28 @@ class BlockStage(nn.Module):
 def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
     """Leave of a model without memory what blocks `start` to `stop` (exclusive) and their stage need.
 
-    The first stage keeps what runs before the blocks, the last one what runs behind them.
+    The first stage keeps what runs before the blocks, the last one what runs behind them. Before a pass,
+    `stand_in` is to be called.
     """
-    blocks: Any = model.get_submodule(parts.path)
+    blocks = list(model.get_submodule(parts.path).children())
     first, last = start == 0, stop == len(blocks)
     for name in [*([] if first else parts.before), *([] if last else parts.behind)]:
         model.set_submodule(name, Absent(model.get_submodule(name)))
-    own = list(blocks)[start:stop]
-    for number, block in enumerate(blocks):
-        if not start <= number < stop:
-            blocks[number] = Elsewhere(block, parts.returns)
+    own = Blocks(blocks[start:stop], start)
+    model.set_submodule(parts.path, own)
     stage = BlockStage(model, own, first=first, last=last)
     stage.span = (start, stop)
     return stage
+
+
+def stand_in(model: nn.Module, parts: Outline, whole: nn.Module) -> None:
+    """Fill the list of blocks up to its length in the `whole` model, whose blocks tell what kinds they are.
+
+    Not before weights are initialised: the rules of some families look into all blocks of the list.
+    """
+    own = dict(model.get_submodule(parts.path).named_children())
+    filled = nn.ModuleList(
+        own.get(number, Elsewhere(block, parts.returns))
+        for number, block in whole.get_submodule(parts.path).named_children()
+    )
+    model.set_submodule(parts.path, filled)

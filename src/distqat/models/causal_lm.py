@@ -13,6 +13,9 @@ Tied embeddings (a head matrix that is the embedding's) stay tied where both lie
 start of a pretrained model; `tie: false` unties a `full` stage too: then it is the composed stages exactly.
 `tie: average`, in all entries, keeps the two copies together: outer rounds average them.
 
+A mixture of experts trains with the balancing loss that its configuration asks for (`balancing`); a release
+mostly asks for none, then `balancing: 0.01`, in all entries, is its weight.
+
 The model is built on the meta device, cut, and only what is left gets memory, so no process holds the whole.
 """
 
@@ -27,10 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.block_stage import BlockStage, cut
+from distqat.models.balancing import WEIGHTS
+from distqat.models.block_stage import BlockStage, cut, stand_in
 from distqat.models.costs import Costs, balanced, costs_of
 from distqat.models.hollow import materialize, weights_on_meta
-from distqat.models.outline import Outline, outline
+from distqat.models.outline import outline
 from distqat.models.pretrained import load_weights, pretrained_config
 
 StageName = Literal["full", "head", "body", "tail"]
@@ -47,6 +51,7 @@ class Part:
     stages: int | None = None
     position: int | None = None
     tie: bool | str = True
+    balancing: float | None = None
     default_stages: ClassVar[int | None] = None
     """Where an entry names neither `layers` nor `stages`."""
 
@@ -56,7 +61,13 @@ class Part:
 
     def model_config(self) -> Any:
         """A configuration of transformers, a new object each time. Raises ModelError, UnknownName."""
-        return model_config(self.keys(), self.pretrained)
+        config = model_config(self.keys(), self.pretrained)
+        if self.balancing is not None:
+            config.output_router_logits = self.balancing > 0
+            for name in WEIGHTS:
+                if hasattr(config, name):
+                    setattr(config, name, self.balancing)
+        return config
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,9 @@ def build(stage: StageName, part: Part) -> BlockStage:
     whole, device = part.model_config(), torch.empty(0).device
     start, stop, parts = 0, int(whole.num_hidden_layers), None
     if stage != "full":
-        parts, start, stop = _range(stage, part)
+        unsplit = _unsplit(part)
+        parts = outline(unsplit)
+        start, stop = block_range(stage, costs_of(unsplit, parts), part)
     elif part.layers is not None and list(part.layers) != [0, stop]:
         raise ModelError(f"layers: {list(part.layers)} of a full model must be [0, {stop}]")
     if not isinstance(part.tie, bool) and part.tie != AVERAGE:
@@ -128,11 +141,17 @@ def build(stage: StageName, part: Part) -> BlockStage:
         _untie(model)
     ties = dict(model.all_tied_weights_keys)
     built = BlockStage(model, (), first=True, last=True) if parts is None else cut(model, parts, start, stop)
+    if part.balancing and built.balancing is None:
+        raise ModelError(
+            f"balancing: {type(model).__name__} has no experts with a balancing loss; leave it out"
+        )
     if device.type != "meta":
         materialize(model, device)
         for module in model.modules():  # its constructor has marked what had no memory then as initialised
             module._is_hf_initialized = False
         model.initialize_weights()
+    if parts is not None:
+        stand_in(model, parts, unsplit)
     if part.tie == AVERAGE and stage in ("head", "tail"):
         built.copies = _copies(stage, ties)
     if tied and device.type != "meta":
@@ -152,13 +171,11 @@ def _copies(stage: StageName, ties: Mapping[str, str]) -> dict[str, str]:
     return {target: source if stage == "head" else target for target, source in ties.items()}
 
 
-def _range(stage: StageName, part: Part) -> tuple[Outline, int, int]:
-    """How the model is made, and the blocks [start, stop) of a stage that is not the whole."""
+def _unsplit(part: Part) -> Any:
+    """The whole model, without memory."""
     whole = part.model_config()
     with torch.device("meta"):
-        model = model_class(whole)._from_config(whole, dtype=torch.float32)
-    parts = outline(model)
-    return parts, *block_range(stage, costs_of(model, parts), part)
+        return model_class(whole)._from_config(whole, dtype=torch.float32)
 
 
 def model_config(config: Mapping[str, Any] | None, pretrained: str | None) -> Any:

@@ -56,6 +56,12 @@ def outline(model: nn.Module) -> Outline:
     config: Any = model.config
     path = block_path(model, int(config.num_hidden_layers))
     _check_own_weights(model, path)
+    shared = getattr(config, "num_kv_shared_layers", 0)
+    if shared:
+        raise ModelError(
+            f"{type(model).__name__} cannot be cut into stages: its last {shared} blocks read keys and "
+            "values of earlier ones; train it as hf.full"
+        )
     before, behind, returns = _order(model, path)
     return Outline(path, tuple(before), tuple(behind), returns)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from benchmarks.family_configs import BLOCKS, FAMILIES, VOCABULARY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distqat.config import Config
+from distqat.distributed.building import check_model
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors
 from distqat.models.auxiliary import take_auxiliary_loss
@@ -139,6 +142,30 @@ def test_what_the_configuration_does_not_ask_for_is_not_there() -> None:
     ):
         assert Balancing.of(reference(config)) is None
     assert Balancing.of(reference(config_of("mixtral"))) == Balancing(experts=4, visited=2, weight=WEIGHT)
+
+
+def test_an_entry_may_ask_for_it_or_leave_it_out(tmp_path: Path) -> None:
+    """Releases mostly ask for none, and a hub's configuration cannot be edited."""
+    reference(config_of("mixtral", output_router_logits=False)).save_pretrained(tmp_path)
+    keys = {"pretrained": str(tmp_path), "layers": [2, 5]}
+    assert build_stage("hf.tail", keys).balancing is None
+    assert build_stage("hf.tail", {**keys, "balancing": 0.5}).balancing == Balancing(4, 2, 0.5)
+    asking = {"config": config_of("mixtral"), "layers": [2, 5]}
+    assert build_stage("hf.tail", {**asking, "balancing": 0.0}).balancing is None
+    with pytest.raises(
+        ModelError, match="GPT2LMHeadModel has no experts with a balancing loss; leave it out"
+    ):
+        build_stage("hf.full", {"config": {"model_type": "gpt2", **FAMILIES["gpt2"]}, "balancing": 0.1})
+
+
+def test_all_entries_must_ask_alike() -> None:
+    entries = [
+        {"model_name": f"hf.{name}", "config": config_of("mixtral"), "stages": 2, **more}
+        for name, more in (("head", {"balancing": 0.1}), ("tail", {}))
+    ]
+    config = Config.model_validate({"model_pipeline": {"pipeline": entries}})
+    with pytest.raises(ModelError, match=r"'tail' is told balancing: None, stage 'head' balancing: 0.1"):
+        check_model(config)
 
 
 def test_a_loss_of_another_kind_is_refused() -> None:
