@@ -87,8 +87,10 @@ def _writable(folder: Path) -> bool:
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    if not isinstance(error, UnicodeEncodeError):  # whoever reads back what was printed
+    if isinstance(error, UnicodeDecodeError):  # whoever reads back what was printed
         return "\ufffd", error.end
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     spelled = b""
     for character in error.object[error.start : error.end]:
         code = ord(character)

@@ -16,6 +16,7 @@ from distqat.distributed.process import (
     Supervisor,
 )
 from distqat.errors import RoleError
+from distqat.failures import Repeats
 from distqat.launch.display import Display
 from distqat.launch.folder import SUMMARY
 from distqat.launch.plan import Plan
@@ -53,6 +54,7 @@ class LocalRun:
 
     def __post_init__(self) -> None:
         self._reporter = Reporter(self.display, self.plan.folder.path)
+        self._repeats = Repeats()
 
     async def run(self, stop: asyncio.Event) -> Summary | None:
         """The summary of the finished run; None: it was stopped. DistqatError: what failed."""
@@ -181,5 +183,8 @@ class LocalRun:
 
     def _server_ended(self, ended: Ended) -> None:
         self._reporter.ended(ended)
+        fault = ended.words is not None and ended.words.kind == "fault"
+        if fault and ended.words is not None and self._repeats.add(ended.words.sentence):
+            self._lost.put_nowait(ended.failure())  # of any servers: it is not the machine of one
         if ended.given_up:
             self._lost.put_nowait(ended)
