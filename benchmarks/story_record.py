@@ -16,7 +16,7 @@ from distqat.metrics.reading import read_records
 Record = Mapping[str, Any]
 
 BIN_S = 2.0
-TOLD = ("metric", "accuracy", "rounds", "samples", "samples_per_s", "seconds")  # of summary.json
+TOLD = ("metric", "value", "rounds", "samples", "samples_per_s", "seconds")  # of summary.json
 PLACE = ("date", "commit", "cpu", "cores", "python", "torch", "load_at_start", "under_load")
 _STAMP = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .*\] "
 _FOUND = re.compile(_STAMP + r"Found expert (\S+) at ", re.MULTILINE)
@@ -93,7 +93,7 @@ def read_story(
     return Story(
         summary={name: summary.get(name) for name in TOLD},
         stages=list(stages),
-        evaluations=[*judged, (round(ended - began, 3), float(summary["accuracy"]))],
+        evaluations=[*judged, (round(ended - began, 3), float(summary["value"]))],
         losses=_losses(steps, began),
         samples=_samples(steps, began),
         serving=_serving((log_dir / "client.log").read_text(encoding="utf-8"), began, ended),

@@ -58,7 +58,7 @@ TASKS = {
 }
 FIELDS = (
     "metric",
-    "accuracy",
+    "value",
     "samples",
     "seconds",
     "samples_per_s",
@@ -96,8 +96,8 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             task,
             by_mode[0][0]["metric"],
-            *(" ".join(_figure(each["accuracy"]) for each in some) for some in by_mode),
-            *(_figure(_median(some, "accuracy")) for some in by_mode),
+            *(" ".join(_figure(each["value"]) for each in some) for some in by_mode),
+            *(_figure(_median(some, "value")) for some in by_mode),
             f"{_median(by_mode[0], 'samples') or 0:,.0f}",
             *(f"{_median(some, 'cpu_s') or 0:.0f}" for some in by_mode),
             TASKS[task].elsewhere,
@@ -141,7 +141,7 @@ def _pair(
         runs.append({"task": task, **done})
         samples = done["samples"]
         console.print(
-            f"{task}, seed {seed}, {mode}: {done['metric']} {_figure(done['accuracy'])}, "
+            f"{task}, seed {seed}, {mode}: {done['metric']} {_figure(done['value'])}, "
             f"{done['wall_s']:.0f} s, {done['cpu_s']:.0f} CPU s"
         )
     return []

@@ -90,6 +90,13 @@ One YAML file and flags. Every key is also a flag: `diloco.inner_steps` is `--di
 has a `--no-` form, `null` stands for nothing, lists are separated by commas. A flag wins over the file. An
 unknown key or value is refused with file, line and the nearest known name, exit code 2.
 
+**Paths** of what is read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) count
+from the working directory, as on the command line; what is not there is looked for in the folder of the
+configuration file. One that is in both is refused, and a message about a path names every place that was
+looked at. What is written (`log_dir`, `param_mirror.checkpoint_dir`, `store_ip_addresses_path`) counts from
+the working directory
+([decision 28](decisions/0028-where-paths-count-from.md)).
+
 `distqat config --schema` prints JSON Schema, `distqat config PATH [flags]` the values that a run would have.
 This page is written by `{COMMAND}`; a test holds it to the schema.
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distqat.config import load_config
-from distqat.distributed.coordination.finish import save_model
+from distqat.distributed.coordination.saving import save_model
 from distqat.distributed.evaluation import build_all, judge
 from distqat.launch.evaluate_command import main
 

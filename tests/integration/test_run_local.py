@@ -104,6 +104,21 @@ def test_a_client_that_fails_is_one_sentence_and_its_log(launch: Launch, tmp_pat
     assert "hub" not in output
 
 
+def test_a_model_that_could_not_be_judged_is_there_and_the_code_is_1(launch: Launch) -> None:
+    launcher = launch(scene="unjudged")
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1, output + errors
+    assert re.search(r"accuracy, held out +not judged", output)
+    assert "model        ck/model.safetensors" in output
+    last = errors.splitlines()[-1]
+    assert last.startswith(
+        "distqat run_local: the model is saved as ck/model.safetensors, but it could not be "
+    )
+    assert "judged: held-out sample 9 cannot be used; when that is put right: distqat evaluate ck/" in last
+    assert errors.count("could not be judged") == 1
+    assert "starting again" not in output
+
+
 def test_a_drill_whose_client_fails_ends_with_the_cause(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from distqat.checkpoint.card import model_metadata
 from distqat.checkpoint.folders import sync_folder, temporary_folder
+from distqat.checkpoint.inventory import earlier_runs, inventory
 from distqat.checkpoint.rounds import RoundFolder, list_rounds
 from distqat.checkpoint.shard import LoadedShard, load_shard
 from distqat.checkpoint.tensor_file import write_tensors
@@ -34,6 +36,7 @@ class Assembled:
     skipped: tuple[str, ...]
     agreement: Mapping[str, Any]
     """What the replicas of the first stage had in common, as its manifest says."""
+    run: str
 
 
 def assemble(
@@ -59,11 +62,17 @@ def assemble(
             skipped.append(str(error))
             continue
         states = {stage: _state(shard, names) for stage, shard in shards.items()}
-        said = shards[entry.wanted[0]].manifest.agreement
-        return Assembled(entry.generation, entry.round, entry.wanted, join(states), tuple(skipped), said)
+        said = shards[entry.wanted[0]].manifest
+        joined, why_not = join(states), tuple(skipped)
+        return Assembled(
+            entry.generation, entry.round, entry.wanted, joined, why_not, said.agreement, said.run
+        )
     which = "no round" if round is None else f"no round {round}"
-    why = "; ".join(skipped[:3]) or "there is none"
-    raise CheckpointError(f"{folder} holds {which} that can be assembled: {why}")
+    why = "; ".join(skipped[:3]) or f"{inventory(folder)}{earlier_runs(folder)}"
+    raise CheckpointError(
+        f"{folder} holds {which} that can be assembled (a folder like 1764581234-000040 with every stage): "
+        f"{why}"
+    )
 
 
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> Named:
@@ -98,14 +107,10 @@ def read_model(path: Path) -> Named:
 
 def read_told(path: Path) -> dict[str, Any]:
     """What the writer of a model file told about its quantization; nothing for one of another program."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(TOLD, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+        return dict(json.loads(model_metadata(path).get(TOLD, "{}")))
+    except ValueError as error:
         raise CheckpointError(f"{path} is no model file: {error}") from error
-    return dict(told)
 
 
 def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:

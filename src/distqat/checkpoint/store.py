@@ -135,12 +135,13 @@ class CheckpointStore:
         return list_rounds(self._folder, self._stages)
 
     def prune(self) -> list[Path]:
-        """Delete rounds that need not be kept and leftovers of dead writers; what was deleted.
+        """Delete rounds of this run that need not be kept and leftovers of dead writers; what was deleted.
 
         Kept are the last `keep` complete rounds, the last `keep` of each stage, and those that the last two
         marks of a stage stand on. Never raises for a file that cannot be deleted.
         """
-        return prune(self._folder, self.rounds(), self._keep)
+        own = [r for r in self.rounds() if all(m.run == self._run for m in r.manifests.values())]
+        return prune(self._folder, own, self._keep)
 
     def _usable(self, stage: str, agreement_digest: str) -> Iterator[RoundFolder]:
         """Rounds with a manifest of the stage, of this run and these settings, oldest first."""

@@ -14,6 +14,7 @@ from distqat.config.agreement import (
 from distqat.config.authority import Authority, authority_of, keys_of, run_settings, with_run_settings
 from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
+from distqat.config.recipe import differences, from_recipe, recipe
 from distqat.config.schema import Config
 from distqat.config.stages import check_folders
 
@@ -29,10 +30,13 @@ __all__ = [
     "changeable",
     "check_folders",
     "config_from_args",
+    "differences",
     "differing_keys",
+    "from_recipe",
     "keys_of",
     "load_config",
     "quantization",
+    "recipe",
     "run_settings",
     "structure",
     "structure_digest",

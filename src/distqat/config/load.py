@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from distqat.config.fields import config_fields, nearest, section_at
-from distqat.config.plugins import absolute, load_installed, load_plugin
+from distqat.config.plugins import absolute, is_path, load_installed, load_plugin
 from distqat.config.schema import Config, split_list
 from distqat.config.source import KeyPath, Source, dotted, parse
 from distqat.config.stages import check_names
 from distqat.errors import ConfigError
+from distqat.places import count_also_from, find, looked_at, refuse_twice
 
 DEFAULT_CONFIG = "configs/resnet18.yaml"
 PLUGINS: KeyPath = ("plugins",)
@@ -26,13 +27,25 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     """Read `path` (None: defaults only) and set `overrides`, keyed by dotted path, on top.
 
     A path that is no file but names a shipped config (`configs/resnet18.yaml`, `resnet18.yaml`, `resnet18`)
-    means the shipped one. Plugins are loaded first: those of the file, whose paths count from its folder, and
-    those of `overrides`, which do not replace them. Raises ConfigError with a line per problem:
-    `file:line: path: what`; a stage that nobody registered is one.
+    means the shipped one. Raises ConfigError with a line per problem: `file:line: path: what`; a stage that
+    nobody registered is one.
     """
     source = Source("defaults") if path is None else read(path)
+    beside = [Path(path).parent] if path is not None and Path(path).is_file() else []
+    return resolve(source, overrides, beside)
+
+
+def resolve(
+    source: Source, overrides: Mapping[str, Any] | None = None, beside: Iterable[Path] = ()
+) -> Config:
+    """The configuration of a source, with `overrides` on top; its paths count also from the folders `beside`.
+
+    Plugins are loaded first: those of the source, and those of `overrides`, which do not replace them.
+    Raises ConfigError as `load_config` does.
+    """
+    count_also_from(beside)
     changes = dict(_flatten(overrides or {}, ()))
-    plugins = _load_plugins(source, path, changes)
+    plugins = _load_plugins(source, changes)
     values = source.values
     for change, value in changes.items():
         values = _with(values, change, value)
@@ -47,7 +60,22 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     for bad in _not_finite(config.model_dump(), ()):
         raise ConfigError(f"{_place(bad, source, changes)}: {dotted(bad)}: must be a finite number")
     check_names(config, lambda stage: f"{_place(stage, source, changes)}: {dotted(stage)}")
+    for path, name in read_paths(config):
+        try:
+            refuse_twice(name)
+        except ConfigError as error:
+            raise ConfigError(f"{_place(path, source, changes)}: {dotted(path)}: {error}") from None
     return config
+
+
+def read_paths(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """The keys whose values may be paths of something to read, and these values."""
+    yield ("data", "dataset_name"), config.data.dataset_name
+    yield ("data", "tokenizer"), config.data.tokenizer
+    for index, entry in enumerate(config.model_pipeline.pipeline):
+        source = entry.kwargs.get("pretrained")
+        if isinstance(source, str):
+            yield ("model_pipeline", "pipeline", index, "pretrained"), source
 
 
 def read(path: str | Path) -> Source:
@@ -86,21 +114,17 @@ def shipped_configs() -> dict[str, str]:
     }
 
 
-def _load_plugins(source: Source, path: str | Path | None, changes: Mapping[KeyPath, Any]) -> list[str]:
+def _load_plugins(source: Source, changes: Mapping[KeyPath, Any]) -> list[str]:
     """Load them and give their names, paths made absolute. What is no list of texts is left to the schema."""
     load_installed()
-    base = Path(path).parent if path is not None and Path(path).is_file() else Path()
     names: list[str] = []
-    for given, folder, flag in (
-        (source.values.get("plugins"), base, ""),
-        (changes.get(PLUGINS), Path(), "--plugin"),
-    ):
+    for given, flag in ((source.values.get("plugins"), ""), (changes.get(PLUGINS), "--plugin")):
         texts = split_list(given)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             continue
         for index, text in enumerate(texts):
-            name = absolute(text, folder)
             try:
+                name = absolute(text, Path()) if flag else _plugin_of_file(text)
                 load_plugin(name)
             except ConfigError as error:
                 raise ConfigError(
@@ -108,6 +132,16 @@ def _load_plugins(source: Source, path: str | Path | None, changes: Mapping[KeyP
                 ) from error
             names.append(name)
     return list(dict.fromkeys(names))
+
+
+def _plugin_of_file(text: str) -> str:
+    """The absolute path, or the module, that a configuration file means."""
+    if not is_path(text):
+        return text
+    refuse_twice(text)
+    if not find(text).exists():
+        raise ConfigError(f"there is no plugin {text!r} ({looked_at(text)})")
+    return str(find(text).resolve())
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

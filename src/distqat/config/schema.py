@@ -124,7 +124,7 @@ class Config(Options):
     experiment_prefix: str = "distqat"
     """Name of the run: in the directory, in logs/ and in checkpoints/."""
     plugins: Names = Field(default_factory=list)
-    """Files (paths from the folder of this YAML file) and modules that register models, tasks, data sets."""
+    """Files and modules that register models, tasks, data sets."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, data order and dropout."""
     device: str = "cpu"

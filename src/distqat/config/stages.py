@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from distqat.config.schema import Config
@@ -13,6 +12,7 @@ from distqat.config.source import KeyPath
 from distqat.errors import ConfigError
 from distqat.failures import describe
 from distqat.nearby import is_path, missing_folder
+from distqat.places import find, looked_at
 
 _CHAIN = ("full", "front", "back", "head", "body", "tail")
 _BLOCKS = ("full", "head", "body", "tail")
@@ -41,8 +41,10 @@ def check_folders(config: Config) -> None:
     """Raises ConfigError for a `pretrained` folder that is not there."""
     for entry in config.model_pipeline.pipeline:
         source = entry.kwargs.get("pretrained")
-        if isinstance(source, str) and is_path(source) and not Path(source).expanduser().is_dir():
-            raise ConfigError(f"{entry.model_name}: pretrained: {source!r}: {missing_folder(source)}")
+        if isinstance(source, str) and is_path(source) and not find(source).is_dir():
+            raise ConfigError(
+                f"{entry.model_name}: pretrained: {source!r}: {missing_folder(source)} ({looked_at(source)})"
+            )
 
 
 def model_types() -> dict[str, Any]:

@@ -18,8 +18,18 @@ HELDOUT_SHARE = 0.2
 class EmbeddedSource:
     """Samples that lie in memory, in a new order every epoch."""
 
-    def __init__(self, name: str, train: Sequence[Sample], heldout: Sequence[Sample], *, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Sample],
+        heldout: Sequence[Sample],
+        *,
+        seed: int,
+        classes: Sequence[str] = (),
+    ) -> None:
+        """`classes` are their names by number, where they have names."""
         self.name = name
+        self.classes = tuple(classes)
         self.seed = seed
         self._train = train
         self._heldout = heldout

@@ -104,7 +104,7 @@ def _images(options: DataOptions, files: LocalFiles, seed: int) -> EmbeddedSourc
     if not heldout:
         raise DataError(_too_few(options.dataset_name, len(train)))
     name = f"{_order(files, options.dataset_split)} classes={len(names)}"
-    return EmbeddedSource(name, ImageFiles(train), ImageFiles(heldout), seed=seed)
+    return EmbeddedSource(name, ImageFiles(train), ImageFiles(heldout), seed=seed, classes=names)
 
 
 def _is_loose(file: Path, files: LocalFiles) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distqat.data.stream import HELDOUT_SPLITS
 from distqat.errors import DataError
+from distqat.places import find, looked_at
 
 TRAIN = "train"
 IMAGES = "images"
@@ -54,10 +55,10 @@ def is_local(name: str) -> bool:
 
 def find_files(name: str) -> LocalFiles:
     """The files at a path. DataError: nothing is there, nothing that we read, or several kinds of it."""
-    root = Path(name).expanduser()
+    root = find(name)
     if not root.exists():
         raise DataError(
-            f"data.dataset_name: there is no file or folder {name!r} (from {Path.cwd()}); "
+            f"data.dataset_name: there is no file or folder {name!r} ({looked_at(name)}); "
             "a name of the hub does not begin with '.', '/' or '~'"
         )
     splits: dict[str, list[Path]] = {}

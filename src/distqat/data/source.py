@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distqat.data.options import DataOptions
 from distqat.errors import DataError
@@ -47,6 +47,20 @@ class Source(Protocol):
 
     def heldout(self) -> Iterable[Sample]:
         """The part that is never trained on: the same samples whatever the seed."""
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A source whose labels are numbers of classes that have names."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """By number; empty where nobody names them."""
+
+
+def class_names(source: Source) -> list[str]:
+    """The names of a source's classes by number; empty where it does not tell."""
+    return [str(name) for name in source.classes] if isinstance(source, NamesClasses) else []
 
 
 class NoData:

@@ -69,6 +69,15 @@ class SampleStream:
         self._block: list[Sample] = []  # what is left of the block at `_index`, last one first
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the label column, where the data set declares them."""
+        from distqat.tasks.cv import LABEL_COLUMNS
+
+        features = getattr(self._split.train, "features", None) or {}
+        labels = (getattr(features.get(name), "names", None) for name in LABEL_COLUMNS)
+        return tuple(next((names for names in labels if names), ()))
+
+    @property
     def order(self) -> str:
         packing = "" if self._packing is None else f" {self._packing}"
         return f"{self._split.order} seed={self.seed} buffer={self._buffer}{packing}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distqat.errors import DataError, HubUnavailable
+from distqat.places import find, looked_at
 
 BYTES = "bytes"
 FILE = "tokenizer.json"
@@ -75,7 +76,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     size = size_of(name)
     if size is not None:
         return trained(size)
-    folder = Path(name).expanduser()
+    folder = find(name)
     if folder.is_dir():
         return _from_file(name, folder / FILE)
     return _from_file(name, _download(name))
@@ -90,7 +91,7 @@ def known_size(name: str) -> int | None:
     size = size_of(name)
     if size is not None:
         return size
-    folder = Path(name).expanduser()
+    folder = find(name)
     if folder.is_dir():
         return _from_file(name, folder / FILE).size
     if "/" not in name:
@@ -119,10 +120,12 @@ def _download(name: str) -> Path:
         return Path(hf_hub_download(name, FILE))
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(
-            f"the tokenizer {name!r} cannot be fetched because the hub cannot be reached; check the network "
-            f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.tokenizer: {BYTES!r} or 'bpe:2000'"
+            f"the tokenizer {name!r} is no folder ({looked_at(name)}), and it cannot be "
+            "fetched because the hub cannot be reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE) or "
+            f"train offline with data.tokenizer: {BYTES!r} or 'bpe:2000'"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise DataError(
-            f"the hub has no tokenizer {name!r} that you may read; set HF_TOKEN if it is gated"
+            f"the tokenizer {name!r} is neither a folder ({looked_at(name)}) nor one of the "
+            "hub that you may read; set HF_TOKEN if it is gated"
         ) from error

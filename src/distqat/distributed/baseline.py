@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +15,17 @@ from torch import Tensor
 
 from distqat.config import Config
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.distributed.baseline_ending import Figures, conclude_baseline, trained_before, write_trained
 from distqat.distributed.baseline_ends import batch_feed, reports_to_client
 from distqat.distributed.building import build_task
-from distqat.distributed.coordination.finish import Summary, mean, save_model, save_shown
-from distqat.distributed.evaluation import judge
+from distqat.distributed.coordination.finish import mean
 from distqat.distributed.feed import BatchFeed
+from distqat.distributed.finite_steps import FiniteSteps, all_finite
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.process import announce_ready, resolve_device
 from distqat.distributed.serving.precision import Precision
-from distqat.metrics import open_sinks
+from distqat.metrics import Sink, open_sinks
 from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
 from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names, weight_step_names
 from distqat.tasks.base import Batch, Task
@@ -53,6 +53,7 @@ class BaselineTrainer:
     def __init__(self, config: Config, device: torch.device, samples: int | None = None) -> None:
         self.model = SwarmBaselineModel(config).to(device).train()
         self.progress = Progress()
+        self.finite = FiniteSteps()
         self._config = config
         self._device = device
         self._task: Task = build_task(config)
@@ -121,24 +122,32 @@ class BaselineTrainer:
         return self.train([PhaseStep("", batch)])
 
     def _step(self, batch: Sequence[Batch], frozen: frozenset[int]) -> float:
-        """One optimizer step on the mean over all microbatches; the mean loss."""
+        """One optimizer step on the mean over all microbatches; the mean loss.
+
+        One whose loss or gradients are not finite changes nothing. Raises RunFailed after many of them.
+        """
         self.model.follow_schedule(self._applied, self.total_steps)
+        buffers = [[(b, b.clone()) for b in stage.buffers()] for stage in self.model.stages.values()]
+        lr = self._rate(frozen)
         with self._held(frozen):
-            total = self._backward(batch)
-            lr = self._rate(frozen)
-            set_learning_rate(self._optimizer, lr)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        for position in range(len(self._applied)):
-            self._applied[position] += position not in frozen
+            total, finite = self._backward(batch)
+            good = self.finite.took(total, finite, self.progress.step + 1, lr)
+            if good or self._scaler.is_enabled():  # the scaler skips by itself, and learns from it
+                set_learning_rate(self._optimizer, lr)
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+        for position, of_stage in enumerate(buffers):
+            kept = good and position not in frozen
+            self._applied[position] += kept
+            if not kept:
+                _put_back(of_stage)
         return total
 
     @contextlib.contextmanager
     def _held(self, frozen: frozenset[int]) -> Iterator[None]:
-        """Parameters of frozen stages get no gradient meanwhile, and their buffers come back afterwards."""
+        """Parameters of frozen stages get no gradient meanwhile."""
         stages = [stage for i, stage in enumerate(self.model.stages.values()) if i in frozen]
         parameters = [p for stage in stages for p in stage.parameters() if p.requires_grad]
-        buffers = [(buffer, buffer.clone()) for stage in stages for buffer in stage.buffers()]
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
@@ -146,9 +155,6 @@ class BaselineTrainer:
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
 
     def _rate(self, frozen: frozenset[int]) -> float:
         """The learning rate of this step; stages that are trained together have taken as many."""
@@ -156,8 +162,8 @@ class BaselineTrainer:
         trained = [count for position, count in enumerate(self._applied) if position not in frozen]
         return learning_rate(max(trained, default=0), self.total_steps, options.inner_optim.lr, options)
 
-    def _backward(self, batch: Sequence[Batch]) -> float:
-        """Gradients of the mean over all microbatches, clipped; the mean loss."""
+    def _backward(self, batch: Sequence[Batch]) -> tuple[float, bool]:
+        """Gradients of the mean over the microbatches, clipped; the mean loss, and whether all are finite."""
         samples = sum(part.size for part in batch)
         self._optimizer.zero_grad(set_to_none=True)
         hold_weights(self.model)
@@ -174,10 +180,11 @@ class BaselineTrainer:
             total += float(loss.detach())
         settle_weights(self.model)
         drop_weights(self.model)
+        finite = all_finite([p.grad for p in self.model.parameters() if p.grad is not None])
         if self._config.diloco.max_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.diloco.max_grad_norm)
-        return total
+        return total, finite
 
     def _outputs(self, part: Batch) -> dict[str, Tensor]:
         with self._precision.context(self._device):
@@ -188,10 +195,27 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
     """Train on `samples` samples (default: as many as the swarm's rounds take), evaluate, write the summary.
 
     Computes in a thread, so that signals are heard. Without a client that serves data it serves its own.
+    Raises RunFailed when there is no model, or it is saved but could not be judged.
     """
     device = torch.device(resolve_device(config.device, explicit=False))
     trainer = BaselineTrainer(config, device, samples)
+    stages = dict(trainer.model.stages.items())
+    trained = await asyncio.to_thread(trained_before, config, stages)
     sink = open_sinks(config.log_dir, "trainer_0", config.wandb_project)
+    try:
+        if trained is None:
+            figures = await _train(config, trainer, stop, sink)
+            if stop.is_set():
+                return 0
+            trained = await write_trained(config, stages, figures)
+        await conclude_baseline(config, stages, trained)
+        return 0
+    finally:
+        sink.close()
+
+
+async def _train(config: Config, trainer: BaselineTrainer, stop: asyncio.Event, sink: Sink) -> Figures:
+    """All steps, or until `stop`."""
     async with contextlib.AsyncExitStack() as open_things:
         data = await open_things.enter_async_context(batch_feed(config, trainer.answer))
         report = await open_things.enter_async_context(reports_to_client(config))
@@ -206,10 +230,8 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
                 await report(record)
         seconds = time.monotonic() - began
     if not stop.is_set():
-        summary = await asyncio.to_thread(_finish, config, trainer, losses, seconds)
-        logger.info("finished: %s", summary.line())
-    sink.close()
-    return 0
+        trainer.finite.ended(trainer.model.parameters())
+    return Figures(trainer.progress.first_loss, mean(losses[-20:]), trainer.progress.samples, seconds)
 
 
 async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -> float | None:
@@ -245,26 +267,7 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
     return record
 
 
-def _finish(config: Config, trainer: BaselineTrainer, losses: list[float], seconds: float) -> Summary:
-    modules = dict(trainer.model.stages.items())
-    judged = judge(config, modules)
-    save_shown(config, modules)
-    progress = trainer.progress
-    summary = Summary(
-        mode="baseline",
-        metric=judged.metric,
-        accuracy=judged.value,
-        heldout_samples=judged.count,
-        heldout_loss=judged.loss,
-        loss_first=progress.first_loss,
-        loss_last=mean(losses[-20:]),
-        samples=progress.samples,
-        samples_per_s=progress.samples / max(seconds, 1e-9),
-        seconds=seconds,
-        rounds=0,
-        model=str(save_model(config, modules)),
-        logs=str(config.log_dir),
-        checkpoints=str(config.checkpoint_dir),
-    )
-    summary.write(Path(config.log_dir))
-    return summary
+@torch.no_grad()
+def _put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, before in buffers:
+        buffer.copy_(before)

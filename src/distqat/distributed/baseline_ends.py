@@ -19,9 +19,11 @@ from distqat.distributed.building import build_task
 from distqat.distributed.coordination.trainers import CLIENT_PEER
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.feed import BatchFeed
+from distqat.distributed.heldout import check_heldout
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process import host_id, runtime_dir
 from distqat.distributed.rollout import RolloutFeed, check_play
+from distqat.distributed.run_card import note_classes
 from distqat.distributed.vocabulary import check_tokenizer
 from distqat.errors import SwarmError
 from distqat.swarm.frame import Message
@@ -65,6 +67,8 @@ async def data_socket(config: Config) -> AsyncIterator[Path]:
     path = runtime_dir() / f"data-{os.getpid()}.sock"
     source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
     check_tokenizer(config)
+    note_classes(config, source)
+    await asyncio.to_thread(check_heldout, config, build_task(config), source)
     server = DataServer(source, build_task(config), workers=config.data.num_workers)
     await server.start(path)
     try:

@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import nn
 
-from distqat.checkpoint.finished import note_finished
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.config.authority import run_settings
 from distqat.distributed.building import build_task
@@ -38,6 +37,7 @@ from distqat.distributed.coordination.servers_seen import ServersSeen
 from distqat.distributed.coordination.slots import Slots, check_agreement
 from distqat.distributed.coordination.start import RESUME, Start, note_settings
 from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
+from distqat.distributed.earlier_runs import note_end
 from distqat.distributed.evaluation import build_all
 from distqat.distributed.peer import Peer, first_failure, first_of, need_log_dir, need_peers
 from distqat.distributed.process import (
@@ -91,7 +91,7 @@ class Client:
         if not self._locally:
             note_settings(self._log, config)
         self._start = Start.of(config, self._log, explicit=explicit, locally=self._locally)
-        self.gate = Gate(config)
+        self.gate = Gate(config, self._start.make_room)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._seen = ServersSeen()
@@ -118,7 +118,7 @@ class Client:
         broken: asyncio.Future[Any] = asyncio.ensure_future(first_failure(*background, self._rounds.broken))
         try:
             ended = await first_of(stop, rounds, daemon, failed, broken)
-            if ended is not None and ended is not rounds:
+            if ended is not None:
                 ended.result()
             if ended is rounds and not self._locally:
                 await self._finish()
@@ -182,7 +182,7 @@ class Client:
         self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
         founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
         slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
-        told = {"settings": self._settings, "batch": self.gate.told}
+        told = {"settings": self._settings, "batch": self.gate.told, **self._start.fields()}
         return {**slot, "generation": self._log.generation, **told}
 
     def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +261,8 @@ class Client:
 
     async def _until_failure(self) -> None:
         """Raises ConfigError for a run that cannot work, RoleError when a child is given up."""
-        await asyncio.gather(self._keep_children(), self._check_start())
+        noted = self._start.note_run(self._trainers.data_serves, self.gate.opened, self._log)
+        await asyncio.gather(self._keep_children(), self._check_start(), noted)
 
     async def _keep_children(self) -> None:
         """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""
@@ -284,7 +285,8 @@ class Client:
     async def _training(self) -> None:
         """Until all rounds are committed, or the baseline has finished."""
         if self._locally:
-            await self._trainers.run_baseline(self._peer.identity.peer)
+            own, began = self._peer.identity.peer, self._log.generation
+            await self._trainers.run_baseline(own, began, before=self._start.make_room)
         else:
             await self._rounds.finished.wait()
             await self._rounds.held()  # at once, unless the run was ended between its last round and its end
@@ -320,6 +322,7 @@ class Client:
             "ended_rounds": self._trainers.rounds[-8:],
             "evaluation": self._evaluating.latest,
             "waits": [*self._trainers.waits(), *self._own_wait()],
+            "unsaved": self._mirror.trouble,
             "finished": self._finished.is_set(),
         }
 
@@ -338,15 +341,15 @@ class Client:
         return await self._modules
 
     async def _finish(self) -> None:
-        """All rounds are done: assemble and evaluate the model, write the summary, let everybody go."""
+        """All rounds are done: the model and the summary; let everybody go. RunFailed: it was not judged."""
         await self._trainers.stop()
         modules = await self._built()
         states = await collect_states(self._config, self._peer.transport, self._rounds)
         run = Run(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
         async with self._evaluating.using_modules:
-            summary = await conclude(run, states, modules)
+            summary, failure = await conclude(run, states, modules)
         self._log.finish()
-        await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self._log.generation)
+        await asyncio.to_thread(note_end, self._config, self._log.generation)
         self._finished.set()
         with contextlib.suppress(SwarmError):  # for those who are not connected at this moment
             await self._peer.directory.announce_finished(time.time())
@@ -354,6 +357,8 @@ class Client:
         if self._slots.holders:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), FINISH_S)
+        if failure:
+            raise RunFailed(failure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,9 @@ from distqat.data.source import open_source
 from distqat.data.threads import DaemonThreads
 from distqat.distributed.building import build_task
 from distqat.distributed.checking import tell
+from distqat.distributed.heldout import heldout_problem
 from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
+from distqat.distributed.run_card import note_classes
 from distqat.distributed.vocabulary import check_tokenizer
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, TaskError
 from distqat.swarm.deadline import within
@@ -63,10 +65,15 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
 
 
 async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
-    """The server where the run goes on, and its first batch: a column that is missing is found here."""
+    """The server where the run goes on, and its first batch: a column that is missing is found here.
+
+    So is a held-out part that could judge nothing.
+    """
     loop, thread = asyncio.get_running_loop(), DaemonThreads(1, name="distqat-open")
     source = await loop.run_in_executor(thread, partial(open_source, config.data, seed=config.seed))
     check_tokenizer(config)  # of the hub, it is here now
+    note_classes(config, source)
+    unfit = await loop.run_in_executor(thread, heldout_problem, config, task, source)
     server = DataServer(source, task, workers=config.data.num_workers)
     position = os.environ.get(DATA_POSITION)
     if position:
@@ -76,7 +83,7 @@ async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
             logger.warning("the data set is read from its beginning: %s", error)
     thread.shutdown(wait=False)
     try:
-        return server, await server.first_batch(config.diloco.batch_size_per_step)
+        first = await server.first_batch(config.diloco.batch_size_per_step)
     except DistqatError:
         raise
     except Exception as error:  # a task or data set of a plugin may raise anything: not a reason to try again
@@ -84,6 +91,9 @@ async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
             f"the task {config.data.task_type!r} cannot make a batch of the first samples of "
             f"{config.data.dataset_name!r}: {type(error).__name__}: {error}"
         ) from error
+    if unfit is not None:
+        raise unfit
+    return server, first
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.data.source import Source
 from distqat.distributed.building import build_module, build_task, open_data
-from distqat.errors import ModelError
+from distqat.distributed.heldout import heldout_batches
+from distqat.errors import DistqatError, ModelError, TaskError
 from distqat.failpoints import failpoint
+from distqat.failures import describe
 from distqat.models import named_tensors
 from distqat.quant.joint import link
-from distqat.tasks.base import Bounded, Forward, Judging, Sample, Showing, Task
+from distqat.tasks.base import Forward, Judging, Sample, Showing, Task
 
-BATCH = 256
-TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Judged:
     def line(self) -> str:
         """One sentence."""
         return f"{self.metric} {self.value:.4f} on {self.count} held-out samples"
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """Why a model could not be judged."""
+
+    why: str
 
 
 def build_all(config: Config) -> dict[str, nn.Module]:
@@ -52,7 +62,7 @@ def load_all(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
                 shape = "is missing" if found is None else f"has shape {list(found.shape)}"
                 raise ModelError(
                     f"{name!r} of stage {stage!r} {shape}, the configuration wants {list(own.shape)}; "
-                    "give the run's own configuration with --config-path"
+                    "give the run's own configuration with --config-path, or none if the checkpoint holds it"
                 )
         module.load_state_dict({name: tensors[prefix + name] for name in names})
 
@@ -60,18 +70,36 @@ def load_all(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
 def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | None = None) -> Judged:
     """The composed stages in eval mode on the held-out part of the configured data.
 
-    Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError.
+    Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError: whatever
+    stands in the way, also in a library or a plugin.
     """
-    failpoint("evaluation.judge")
-    task = build_task(config)
-    source = source or open_data(config)
-    return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))
+    what = f"the held-out part of {config.data.dataset_name!r} cannot be judged"
+    with _as_task_error(what):
+        failpoint("evaluation.judge")
+        task = build_task(config)
+        source = source or open_data(config)
+        return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))
+
+
+def judge_or_say(config: Config, modules: Mapping[str, nn.Module]) -> Judged | NotJudged:
+    """As `judge`, for the end of a run, which must not fail by it."""
+    try:
+        judged = judge(config, modules)
+    except DistqatError as error:
+        logger.warning("the model could not be judged", exc_info=error)
+        return NotJudged(describe(error))
+    if not math.isfinite(judged.value):
+        return NotJudged(f"the {judged.metric} on held-out data is {judged.value:g}")
+    if not math.isfinite(judged.loss) and not isinstance(build_task(config), Judging):
+        return NotJudged(f"the loss on held-out data is {judged.loss:g} ({judged.line()})")
+    return judged
 
 
 def show(config: Config, modules: Mapping[str, nn.Module]) -> Mapping[str, bytes]:
-    """Files with outputs of the composed stages, by name, where the task has some to show."""
-    task = build_task(config)
-    return task.show(composed(config, modules)) if isinstance(task, Showing) else {}
+    """Files with outputs of the composed stages, by name, where the task has some. Raises TaskError."""
+    with _as_task_error("what the task shows cannot be made"):
+        task = build_task(config)
+        return task.show(composed(config, modules)) if isinstance(task, Showing) else {}
 
 
 def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
@@ -95,8 +123,7 @@ def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[f
         return task.judge(heldout, forward)
     totals: dict[str, float] = {}
     loss = 0.0
-    for samples in _batched(heldout, _at_once(task)):
-        batch = task.collate(samples)
+    for batch in heldout_batches(task, heldout):
         outputs = forward(batch.inputs)
         loss += float(task.loss(outputs, batch.labels)) * batch.size
         for name, value in task.score(outputs, batch.labels).items():
@@ -105,13 +132,12 @@ def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[f
     return task.summarize(totals), loss / max(count, 1), count
 
 
-def _at_once(task: Task) -> int:
-    if isinstance(task, Bounded):
-        return task.heldout_batch
-    return max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
-
-
-def _batched(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:
-    iterator = iter(samples)
-    while batch := list(itertools.islice(iterator, count)):
-        yield batch
+@contextmanager
+def _as_task_error(what: str) -> Iterator[None]:
+    """What a library or a plugin raises, as one of our errors, which say what they are about."""
+    try:
+        yield
+    except DistqatError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{what}: {describe(error)}") from error

@@ -21,6 +21,7 @@ from distqat.config import Config, ConfigParser, add_config_arguments, config_fr
 from distqat.distributed.building import build_module
 from distqat.distributed.checking import check_batch, check_run, check_served
 from distqat.distributed.coordinator_link import Coordinator
+from distqat.distributed.earlier_runs import make_room
 from distqat.distributed.peer import Peer, first_of, need_log_dir, need_peers
 from distqat.distributed.process import (
     LOG_NAME,
@@ -31,6 +32,7 @@ from distqat.distributed.process import (
     set_up_logging,
     threads_per_server,
 )
+from distqat.distributed.run_card import note_run_of_server
 from distqat.distributed.serving.compute import ComputeThread
 from distqat.distributed.serving.run_settings import most_samples, take_over
 from distqat.distributed.serving.slot import ask_for_slot
@@ -134,6 +136,8 @@ class Server:
         config = take_over(self._config, slot.settings, self._given)
         if slot.batch is not None:
             await asyncio.to_thread(check_batch, config, slot.batch)
+        await asyncio.to_thread(make_room, config, slot.counts_from, goes_on=slot.goes_on)
+        await asyncio.to_thread(note_run_of_server, config, slot.generation, slot.counts_from)
         parts = config, self._peer, self._coordinator, self._compute, slot, self._device
         module = await asyncio.to_thread(build_module, config, slot.expert.stage)
         tenancy = self._tenancy = Tenancy(*parts, module)

@@ -55,7 +55,11 @@ def _list(args: argparse.Namespace) -> int:
 
     rounds = list_rounds(args.folder)
     if not rounds:
-        raise CheckpointError(f"{args.folder} holds no checkpoint")
+        from distqat.checkpoint.inventory import earlier_runs, inventory
+
+        raise CheckpointError(
+            f"{args.folder} holds no checkpoint: {inventory(args.folder)}{earlier_runs(args.folder)}"
+        )
     rows: list[tuple[str, ...]] = [("generation", "round", "step", "MB", "written", "run", "stages")]
     rows += [_row(entry) for entry in rounds]
     _print_table(rows)
@@ -132,6 +136,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _assemble(args: argparse.Namespace) -> int:
     from distqat.checkpoint import assemble, write_model
     from distqat.checkpoint.assembled import TOLD
+    from distqat.checkpoint.card import METADATA, read_card
     from distqat.config import quantization
 
     check_output(args.out, "--out")
@@ -146,6 +151,9 @@ def _assemble(args: argparse.Namespace) -> int:
         complain(f"skipped: {problem}")
     told = {"round": str(model.round), "generation": str(model.generation)}
     told[TOLD] = json.dumps(quantization(model.agreement))
+    card = read_card(args.folder)
+    if card is not None and card.run == model.run:
+        told[METADATA] = card.to_share().to_json().decode()
     write_model(args.out, model.tensors, told)
     total = sum(tensor.numel() for tensor in model.tensors.values())
     sys.stdout.write(

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.config import Config, ConfigParser, add_config_arguments
 from distqat.distributed.process import run_alone
 from distqat.errors import ConfigError
 from distqat.launch.command import run_command
+from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 from distqat.launch.saved_model import SavedModel
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--ptq", action="store_true", help="quantize it without training, and judge it before and after"
     )
     add_config_arguments(parser)
+    expect_own_config(parser)
     args = parser.parse_args(argv)
     return run_command("evaluate", lambda: _evaluate(args))
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    config = config_from_args(args)
+    if args.ptq:  # of a run in float: how it is quantized says the section quant, which was off
+        args.config_overrides = {"quant.enabled": True, **args.config_overrides}
+    saved = config_of(args, args.checkpoint)
+    config = saved.config
     if (args.checkpoint is None) == (not config.initial_peers):
         raise ConfigError("give a checkpoint folder (or model file), or --initial-peers of a swarm")
     if args.ptq:
@@ -50,19 +55,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         judged, what = run_alone(_swarm(config))
     else:
-        judged, what = _checkpoint(config, args.checkpoint, args.round)
+        judged, what = _checkpoint(saved, args.checkpoint, args.round)
     _print(judged, what, as_json=args.json)
     return 0
 
 
-def _checkpoint(config: Config, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
+def _checkpoint(own: SavedConfig, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
+    from distqat.data.source import class_names
+    from distqat.distributed.building import open_data
     from distqat.distributed.evaluation import build_all, judge, load_all
+    from distqat.distributed.run_card import check_classes
 
-    saved = SavedModel.read(config, path, round)
+    config, saved = own.config, SavedModel.read(own.config, path, round)
     saved.hold_to(config)
     modules = build_all(config)
     load_all(modules, saved.tensors)
-    return judge(config, modules), saved.source
+    source = open_data(config)
+    check_classes(own.classes, class_names(source), str(path))
+    return judge(config, modules, source), saved.source
 
 
 def _print_both(config: Config, path: Path | None, round: int | None, *, as_json: bool) -> None:
@@ -112,8 +122,10 @@ async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
 
 def _print(judged: Judged, what: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
+        from distqat.metrics.record import plain
+
         told = {"metric": judged.metric, "value": judged.value, "loss": judged.loss, "count": judged.count}
-        sys.stdout.write(json.dumps({**told, **what}) + "\n")
+        sys.stdout.write(json.dumps(plain({**told, **what}), allow_nan=False) + "\n")
         return
     of = ", ".join(f"{key} {value}" for key, value in what.items())
     sys.stdout.write(f"{judged.line()}, loss {judged.loss:.5f} ({of})\n")

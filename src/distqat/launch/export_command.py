@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.config import Config, ConfigParser, add_config_arguments
 from distqat.errors import ConfigError
 from distqat.launch.command import run_command
 from distqat.launch.outputs import check_output
+from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 
 if TYPE_CHECKING:
     from distqat.export.description import Description
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checked(args: argparse.Namespace) -> int:
     check_output(args.out, "--out", folder=True)
-    report = _export(config_from_args(args), args)
+    report = _export(config_of(args, args.checkpoint), args)
     sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
     for failure in report.failures:
         sys.stdout.write(f"  {failure}\n")
@@ -65,17 +66,21 @@ def _parser() -> ConfigParser:
         "--exact", action="store_true", help="add biases in float, not as int32: slower, closer to training"
     )
     add_config_arguments(parser)
+    expect_own_config(parser)
     return parser
 
 
-def _export(config: Config, args: Any) -> Report:
+def _export(own: SavedConfig, args: Any) -> Report:
+    from distqat.data.source import class_names
     from distqat.distributed.building import open_data
     from distqat.distributed.evaluation import build_all, load_all
+    from distqat.distributed.run_card import check_classes
     from distqat.export.check import Expectations
     from distqat.export.description import refuse_task
     from distqat.export.whole import Whole
     from distqat.launch.saved_model import SavedModel
 
+    config = own.config
     description = _description(config)
     refuse_task(description.task())
     if not config.quant.enabled:
@@ -88,9 +93,11 @@ def _export(config: Config, args: Any) -> Report:
     modules = build_all(config)
     load_all(modules, saved.tensors)
     source = open_data(config)
+    check_classes(own.classes, class_names(source), str(args.checkpoint))
+    labels = own.classes or tuple(class_names(source)) or description.labels
     samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
-    description = replace(description, source=told)
+    description = replace(description, source=told, labels=labels)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
     model = Whole(modules)
     if args.format != "onnx-int8":
@@ -106,6 +113,7 @@ def _export(config: Config, args: Any) -> Report:
 
 
 def _description(config: Config) -> Description:
+    """Classes are called by their numbers where nobody names them."""
     from distqat.distributed.building import task_settings
     from distqat.export.description import Description
 

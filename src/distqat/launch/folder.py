@@ -8,9 +8,14 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from distqat.disk import why_unwritable
 from distqat.distributed.process import LogClaim, claim_log
-from distqat.errors import RoleError
+from distqat.errors import ConfigError, RoleError
+
+if TYPE_CHECKING:
+    from distqat.config import Config
 
 PREVIOUS = "previous"
 SUMMARY = "summary.json"
@@ -20,6 +25,7 @@ _OF_A_RUN = (
     "*.jsonl",
     SUMMARY,
     "initial_peers.txt",
+    "classes.json",
     "metrics",
 )  # not monitor.key: addresses stay valid
 
@@ -54,6 +60,16 @@ def no_logs(folder: Path, error: OSError) -> RoleError:
     """What to say when logs cannot be written to a folder."""
     why = "a file is there" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
     return RoleError(f"cannot write logs in {folder}: {why}; name another folder with --log-dir")
+
+
+def check_checkpoint_folder(config: Config) -> None:
+    """ConfigError unless checkpoints, and the model at the end, can be written where they are to go."""
+    why = why_unwritable(config.checkpoint_dir)
+    if why:
+        raise ConfigError(
+            f"checkpoints and the trained model cannot be written to {config.checkpoint_dir.absolute()} "
+            f"({why}); make room or change its permissions, or give another --param-mirror-checkpoint-dir"
+        )
 
 
 def set_aside(folder: Path) -> Path | None:

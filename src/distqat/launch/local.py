@@ -12,6 +12,7 @@ from typing import Any
 
 from distqat.distributed.process import guarded, run_role, set_title
 from distqat.environment import prepare
+from distqat.errors import RunFailed
 from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
 from distqat.launch.warm import Zygotes
 from distqat.terminal import begin, leave, log_to
@@ -61,6 +62,9 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
                 runs += [compared] if compared is not None else []
             if runs:
                 conclude(runs, settings.log_dir, display)
+            failed = [run.failure for run in runs if run.failure]
+            if failed:
+                raise RunFailed(failed[0])
             return 0
         finally:
             await zygotes.close()
@@ -74,7 +78,10 @@ def _after_training(words: Sequence[str]) -> int:
     from distqat.launch.evaluate_command import main as evaluate
 
     args = parse(words)
-    return evaluate([args.ptq, "--ptq", *to_argv(args.config_path, args.config_overrides)])
+    flags = to_argv(args.config_path, args.config_overrides)
+    if not any(word.partition("=")[0] == "--config-path" for word in words):
+        flags = flags[1:]  # the model brings its own configuration
+    return evaluate([args.ptq, "--ptq", *flags])
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

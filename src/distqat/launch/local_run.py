@@ -15,6 +15,7 @@ from distqat.distributed.process import (
     RoleCommand,
     Supervisor,
 )
+from distqat.distributed.process.restarts import USAGE
 from distqat.errors import RoleError
 from distqat.failures import Repeats
 from distqat.launch.display import Display
@@ -171,10 +172,14 @@ class LocalRun:
             self._lost.put_nowait(error)
 
     def _result(self, network: Supervisor, client: RoleCommand, code: int) -> Summary:
+        path = self.plan.settings.log_dir / SUMMARY
+        if code not in (0, USAGE) and path.exists():
+            summary = Summary.read(path, self.plan.mode)
+            if summary.failure:  # the model is there, only its judgement is not
+                return summary
         ended = network.end_of(client)
         if code != 0 and ended is not None:
             raise self._reporter.failure(ended)
-        path = self.plan.settings.log_dir / SUMMARY
         if not path.exists():
             error = RoleError("the client ended before the run was finished")
             error.log = client.log_path

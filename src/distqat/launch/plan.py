@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distqat.config import Config
 from distqat.distributed.process import LogClaim, PortClaim, claim_port
-from distqat.errors import ConfigError
-from distqat.launch.folder import claim_folder
+from distqat.launch.folder import check_checkpoint_folder, claim_folder
 from distqat.launch.progress import Goal
+from distqat.launch.resumable import check_resumable
 from distqat.launch.roles import Settings
+from distqat.places import find
 from distqat.swarm.addresses import bound_hosts
+
+if TYPE_CHECKING:
+    from distqat.config import Config
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ class Plan:
             "one process, no servers" if not self.servers else f"{config.world_size} replica(s) of each stage"
         )
         begins = "resuming " if self.resume else ""
+        data = config.data.dataset_name
+        if data.startswith((".", "~")):  # a path, which may count from two places
+            data = f"{data} ({find(data)})"
         return [
-            f"{begins}{self.mode} {config.experiment_prefix}: {stages}, {who}, "
-            f"data {config.data.dataset_name}",
+            f"{begins}{self.mode} {config.experiment_prefix}: {stages}, {who}, data {data}",
             f"{diloco.outer_steps} rounds of {diloco.inner_steps} steps of {diloco.batch_size_per_step} "
             f"samples; logs in {self.settings.log_dir}/",
         ]
@@ -70,9 +75,11 @@ def goal_of(config: Config) -> Goal:
 def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resume: bool = False) -> Plan:
     """Claim what the run needs.
 
-    RoleError: a port is busy, or another launcher writes these logs. ConfigError: nothing to resume.
+    RoleError: a port is busy, or another launcher writes these logs. ConfigError: nothing to resume, or no
+    checkpoint can be written.
     """
     config = settings.config
+    check_checkpoint_folder(config)
     if resume:
         check_resumable(config)
     hosts = bound_hosts(config.public_ip)
@@ -81,14 +88,3 @@ def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resu
     client = claim_port(hosts, config.client_port, given=True)
     folder = claim_folder(settings.log_dir, resume=resume)
     return Plan(mode, settings, monitor, client, folder, samples, resume)
-
-
-def check_resumable(config: Config) -> None:
-    """Raises ConfigError when neither a commit log nor a checkpoint of the run is here."""
-    log = Path(config.log_dir) / "commit_log.jsonl"
-    if log.exists() or any(config.checkpoint_dir.glob("*/*/manifest.json")):
-        return
-    raise ConfigError(
-        f"there is nothing to resume: no {log}, and no checkpoint in {config.checkpoint_dir}/; "
-        "start without --resume, or name the run with --experiment-prefix"
-    )

@@ -26,6 +26,7 @@ class Reading:
     round: int | None = None  # committed by every stage; None: not even round 0
     replicas: Mapping[str, int] = field(default_factory=dict)  # by stage: those that take steps
     wait: str = ""  # the longest wait of a role: who for what, and for how long
+    unsaved: str = ""  # why checkpoints are not written at the moment
 
     @property
     def missing(self) -> list[str]:
@@ -50,6 +51,7 @@ class Reading:
             round=min(known) if known and len(known) == len(rounds) else None,
             replicas={stage: sum(_serves(server, stage) for server in servers) for stage in stages},
             wait=longest_wait(waits_of(status), time),
+            unsaved=unsaved(status),
         )
 
 
@@ -156,6 +158,13 @@ def panel(frame: Frame) -> RenderableType:
 def replicas(reading: Reading) -> str:
     """`front 2 back 1`."""
     return " ".join(f"{stage} {count}" for stage, count in reading.replicas.items())
+
+
+def unsaved(status: Mapping[str, Any]) -> str:
+    """`checkpoints are not written: PATH could not be written: No space left ...`; "" if they are."""
+    of_servers = (str(server.get("unsaved") or "") for server in status.get("servers") or [])
+    why = next(filter(None, (str(status.get("unsaved") or ""), *of_servers)), "")
+    return f"checkpoints are not written: {why}" if why else ""
 
 
 def longest_wait(waits: Sequence[Mapping[str, Any]], time: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, agreement, differing_keys, quantization
-from distqat.errors import ConfigError
+from distqat.errors import CheckpointError, ConfigError
 from distqat.terminal import complain
 
 if TYPE_CHECKING:
@@ -27,10 +27,13 @@ class SavedModel:
 
     @classmethod
     def read(cls, config: Config, path: Path, round: int | None) -> SavedModel:
-        """From a model file, or the newest whole round (or this one) of a folder. CheckpointError."""
+        """From a model file, or the newest whole round (or this one) of a folder; CheckpointError."""
         from distqat.checkpoint import assemble
         from distqat.checkpoint.assembled import read_model, read_told
 
+        if not path.exists():
+            raise CheckpointError(_nothing_at(path))
+        path = model_in(path, round)
         if path.is_file():
             return cls(read_model(path), {"model": str(path)}, read_told(path))
         model = assemble(path, round, stages=config.stages)
@@ -55,6 +58,26 @@ class SavedModel:
         if keys:
             told = ", ".join(f"{key} {theirs[key]!r}, not {mine[key]!r}" for key in keys)
             raise ConfigError(
-                f"{where} was trained with {told}; give the run's own configuration with --config-path, "
-                "and the flags that it was started with"
+                f"{where} was trained with {told}; give the run's own configuration with --config-path (or "
+                "leave that out, where the checkpoint holds it), and the flags that it was started with"
             )
+
+
+def model_in(path: Path, round: int | None) -> Path:
+    """The model file of a folder without rounds, as a baseline leaves it; else the path itself."""
+    from distqat.checkpoint.inventory import MODEL
+    from distqat.checkpoint.rounds import list_rounds
+
+    alone = round is None and (path / MODEL).is_file() and not list_rounds(path)
+    return path / MODEL if alone else path
+
+
+def _nothing_at(path: Path) -> str:
+    """What was looked for where, and what is there instead."""
+    nearest = next(folder for folder in path.absolute().parents if folder.is_dir())
+    names = sorted(each.name for each in nearest.iterdir() if not each.name.startswith("."))
+    there = f"{nearest}/ holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
+    return (
+        f"there is no checkpoint folder and no model file {path} (looked for {path.absolute()}; {there}); a "
+        "run writes checkpoints/{experiment_prefix}/, and model.safetensors in it at its end"
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from distqat.disk import why_unwritable
 from distqat.distributed.process import (
     PRELOAD,
     Ended,
@@ -108,9 +109,15 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args)
-    plans = plan_servers(settings, args.num_servers)
     log = claim_launcher_log(settings, "start_servers")
     reporter = Reporter(PlainDisplay(sys.stdout), log.path)
+    folder = settings.config.checkpoint_dir
+    why = why_unwritable(folder)
+    if why:  # the run does not depend on them: the client's host keeps copies
+        reporter.say(
+            f"checkpoints cannot be written to {folder.absolute()} ({why}); servers of this host keep none"
+        )
+    plans = plan_servers(settings, args.num_servers)
 
     async def launcher(stop: asyncio.Event) -> int:
         return await _serve(stop, plans, zygote, reporter)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distqat.distributed.coordination.verdict import not_judged
 from distqat.errors import RoleError
 from distqat.launch.progress import clock, number
 
@@ -39,6 +40,12 @@ class Summary:
     checkpoints: str = ""
     rounds: int = 0
     discarded_rounds: int = 0
+    evaluation_error: str = ""  # why the model could not be judged
+
+    @property
+    def failure(self) -> str:
+        """One sentence when the run is over and its model could not be judged, else ""."""
+        return not_judged(self.model, self.evaluation_error)
 
     @classmethod
     def read(cls, path: Path, mode: str) -> Summary:
@@ -55,14 +62,17 @@ class Summary:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], mode: str) -> Summary:
-        """From the fields that the client writes; RoleError names one that cannot be read."""
+        """From the fields that the client writes; RoleError names one that cannot be read.
+
+        Those of an older release call every metric "accuracy".
+        """
         metric = str(fields.get("metric") or "accuracy")
         sent = fields.get("bytes_sent") or {}
         try:
             return cls(
                 mode=mode,
                 metric=metric,
-                score=_figure(fields.get("accuracy")),
+                score=_figure(fields.get("value", fields.get("accuracy"))),
                 loss_first=_figure(fields.get("loss_first")),
                 loss_last=_figure(fields.get("loss_last")),
                 samples=int(fields.get("samples", 0)),
@@ -73,6 +83,7 @@ class Summary:
                 checkpoints=str(fields.get("checkpoints") or ""),
                 rounds=int(fields.get("rounds") or 0),
                 discarded_rounds=int(fields.get("discarded_rounds") or 0),
+                evaluation_error=str(fields.get("evaluation_error") or ""),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise RoleError(f"the summary cannot be read: {error}") from error
@@ -155,6 +166,8 @@ def _difference(first: Summary, second: Summary, name: str) -> str:
 
 def _score(run: Summary) -> str:
     """A share in percent; a perplexity as it is."""
+    if run.evaluation_error:
+        return "not judged"
     return percent(run.score) if run.metric in SHARES else number(run.score)
 
 

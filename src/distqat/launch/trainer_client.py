@@ -21,7 +21,7 @@ from distqat.distributed.process import (
     set_title,
 )
 from distqat.environment import prepare
-from distqat.launch.folder import SUMMARY, set_aside
+from distqat.launch.folder import SUMMARY, check_checkpoint_folder, set_aside
 from distqat.launch.roles import (
     LAUNCHER_GRACE_S,
     OLDEST,
@@ -72,6 +72,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     began = time.monotonic()
     args = parse(argv)
     settings = read_settings(args)
+    check_checkpoint_folder(settings.config)
     start = {OLDEST: str(int(time.time()))} if args.fresh else {}
     if args.fresh:
         set_aside(settings.log_dir)

@@ -85,7 +85,7 @@ class Watching:
         if reading.wait:
             return reading.wait
         if reading.step:
-            return f"nobody serves {', '.join(reading.missing)}" if reading.missing else ""
+            return f"nobody serves {', '.join(reading.missing)}" if reading.missing else reading.unsaved
         return f"{self.phase}: {self._servers(reading)}" if self.stages else self.phase
 
     def _servers(self, reading: Reading) -> str:

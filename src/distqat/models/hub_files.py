@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distqat.errors import HubUnavailable, ModelError
 from distqat.nearby import is_path, missing_folder
+from distqat.places import find, looked_at
 
 
 def fetch(source: str, file: str) -> Path | None:
@@ -14,11 +15,11 @@ def fetch(source: str, file: str) -> Path | None:
     Raises ModelError for a folder that does not exist and a repository that may not be read, HubUnavailable
     where a hub name is out of reach.
     """
-    folder = Path(source).expanduser()
+    folder = find(source)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     if is_path(source):
-        raise ModelError(f"pretrained: {source!r}: {missing_folder(source)}")
+        raise ModelError(f"pretrained: {source!r}: {missing_folder(source)} ({looked_at(source)})")
     return _from_hub(source, file)
 
 

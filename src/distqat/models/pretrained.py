@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from distqat.errors import ModelError
 from distqat.models.hub_files import fetch
 from distqat.models.layouts import Recipe, recipes
 from distqat.models.stored import StoredWeights
+from distqat.places import find
 
 CONFIG = "config.json"
 QUANTIZATION = "quantization_config"
@@ -53,7 +53,7 @@ def load_weights(
     """
     own = module.state_dict()
     on_meta = any(tensor.is_meta for tensor in own.values())
-    if on_meta and not Path(source).expanduser().is_dir():
+    if on_meta and not find(source).is_dir():
         return []
     with StoredWeights(source, _config(source).get(QUANTIZATION) or {}) as stored:
         plan = recipes(model, {*own, *(ties[name] for name in own if name in ties)}, stored.names, prefix)

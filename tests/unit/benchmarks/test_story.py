@@ -48,7 +48,7 @@ def logs(tmp_path: Path) -> Path:
     (tmp_path / "metrics").mkdir()
     (tmp_path / "client.log").write_text(CLIENT_LOG)
     (tmp_path / "server_1.log").write_text(SERVER_LOG)
-    (tmp_path / "summary.json").write_text(json.dumps({"accuracy": 0.75, "rounds": 8, "samples": 224}))
+    (tmp_path / "summary.json").write_text(json.dumps({"value": 0.75, "rounds": 8, "samples": 224}))
     client = [
         {"event": "evaluation", "time": BEGAN + 6, "value": 0.5},
         {"event": "fault", "time": BEGAN + 10.25, "uid": VICTIM, "peer": "QmB"},

@@ -131,3 +131,15 @@ def test_a_bad_override_is_named_by_its_flag(tmp_path: Path) -> None:
 
 def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
     assert "has no keys" in _error(tmp_path, "seed: 1\n", {"seed.deeper": 1})
+
+
+def test_data_that_are_in_two_places_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    for folder in (tmp_path, tmp_path / "configs"):
+        (folder / "data").mkdir()
+    run = tmp_path / "configs" / "run.yaml"
+    run.write_text("seed: 1\ndata: {dataset_name: ./data}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"run\.yaml:2: data\.dataset_name: '\./data' is there twice"):
+        load_config(run)
+    assert load_config(run, {"data.dataset_name": str(tmp_path / "data")}).seed == 1

@@ -80,6 +80,23 @@ def test_paths_of_a_yaml_file_count_from_its_folder(tmp_path: Path, monkeypatch:
     assert config.plugins == [str(tmp_path / "code" / "mytask.py")]
 
 
+def test_a_plugin_of_the_file_may_lie_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every path of a configuration; where both have one, none is taken in silence."""
+    run = write(tmp_path / "configs" / "run.yaml", "plugins: [mytask.py]", "data: {task_type: weighing}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=f"looked for {tmp_path}/mytask.py and {tmp_path}/configs/mytask.py"
+    ):
+        load_config(run)
+    here = write(tmp_path / "mytask.py", TASK)
+    assert load_config(run).plugins == [str(here)]
+    write(tmp_path / "configs" / "mytask.py", TASK)
+    with pytest.raises(ConfigError, match=r"run\.yaml:1: plugins: 'mytask\.py' is there twice"):
+        load_config(run)
+
+
 def test_the_flag_adds_to_the_file_and_travels_to_other_roles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distqat.data.options import DataOptions
-from distqat.data.source import Item, Source, open_source
+from distqat.data.source import Item, NoData, Source, class_names, open_source
 from distqat.errors import DataError
 from distqat.tasks import TaskSettings, get_task
 
@@ -173,3 +173,22 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"the image .*\.png cannot be read: No such file"):
         vanishing.take(1)
+
+
+def test_classes_are_named_where_the_data_name_them(tmp_path: Path) -> None:
+    (tmp_path / "folders").mkdir()
+    assert class_names(source(images(tmp_path / "folders"))) == ["ants", "cats"]
+    assert class_names(source(jsonl(tmp_path))) == []
+    named = datasets_features(["ant", "cat"])
+    pictures = [{"bytes": png(i), "path": None} for i in range(20)]
+    table = pa.table({"img": pictures, "label": [i % 2 for i in range(20)]}, schema=named.arrow_schema)
+    pq.write_table(table, tmp_path / "named.parquet")
+    assert class_names(source(tmp_path / "named.parquet")) == ["ant", "cat"]
+    assert class_names(open_source(DataOptions(dataset_name="digits", img_size=8), seed=0)) == []
+    assert class_names(NoData()) == []
+
+
+def datasets_features(names: list[str]) -> Any:
+    import datasets
+
+    return datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})

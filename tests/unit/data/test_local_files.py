@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distqat.config import load_config
 from distqat.data.local_files import find_files, is_local, split_of
 from distqat.errors import DataError
 
@@ -67,7 +68,7 @@ def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no file or folder '.*/nothing' \(from /"):
+    with pytest.raises(DataError, match=r"there is no file or folder '.*/nothing' \(looked for /"):
         find_files(str(tmp_path / "nothing"))
     touch(tmp_path, "notes.md")
     with pytest.raises(DataError, match=r"holds no file that can be read; known endings: \.png, .*\.parquet"):
@@ -78,3 +79,14 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     ):
         find_files(str(tmp_path))
     assert find_files(str(tmp_path / "a.txt")).splits == {"train": [tmp_path / "a.txt"]}
+
+
+def test_data_may_lie_beside_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "configs" / "data", "a/1.png")
+    (tmp_path / "configs" / "run.yaml").write_text("data: {dataset_name: ./data}\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(tmp_path / "configs" / "run.yaml")
+    assert find_files(config.data.dataset_name).root == tmp_path / "configs" / "data"
+    with pytest.raises(DataError, match=rf"looked for {tmp_path}/none and {tmp_path}/configs/none"):
+        find_files("./none")
+    load_config(None)

@@ -14,6 +14,9 @@ from tests.unit.export.quantized import CHANGES, quantized, state_of, tiny_confi
 
 from distqat.checkpoint import write_model
 from distqat.config import load_config
+from distqat.distributed.building import open_data
+from distqat.distributed.coordination.saving import save_model
+from distqat.distributed.run_card import note_classes
 from distqat.export import weights
 from distqat.launch import cli
 
@@ -59,6 +62,32 @@ def test_an_image_is_answered(kind: str, exported: Path, tmp_path: Path, capsys:
     shares = [float(line.split("%")[0]) for line in lines]
     assert shares == sorted(shares, reverse=True)
     assert all(line.split()[-1] in map(str, range(10)) for line in lines)
+
+
+def test_classes_are_called_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """From folders of pictures into the run's card, the file and the answer."""
+    for shade, name in enumerate(("cat", "dog")):
+        for split, count in (("train", 8), ("test", 8)):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.new("L", (8, 8), 100 * shade + number)
+                picture.save(tmp_path / "photos" / split / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "data.dataset_name": "./photos",
+        "model_pipeline.pipeline": [{"model_name": "mlp.full", "num_classes": 2}],
+    }
+    config = load_config("configs/mlp.yaml", changes)
+    model, _, _ = quantized(config)
+    note_classes(config, open_data(config))
+    path = save_model(config, {"full": next(iter(model.children()))})
+    words = ["export", str(path), "--out", "out", "--latency-s", "0", "--samples", "8", "--agreement", "0"]
+    assert cli.main(words) in (0, 1)  # an untrained model's answers may be ties
+    assert cli.main(["predict", "out", "photos/test/cat/0.png", "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert {line.split()[-1] for line in lines} == {"cat", "dog"}
 
 
 def test_a_sabotaged_export_fails_and_names_the_layer(

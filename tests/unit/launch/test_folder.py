@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from distqat.config import Config
 from distqat.distributed.process import claim_log
-from distqat.errors import RoleError
-from distqat.launch.folder import PREVIOUS, claim_folder, set_aside
+from distqat.errors import ConfigError, RoleError
+from distqat.launch.folder import PREVIOUS, check_checkpoint_folder, claim_folder, set_aside
 
 
 def leave(folder: Path, run: str) -> None:
@@ -67,3 +68,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(RoleError, match="cannot write logs in"):
         claim_folder(tmp_path / "logs")
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    config = Config.model_validate({"param_mirror": {"checkpoint_dir": str(tmp_path / "ck" / "run")}})
+    check_checkpoint_folder(config)
+    assert list((tmp_path / "ck" / "run").iterdir()) == []
+    (tmp_path / "ck" / "run").rmdir()
+    (tmp_path / "ck" / "run").write_text("a file")
+    with pytest.raises(ConfigError, match=r"ck/run \(File exists\); .* --param-mirror-checkpoint-dir"):
+        check_checkpoint_folder(config)

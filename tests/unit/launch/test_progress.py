@@ -62,6 +62,15 @@ def test_a_round_that_one_stage_has_not_reached_is_none() -> None:
     assert Reading.of(status(round=0), STAGES).round == 0
 
 
+def test_checkpoints_that_are_not_written_stay_in_the_line() -> None:
+    full = {"uid": "front.0.0.0", "state": "serving", "unsaved": "ck/1-2/front could not be written: full"}
+    reading = Reading.of(status(servers=[{"uid": "back.0.0.0", "unsaved": ""}, full]), STAGES)
+    assert reading.unsaved == "checkpoints are not written: ck/1-2/front could not be written: full"
+    assert plain_line(frame(reading, reading.unsaved)).endswith(f"({reading.unsaved})")
+    assert Reading.of(status(unsaved="no room"), STAGES).unsaved == "checkpoints are not written: no room"
+    assert Reading.of(status(), STAGES).unsaved == ""
+
+
 def test_the_plain_line() -> None:
     line = plain_line(frame(Reading.of(status(), STAGES)))
     assert line == "step 120 loss 1.50000 samples/s 210 round 12/40 replicas front 2 back 2 left 1:20"

@@ -16,7 +16,7 @@ from distqat.checkpoint.assembled import TOLD, read_told
 from distqat.config import Config, agreement, load_config, quantization
 from distqat.diloco.digest import state_digest
 from distqat.distributed.building import build_module
-from distqat.distributed.coordination.finish import save_model
+from distqat.distributed.coordination.saving import save_model
 from distqat.errors import CheckpointError, ConfigError
 from distqat.launch import cli
 from distqat.launch.saved_model import SavedModel

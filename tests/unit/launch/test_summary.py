@@ -63,6 +63,14 @@ def test_two_runs_are_compared() -> None:
     assert rows["samples/s"] == ["210.0", "420.1", "×", "0.50"]
 
 
+def test_a_model_that_was_not_judged() -> None:
+    run = Summary.of({**FIELDS, "value": None, "evaluation_error": "it is broken"}, "swarm")
+    assert "not judged" in shown(run)
+    assert run.failure.startswith(
+        "the model is saved as checkpoints/resnet18/model.safetensors, but it could not"
+    )
+
+
 def test_paths_stand_on_lines_of_their_own() -> None:
     assert places(Summary.of(FIELDS, "swarm"), Path("logs/resnet18")) == [
         "model        checkpoints/resnet18/model.safetensors",

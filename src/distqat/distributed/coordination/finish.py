@@ -1,58 +1,22 @@
-"""The end of a run: fetch the committed stages, assemble the model, evaluate it, write the summary."""
+"""The end of a run: the committed stages become a model, which is written, then judged; the summary."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from distqat.checkpoint.assembled import TOLD, join, write_model
-from distqat.config import Config, agreement, quantization
+from distqat.config import Config
+from distqat.distributed.building import build_task
+from distqat.distributed.coordination.saving import save_model_somewhere, save_shown
 from distqat.distributed.coordination.slots import Slots
+from distqat.distributed.coordination.summary import Summary
 from distqat.distributed.coordination.trainers import Trainers
-from distqat.distributed.evaluation import judge, show
+from distqat.distributed.evaluation import judge_or_say
 from distqat.distributed.serving.shared import Shared, as_local
-from distqat.failpoints import failpoint
-from distqat.files import write_whole
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Summary:
-    """What the user is told when the run is over; also `summary.json` in the log folder."""
-
-    mode: str
-    metric: str
-    accuracy: float
-    heldout_samples: int
-    heldout_loss: float
-    loss_first: float | None
-    loss_last: float | None
-    samples: int
-    samples_per_s: float
-    seconds: float
-    rounds: int
-    model: str
-    logs: str
-    checkpoints: str
-    bytes_sent: dict[str, int] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    discarded_rounds: int = 0
-
-    def line(self) -> str:
-        """One sentence."""
-        judged = f"{self.metric} {self.accuracy:.4f} on {self.heldout_samples} held-out samples"
-        return f"{judged}, model {self.model}"
-
-    def write(self, folder: Path) -> None:
-        """Write `summary.json` in one piece."""
-        write_whole(folder / "summary.json", json.dumps(asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -65,22 +29,24 @@ class Run:
     bytes_out: int
 
 
-async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str, nn.Module]) -> Summary:
-    """Assemble the model, judge it on the held-out part, write it and the summary."""
+async def conclude(
+    run: Run, states: Mapping[str, Shared], modules: Mapping[str, nn.Module]
+) -> tuple[Summary, str]:
+    """Assemble the model and write it, then judge it on the held-out part, then write the summary.
+
+    Gives the summary, and a sentence about what of the ending failed ("": nothing): the run is over anyway.
+    """
     config, trainers = run.config, run.trainers
     for stage, module in modules.items():
         as_local(states[stage]).load(module)
-    judged = await asyncio.to_thread(judge, config, modules)
-    path = await asyncio.to_thread(save_model, config, modules)
+    path = await save_model_somewhere(config, modules)
+    judged = await asyncio.to_thread(judge_or_say, config, modules)
     await asyncio.to_thread(save_shown, config, modules)
     sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in run.slots.holders}
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
     summary = Summary(
         mode="swarm",
-        metric=judged.metric,
-        accuracy=judged.value,
-        heldout_samples=judged.count,
-        heldout_loss=judged.loss,
+        **Summary.of_judgement(judged, build_task(config).metric),
         loss_first=trainers.first_loss,
         loss_last=mean(trainers.recent_losses),
         samples=trainers.samples,
@@ -94,31 +60,17 @@ async def conclude(run: Run, states: Mapping[str, Shared], modules: Mapping[str,
         digests={stage: shared.digest for stage, shared in states.items()},
         discarded_rounds=sum(not record["committed"] for record in trainers.rounds),
     )
-    summary.write(Path(config.log_dir))
-    return summary
+    return summary, write_summary(summary, Path(config.log_dir))
 
 
-def save_model(config: Config, modules: Mapping[str, nn.Module]) -> Path:
-    """All stages as one safetensors file, written in one piece."""
-    failpoint("model.write")
-    states = {stage: modules[stage].state_dict() for stage in config.stages}
-    config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    path = config.checkpoint_dir / "model.safetensors"
-    told = json.dumps(quantization(agreement(config, config.stages[0])))
-    write_model(path, join(states), {"run": config.experiment_prefix, TOLD: told})
-    return path
-
-
-def save_shown(config: Config, modules: Mapping[str, nn.Module]) -> None:
-    """What the task has to look at goes into the log folder."""
-    for name, content in show(config, modules).items():
-        path = Path(config.log_dir) / name
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            logger.warning("%s is not written: %s", path, error.strerror)
-            continue
-        logger.info("to look at: %s", path)
+def write_summary(summary: Summary, folder: Path) -> str:
+    """A sentence about what of the ending failed: the judgement, or the writing; "": nothing."""
+    try:
+        summary.write(folder)
+    except OSError as error:
+        why = error.strerror or str(error)
+        return f"{folder / 'summary.json'} could not be written ({why}), so here it is: {summary.line()}"
+    return summary.failure
 
 
 def mean(values: list[float]) -> float | None:

@@ -24,9 +24,11 @@ class Gate:
     the client seconds; there the gate opens when the data server has made its first batch, `told` to them.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`before` is done when all is well, before the gate opens."""
         self.told: Told | None = None
         self._config = config
+        self._before = before
         self._open = asyncio.Event()
 
     async def check(self, data_ready: Callable[[], Awaitable[dict[str, Any]]] | None) -> None:
@@ -42,10 +44,16 @@ class Gate:
             self.told = told
         elif told is not None:
             await asyncio.to_thread(check_batch, self._config, told)
+        if self._before is not None:
+            await self._before()
         self.open()
 
     def open(self) -> None:
         self._open.set()
+
+    async def opened(self) -> None:
+        """Wait for it to open."""
+        await self._open.wait()
 
     async def passed(self) -> bool:
         """Wait for it to open, for a while; False: not yet, ask again."""

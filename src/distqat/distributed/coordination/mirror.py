@@ -49,6 +49,8 @@ class Mirror:
             str, tuple[int, str]
         ] = {}  # by stage what was the newest when a copy was made sure of
         self._warned: set[str] = set()
+        self.trouble = ""
+        """Why copies cannot be written at the moment; "" while they can."""
         bucket = upload_bucket(self._options.upload_rate)
         self._donors = {stage: Donor(self._holder(stage), None, bucket) for stage in config.stages}
 
@@ -60,10 +62,12 @@ class Mirror:
                 try:
                     await self.refresh(stage)
                     self._warned.discard(stage)
+                    self.trouble = self.trouble if self._warned else ""
                 except Exception as error:  # noqa: BLE001  whatever a copy meets, training goes on
                     if stage not in self._warned:  # once: what is in the way stays there for a while
                         notice(f"no new copy of stage {stage}: {describe(error)}; training goes on")
                     self._warned.add(stage)
+                    self.trouble = describe(error) if isinstance(error, CheckpointError) else self.trouble
 
     async def refresh(self, stage: str) -> None:
         """Copy the newest round of a stage, unless servers of this host write it to the same folder.

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from distqat.checkpoint.trainer_part import TrainerPart, read_trainer_parts
 from distqat.config import Config, changeable, differing_keys, keys_of, structure
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.resume import RECLAIM_S, Decision, Offer, Resumption, stage_of
+from distqat.distributed.earlier_runs import make_room
+from distqat.distributed.run_card import note_run
 from distqat.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ OLDEST = "DISTQAT_OLDEST"  # begin anew: states of generations before this one (
 class Start:
     """What is known when the client starts, and what servers say they hold."""
 
+    config: Config
     resumption: Resumption
     parts: list[TrainerPart]
     explicit: bool
@@ -35,6 +38,8 @@ class Start:
     oldest: int
     over: int = -1
     """States of generations up to this one are of a run that came to its end."""
+    counts_from: int = 0
+    """The first generation of this run, as far as it is known; what is older on disk is another's."""
     appointed: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -51,7 +56,35 @@ class Start:
             expected=config.world_size * len(config.stages) if explicit else 1 << 30,
             waiting=not locally and (log.continued or bool(parts)),
         )
-        return cls(resumption, parts, explicit, log.continued, oldest, over)
+        counts_from = log.first_generation if locally else max(oldest, over + 1)
+        return cls(config, resumption, parts, explicit, log.continued, oldest, over, counts_from)
+
+    def fields(self) -> dict[str, Any]:
+        """What a server hears with its slot, so that it knows whose the states on its disk are."""
+        return {"counts_from": self.counts_from, "goes_on": self.goes_on}
+
+    async def make_room(self) -> None:
+        """Before anything is written: what earlier runs left on this host is kept beside."""
+        await asyncio.to_thread(make_room, self.config, self.counts_from, goes_on=self.goes_on)
+
+    async def note_run(
+        self,
+        data_serves: Callable[[], Awaitable[Any]],
+        opened: Callable[[], Awaitable[None]],
+        log: CommitLog,
+    ) -> None:
+        """What makes checkpoints readable without the configuration file. Raises ConfigError.
+
+        After the names of classes are known, and earlier runs are out of the way.
+        """
+        await data_serves()
+        await opened()
+        await asyncio.to_thread(note_run, self.config, log.generation, goes_on=self.goes_on)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run of the log, or the one that was asked for, goes on here."""
+        return self.explicit or self.continued
 
     async def holders_first(self) -> None:
         """Servers that kept their state over a restart of the client ask again for what they hold; first."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ DATA_SOCKET = "DISTQAT_DATA_SOCKET"
 DATA_POSITION = "DISTQAT_DATA_POSITION"
 RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
 CLIENT_PEER = "DISTQAT_CLIENT_PEER"
+BEGAN = "DISTQAT_BEGAN"  # the generation of a baseline's run
 STOP_GRACE_S = 8.0
 LOG_EVERY = 10
 RETRY_S = 0.1
@@ -97,10 +98,18 @@ class Trainers:
         """Raises what the data server or a trainer ended with when it is given up."""
         await self._failed
 
-    async def run_baseline(self, client_peer: str) -> None:
-        """The documented baseline: one trainer that computes by itself; returns when it has finished."""
+    async def run_baseline(
+        self, client_peer: str, generation: int, before: Callable[[], Awaitable[None]]
+    ) -> None:
+        """The documented baseline: one trainer that computes by itself; returns when it has finished.
+
+        `generation` names the run: a trainer that is started again takes a model that is written for it. It
+        does not wait for the gate, which is for servers, so `before` is done here, once the data serve.
+        """
         await self.data_serves()
-        task = self._start_trainer(0, ("--run-locally",), {CLIENT_PEER: client_peer})
+        await before()
+        env = {CLIENT_PEER: client_peer, BEGAN: str(generation)}
+        task = self._start_trainer(0, ("--run-locally",), env)
         await asyncio.wait({task})
         if task.result() != 0:
             await self._failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
 from distqat.checkpoint.finished import finished_generation, note_finished
 from distqat.config import Config, structure, structure_digest
+from distqat.disk import free_bytes
 from distqat.distributed.process import notice
 from distqat.distributed.serving.shared import Shared
 from distqat.errors import CheckpointError
 from distqat.failures import describe
 
 logger = logging.getLogger(__name__)
+
+STATES = 5  # three rounds, what marks stand on, and the one that is being written
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class Keeper:
         self.generation = generation
         self.saved = ""
         """The newest mark that is on disk."""
+        self.trouble = ""
+        """Why states cannot be written at the moment; "" while they can."""
         self._config = config
         self._stage = stage
         self._uid = uid
         self._store = store_of(config)
         self._waiting: list[Moment] = []
         self._writing: asyncio.Task[None] | None = None
-        self._warned = False
+        self._room_seen = False
 
     def keep(self, moment: Moment) -> None:
         """Have a state written soon. Its tensors are never changed, so training goes on meanwhile."""
@@ -88,15 +94,16 @@ class Keeper:
             moment = self._waiting.pop(0)
             try:
                 await asyncio.to_thread(self._write, moment)
-                self._warned = False
+                self.trouble = ""
             except Exception as error:  # noqa: BLE001  whatever the disk does, training goes on
-                if not self._warned:  # once: a full disk stays full for a while
+                if not self.trouble:  # once: a full disk stays full for a while
                     notice(f"round {moment.shared.round} is not on disk: {describe(error)}; training goes on")
-                self._warned = True
+                self.trouble = describe(error)
             self.saved = moment.mark or self.saved  # or given up: the trainer need not wait for it
 
     def _write(self, moment: Moment) -> None:
         shared = moment.shared
+        self._look_at_room(shared.tensors(), moment.private)
         self._store.write(
             self._stage,
             ShardState(
@@ -113,6 +120,19 @@ class Keeper:
             ),
         )
         self._store.prune()
+
+    def _look_at_room(self, *states: Mapping[str, Tensor]) -> None:
+        """Once, before the first state is written: whether as many as are kept will find room."""
+        if self._room_seen:
+            return
+        self._room_seen = True
+        folder, size = self._config.checkpoint_dir, sum(t.nbytes for s in states for t in s.values())
+        free = free_bytes(folder)
+        if free is not None and free < STATES * size:
+            notice(
+                f"{folder.absolute()} has {free / 1e6:.1f} MB left, and states of stage {self._stage} take "
+                f"about {STATES * size / 1e6:.1f} MB: make room, or give another param_mirror.checkpoint_dir"
+            )
 
 
 def store_of(config: Config) -> CheckpointStore:

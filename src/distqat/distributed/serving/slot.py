@@ -36,6 +36,10 @@ class Slot:
     """What the client decides of the run, by key."""
     batch: Told | None = None
     """Shapes of the first batch, where the servers of a run check that their model takes it."""
+    counts_from: int = 0
+    """The first generation of the run, as far as the client knows; states before it are another run's."""
+    goes_on: bool = True
+    """Whether the client goes on with a run that was there before."""
 
 
 async def ask_for_slot(
@@ -68,4 +72,6 @@ async def ask_for_slot(
     expert = ExpertId.parse(take(answer, "uid", str))
     epoch, generation = take(answer, "epoch", int), take(answer, "generation", int)
     settings = take(answer, "settings", dict) if "settings" in answer else {}  # older clients decide nothing
-    return Slot(expert, epoch, take(answer, "founder", bool), generation, settings, answer.get("batch"))
+    founder, batch = take(answer, "founder", bool), answer.get("batch")
+    counts_from, goes_on = int(answer.get("counts_from", 0)), bool(answer.get("goes_on", True))
+    return Slot(expert, epoch, founder, generation, settings, batch, counts_from, goes_on)

@@ -377,7 +377,9 @@ class Tenancy:
         """Tell the client that we live; hear whether the run is finished or we are to move."""
         while True:
             asked = self._lease.now()
-            answer = await self._coordinator.insist("beat", {"uid": self._uid, **self.telling.status()})
+            answer = await self._coordinator.insist(
+                "beat", {**self.telling.status(), "unsaved": self._keeper.trouble}
+            )
             if answer.get("finished"):
                 await self._keeper.finished()
                 return "finished"
