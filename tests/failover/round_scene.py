@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from distqat.codec import get_codec
 from distqat.config import Config
+from distqat.distributed.building import feeds_norms
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.rounds import RoundService
 from distqat.distributed.coordinator_link import Coordinator
@@ -120,7 +121,9 @@ class Replica(Stage):
         self.hop = Hop(self.uid, Address(self.uid))
         self.coordinator = Coordinator(self.transport, OnlyClient())  # type: ignore[arg-type]
         codec = get_codec(config.diloco.codec)
-        self.rounds = Rounds(config.diloco, codec, self.replica.module, config.quant.warmup)
+        module = self.replica.module
+        stands = feeds_norms(config, STAGE, module)
+        self.rounds = Rounds(config.diloco, codec, module, config.quant.warmup, stands=stands)
         self.ended: list[dict[str, Any]] = []
         self.changed = asyncio.Event()
         self.donor = Donor(self._held, self._moments, upload_bucket(None))

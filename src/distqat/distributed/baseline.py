@@ -17,17 +17,28 @@ from distqat.config import Config
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.baseline_ending import Figures, conclude_baseline, trained_before, write_trained
 from distqat.distributed.baseline_ends import batch_feed, reports_to_client
-from distqat.distributed.building import build_task
+from distqat.distributed.building import build_task, feeds_norms
 from distqat.distributed.coordination.finish import mean
 from distqat.distributed.feed import BatchFeed
 from distqat.distributed.finite_steps import FiniteSteps, all_finite
+from distqat.distributed.loss_watch import LossWatch, tell
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
-from distqat.distributed.process import announce_ready, resolve_device
+from distqat.distributed.process import announce_ready, notice, resolve_device
 from distqat.distributed.serving.precision import Precision
+from distqat.errors import QuantError, RunFailed
 from distqat.metrics import Sink, open_sinks
 from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
-from distqat.quant import drop_weights, hold_weights, settle_weights, step_parameter_names, weight_step_names
+from distqat.quant import (
+    begin_measuring,
+    drop_weights,
+    hold_weights,
+    look_again,
+    schedule,
+    settle_weights,
+    step_parameter_names,
+    weight_step_names,
+)
 from distqat.tasks.base import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -72,14 +83,25 @@ class BaselineTrainer:
         self._auxiliary = 0.0  # of the batch so far
         swarm_steps = config.diloco.total_steps * config.world_size
         self.total_steps = swarm_steps if samples is None else max(1, round(samples / per_step))
+        self._shown = 0  # microbatches that were for calibration
+        measured = schedule.measures(config.diloco.outer_steps, config.quant.warmup)
+        self._stands = [measured and feeds_norms(config, n, stage) for n, stage in self.model.stages.items()]
+        self.moment = schedule.Moment()  # of the last step
+        self._measured = set[int]()  # stages whose weights stand by now
 
     @torch.no_grad()
     def calibrate(self, batch: Sequence[Batch]) -> None:
-        """Show quantizers real data; no step."""
+        """Show quantizers real data; no step. Raises RunFailed when they cannot hold it."""
         self.model.follow_schedule(self._applied, self.total_steps)
         for part in batch:
             self._outputs(part)
-        self.model.activate_if_calibrated()
+        self._shown += len(batch)
+        try:
+            said = self.model.activate_if_calibrated(self._shown)
+        except QuantError as error:
+            raise RunFailed(str(error)) from error
+        for sentence in said:
+            notice(sentence)
 
     @property
     def calibrates(self) -> bool:
@@ -126,27 +148,42 @@ class BaselineTrainer:
 
         One whose loss or gradients are not finite changes nothing. Raises RunFailed after many of them.
         """
-        self.model.follow_schedule(self._applied, self.total_steps)
+        standing = self._standing()
+        self.moment = self.model.follow_schedule(self._applied, self.total_steps, standing)
         buffers = [[(b, b.clone()) for b in stage.buffers()] for stage in self.model.stages.values()]
         lr = self._rate(frozen)
-        with self._held(frozen):
+        with self._held(frozen | standing):
             total, finite = self._backward(batch)
             good = self.finite.took(total, finite, self.progress.step + 1, lr)
-            if good or self._scaler.is_enabled():  # the scaler skips by itself, and learns from it
+            trains = len(frozen | standing) < len(self._applied)
+            if trains and (good or self._scaler.is_enabled()):  # the scaler skips by itself, to learn of it
                 set_learning_rate(self._optimizer, lr)
                 self._scaler.step(self._optimizer)
                 self._scaler.update()
-        for position, of_stage in enumerate(buffers):
+        for position, (stage, of_stage) in enumerate(zip(self.model.stages.values(), buffers, strict=True)):
             kept = good and position not in frozen
             self._applied[position] += kept
             if not kept:
                 _put_back(of_stage)
+            if self._applied[position] % self._config.diloco.inner_steps == 0:
+                look_again(stage)
         return total
 
+    def _standing(self) -> frozenset[int]:
+        """Stages whose weights stand, for their statistics: as long as a swarm's last round takes."""
+        options = self._config.diloco
+        last = min(options.inner_steps, self._config.quant.warmup.calibrate_batches)
+        for position, stage in enumerate(self.model.stages.values()):
+            due = self._stands[position] and self._applied[position] >= self.total_steps - last
+            if due and position not in self._measured:
+                self._measured.add(position)
+                begin_measuring(stage)
+        return frozenset(self._measured)
+
     @contextlib.contextmanager
-    def _held(self, frozen: frozenset[int]) -> Iterator[None]:
-        """Parameters of frozen stages get no gradient meanwhile."""
-        stages = [stage for i, stage in enumerate(self.model.stages.values()) if i in frozen]
+    def _held(self, held: frozenset[int]) -> Iterator[None]:
+        """Parameters of these stages get no gradient meanwhile."""
+        stages = [stage for i, stage in enumerate(self.model.stages.values()) if i in held]
         parameters = [p for stage in stages for p in stage.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -176,12 +213,14 @@ class BaselineTrainer:
                 loss = loss + own
                 self._auxiliary += float(own.detach()) * share
             loss = loss * share
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         settle_weights(self.model)
         drop_weights(self.model)
-        finite = all_finite([p.grad for p in self.model.parameters() if p.grad is not None])
-        if self._config.diloco.max_grad_norm is not None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        finite = all_finite(gradients)
+        if gradients and self._config.diloco.max_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.diloco.max_grad_norm)
         return total, finite
@@ -220,13 +259,14 @@ async def _train(config: Config, trainer: BaselineTrainer, stop: asyncio.Event, 
         data = await open_things.enter_async_context(batch_feed(config, trainer.answer))
         report = await open_things.enter_async_context(reports_to_client(config))
         announce_ready({"role": "trainer", "pipeline": 0})
-        began, losses = time.monotonic(), list[float]()
+        began, losses, watch = time.monotonic(), list[float](), LossWatch()
         while trainer.progress.step < trainer.total_steps and not stop.is_set():
             loss = await _one_step(config, trainer, data)
             if loss is not None:
                 losses.append(loss)
                 record = _record(trainer.progress, time.monotonic() - began)
                 sink.write({"event": "step", **record})
+                tell(watch.add(loss, trainer.moment.phase, trainer.progress.step), sink, 0)
                 await report(record)
         seconds = time.monotonic() - began
     if not stop.is_set():

@@ -28,6 +28,7 @@ from distqat.quant import (
     quantize_module,
     record,
     report_of,
+    tracked_norms,
 )
 from distqat.tasks import Interactive, Task, TaskSettings, get_task
 
@@ -93,17 +94,30 @@ def _flow(config: Config, stage: str, module: nn.Module) -> Flow | None:
     sample = _sample(config, stage, module)
     try:
         return None if sample is None else record(module, sample)
-    except NotImplementedError:  # an operation without a meta form
+    except (NotImplementedError, RuntimeError) as error:
+        if not _wants_values(error):
+            raise
         return None
 
 
+def _wants_values(error: Exception) -> bool:
+    """Whether it tells of an operation without a meta form, or of a choice that depends on values."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
+
+
 def _sample(config: Config, stage: str, module: nn.Module) -> list[Tensor] | None:
-    """A small input of the stage, on its device; None for a model that does not say what it takes."""
+    """A small input of the stage, on its device; None for a model that does not say what it takes.
+
+    Zeros where it is float, whatever the model says, so that a choice by values is the same everywhere.
+    """
     entry = config.model_pipeline.pipeline[config.stages.index(stage)]
     short = min(config.data.sequence_length, SAMPLE_TOKENS)
     sample = sample_input(entry.model_name, 2, {**stage_kwargs(config, stage), "sequence_length": short})
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return None if sample is None else [tensor.to(device) for tensor in sample.values()]
+    if sample is None:
+        return None
+    tensors = [tensor.to(device) for tensor in sample.values()]
+    return [torch.zeros_like(each) if each.is_floating_point() else each for each in tensors]
 
 
 def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[str]:
@@ -145,6 +159,15 @@ def _edges(config: Config, stage: str, module: nn.Module, flow: Flow) -> tuple[b
     position = config.stages.index(stage)
     last = position == len(config.stages) - 1
     return edges(module, config.quant, flow, stage=stage, first=position == 0, last=last)
+
+
+def feeds_norms(config: Config, stage: str, module: nn.Module) -> bool:
+    """Whether there are BatchNorms in this stage or behind it: their statistics go by its weights."""
+    if any(tracked_norms(module)):
+        return True
+    with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        following = config.stages[config.stages.index(stage) + 1 :]
+        return any(any(tracked_norms(build_module(config, each, quantize=False))) for each in following)
 
 
 def stage_kwargs(config: Config, stage: str) -> dict[str, object]:
@@ -237,5 +260,7 @@ def _passes(
             )
     try:
         return named_tensors(module.eval()(*(tensor.to("meta") for tensor in wanted.values())))
-    except NotImplementedError:  # an operation without a meta form: found when real data comes
-        return None
+    except (NotImplementedError, RuntimeError) as error:
+        if not _wants_values(error):
+            raise
+        return None  # found when real data comes

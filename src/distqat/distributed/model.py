@@ -7,7 +7,7 @@ import concurrent.futures
 import math
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,16 @@ from distqat.distributed.tying import tie
 from distqat.distributed.wire import Hop, step_fields, take
 from distqat.models import named_tensors
 from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
-from distqat.quant import activate, calibrated, observe_data, quantizers, schedule
+from distqat.quant import (
+    activate,
+    calibrated,
+    check_observed,
+    look_again,
+    observe_data,
+    quantizers,
+    reasons,
+    schedule,
+)
 from distqat.swarm.frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 from distqat.topology.attempts import StepId
@@ -65,20 +74,38 @@ class SwarmBaselineModel(nn.Module):
         """Whether quantizers still have to see real data before the first quantized step."""
         return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self))
 
-    def follow_schedule(self, steps: Sequence[int], total_steps: int) -> None:
+    def follow_schedule(
+        self, steps: Sequence[int], total_steps: int, measuring: Collection[int] = ()
+    ) -> schedule.Moment:
         """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
 
-        Only here may stages train in float before they calibrate; their quantizers look away meanwhile.
+        `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. Only here may
+        stages train in float before they calibrate; their quantizers look away meanwhile. The moment of the
+        stage that is furthest.
         """
-        for stage, step in zip(self.stages.values(), steps, strict=True):
-            schedule.apply(stage, schedule.moment(step, total_steps, self._quant.warmup))
+        moments = []
+        for position, (stage, step) in enumerate(zip(self.stages.values(), steps, strict=True)):
+            now = schedule.moment(step, total_steps, self._quant.warmup, measuring=position in measuring)
+            if now.steps_frozen:
+                look_again(stage, last=True)
+            schedule.apply(stage, now)
             observe_data(stage, on=step >= self._quant.warmup.float_steps)
+            moments.append(now)
+        return max(moments, key=lambda now: schedule.PHASES.index(now.phase))
 
-    def activate_if_calibrated(self) -> None:
-        """As servers do after each calibration batch: a stage that has seen enough becomes active."""
+    def activate_if_calibrated(self, shown: int) -> list[str]:
+        """As servers do after each calibration batch: a stage that has seen enough becomes active.
+
+        `shown`: forward passes that were for calibration. Sentences about quantizers that wait for values.
+        Raises QuantError when what came cannot be quantized.
+        """
+        said: list[str] = []
         for stage in self.stages.values():
-            if any(q.state == "calibrating" for _, q in quantizers(stage)) and calibrated(stage, self._quant):
-                activate(stage)
+            calibrating = any(q.state == "calibrating" for _, q in quantizers(stage))
+            if calibrating and calibrated(stage, self._quant, shown):
+                check_observed(stage)
+                said += reasons(activate(stage, wait=True))
+        return said
 
 
 class EventLoopThread:

@@ -216,9 +216,14 @@ class _Attempt:
 
     async def prepare(self) -> list[Tensor]:
         """The gradient norms of every stage, parameter by parameter."""
-        replies = await _all(
-            self._control(i, "prepare", {"microbatches": len(self._parts)}) for i in range(len(self._hops))
-        )
+        fields = {"microbatches": len(self._parts)}
+        if (
+            not self._train
+        ):  # in stage order: where calibration meets NaN, the first stage that has it says so
+            for i in range(len(self._hops)):
+                await self._control(i, "prepare", fields)
+            return []
+        replies = await _all(self._control(i, "prepare", fields) for i in range(len(self._hops)))
         return [reply.tensors["norms"] for reply in replies]
 
     async def commit(self, fields: dict[str, Any]) -> Committed:

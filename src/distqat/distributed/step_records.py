@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from distqat.distributed.loss_watch import LossWatch, phase_of, tell
 from distqat.distributed.phases import BatchTally, PhaseStep
 from distqat.distributed.pipeline import StepResult
 from distqat.distributed.wire import Hop
@@ -37,6 +38,8 @@ class StepRecords:
         self._transport = transport
         self._speed = Speed()
         self._tally = BatchTally()
+        self._watch = LossWatch()
+        self._phase = phase_of(())  # of the next batch
 
     def aborted(self, error: SwarmError, hops: list[Hop], id: StepId) -> None:
         """An attempt that must have left no trace anywhere."""
@@ -74,7 +77,15 @@ class StepRecords:
             record["tokens_per_s"] = record["sps"] * result.scores["tokens"] / max(result.samples, 1)
         phase = {"phase": planned.name, "frozen": planned.uids(hops)} if planned.name else {}
         self._sink.write({"event": "step", **record, **phase, **result.scores})
-        return {**record, **tally.fields()}
+        told = {**record, **tally.fields()}
+        if planned.last:
+            self._follow(float(told["loss"]), number, result)
+        return told
+
+    def _follow(self, loss: float, number: int, result: StepResult) -> None:
+        """Say when a change of phase made the loss jump."""
+        tell(self._watch.add(loss, self._phase, number), self._sink, self._pipeline)
+        self._phase = phase_of(result.standing)
 
 
 def _way(id: StepId, hops: list[Hop]) -> dict[str, Any]:

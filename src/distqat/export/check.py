@@ -88,6 +88,7 @@ def check_onnx(
         layers=tuple(layers),
         failures=tuple(_failures(scores, operations, layers, expected)),
         versions=versions(),
+        unseen=model.unseen,
     )
 
 

@@ -159,4 +159,5 @@ def _check(
         layers=(),
         failures=() if equal else ("the loaded model's outputs differ from those of the model it is of",),
         versions=versions(),
+        unseen=model.unseen,
     )

@@ -73,6 +73,8 @@ class Report:
     layers: tuple[LayerAgreement, ...]
     failures: tuple[str, ...]
     versions: dict[str, str]
+    unseen: tuple[str, ...] = ()
+    """Quantizers to which no values came in training, so nothing confirms their steps."""
 
     @property
     def passed(self) -> bool:
@@ -94,7 +96,7 @@ class Report:
     def to_markdown(self) -> str:
         """A page."""
         lines = [f"# Export of {self.source}", "", self.verdict(), ""]
-        lines += [f"- {failure}" for failure in self.failures]
+        lines += [f"- {each}" for each in (*self.failures, *self.notes())]
         lines += ["", *self._answers(), *self._speed(), *self._layers()]
         used = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join([*lines, "", f"Made with {used}.", ""])
@@ -109,6 +111,15 @@ class Report:
         return (
             f"The check {state}: {agreed}, {ran} quantized convolutions and matrix products run on integers."
         )
+
+    def notes(self) -> list[str]:
+        """What else is to be said."""
+        if not self.unseen:
+            return []
+        return [
+            f"no values came in training (unused layers, or zeros only): {', '.join(self.unseen)}; their "
+            "steps stand for values up to 1"
+        ]
 
     def write(self, folder: Path) -> None:
         """Both files."""

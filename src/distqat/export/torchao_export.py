@@ -43,7 +43,7 @@ def export_torchao(
     expected: Expectations,
 ) -> Report:
     """Write the codes and compare torchao's model with the fake-quantized one. Raises ExportError."""
-    made = torchao_copy(model)
+    made = torchao_copy(model.settled())
     report = export_codes(model, blank, samples, description, folder, config, expected)
     task, layers = description.task(), sum(isinstance(child, QuantizedLayer) for child in model.modules())
     models = {"fake-quantized": FakeQuantized(model), "exported": FakeQuantized(made)}

@@ -21,6 +21,8 @@ class Whole(nn.Module):
 
     def __init__(self, stages: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        self.unseen: tuple[str, ...] = ()
+        """Quantizers to which no values came in training: they were frozen with a step for a range of 1."""
         for name, stage in stages.items():
             self.add_module(name, stage)
         link(list(stages.values()))
@@ -32,7 +34,9 @@ class Whole(nn.Module):
         """
         settle_computed_weights(self)
         for _, quantizer in quantizers(self):
-            if quantizer.state == "active":
+            if quantizer.state == "waiting":
+                self.unseen += (quantizer.name,)
+            if quantizer.state != "calibrating":
                 quantizer.freeze()
         return self.eval()
 

@@ -33,8 +33,8 @@ def _checked(args: argparse.Namespace) -> int:
     check_output(args.out, "--out", folder=True)
     report = _export(config_of(args, args.checkpoint), args)
     sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
-    for failure in report.failures:
-        sys.stdout.write(f"  {failure}\n")
+    for sentence in (*report.failures, *report.notes()):
+        sys.stdout.write(f"  {sentence}\n")
     sys.stdout.write(f"model   {args.out / report.model}\nreport  {args.out / 'report.md'}\n")
     return 0 if report.passed else 1
 

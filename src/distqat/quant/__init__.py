@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from distqat.quant.states import (
         activate,
         calibrated,
+        check_observed,
         freeze_in,
         observe_data,
         quantizer_buffer_names,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
         step_parameter_names,
         weight_step_names,
     )
+    from distqat.quant.statistics import Statistics, begin_measuring, tracked_norms
+    from distqat.quant.waiting import look_again, reasons
     from distqat.quant.wrap import edges, quantize_module, report_of
 
 _WHERE = {
@@ -53,6 +56,7 @@ _WHERE = {
     "states": (
         "activate",
         "calibrated",
+        "check_observed",
         "freeze_in",
         "observe_data",
         "quantizer_buffer_names",
@@ -61,6 +65,8 @@ _WHERE = {
         "step_parameter_names",
         "weight_step_names",
     ),
+    "statistics": ("Statistics", "begin_measuring", "tracked_norms"),
+    "waiting": ("look_again", "reasons"),
     "wrap": ("edges", "quantize_module", "report_of"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -77,9 +83,12 @@ __all__ = [
     "QuantState",
     "Quantizer",
     "SharedInput",
+    "Statistics",
     "WeightQuantizer",
     "activate",
+    "begin_measuring",
     "calibrated",
+    "check_observed",
     "check_patterns",
     "coverage",
     "drop_weights",
@@ -88,17 +97,20 @@ __all__ = [
     "hold_weights",
     "joints",
     "leaving",
+    "look_again",
     "module_names",
     "observe_data",
     "quantize_module",
     "quantizer_buffer_names",
     "quantizers",
+    "reasons",
     "record",
     "report_of",
     "schedule",
     "set_state",
     "settle_weights",
     "step_parameter_names",
+    "tracked_norms",
     "weight_step_names",
 ]
 

@@ -107,7 +107,7 @@ class SharedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] as the other layer has it; observed there alone."""
-        return x if self.quantizer.state == "calibrating" else self.quantizer(x)
+        return x if self.quantizer.in_float else self.quantizer(x)
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""

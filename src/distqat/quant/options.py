@@ -68,10 +68,13 @@ class WarmupOptions(Options):
     float_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps in float before quantizers are calibrated; more than 0 in one process only."""
     calibrate_batches: Annotated[int, Field(ge=1)] = 8
-    """Forward passes in training mode (microbatches count singly) that each activation quantizer observes."""
+    """Forward passes in training mode (microbatches count singly) that each activation quantizer observes;
+    after twice as many, a quantizer that has seen no values waits for them. Also the steps, at most, in which
+    BatchNorm is measured at the end."""
     freeze_bn_last: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
-    """The last share of a run's steps, in which BatchNorm keeps its statistics; in the last half of it the
-    quantizers' steps are frozen as well, and biases snapped."""
+    """The last share of a run's steps: in the second half of it quantizers' steps are frozen, and biases
+    snapped. Above 0, in a run of four rounds or more, weights of a model with BatchNorm stand in the last
+    round, in which the statistics that it keeps are measured; in float as well."""
 
 
 class QuantOptions(Options):

@@ -192,7 +192,7 @@ class _Placing:
             if self._boundary.takes and produced in self._flow.inputs:
                 return Input("carried")
         for other, given in self._placement.inputs.items():
-            same = self._flow.taken[other]
+            same = self._flow.taken.get(other, [])  # none of a layer that the pass did not use
             alike = given.how == "own" and len(same) == 1 and self._bits[other] == self._bits[name]
             if alike and _source(same[0]) is produced:
                 return Input("shared", other)

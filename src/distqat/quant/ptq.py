@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from distqat.errors import QuantError
-from distqat.quant.quantizer import Quantizer
-from distqat.quant.states import activate, set_state
+from distqat.quant.quantizer import ActivationQuantizer, Quantizer
+from distqat.quant.states import activate, check_observed, quantizers, set_state
+from distqat.quant.waiting import must_wait, reasons
+
+logger = logging.getLogger(__name__)
 
 
 def load_float(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -39,7 +43,13 @@ def start_observing(module: nn.Module) -> None:
 
 
 def end_observing(module: nn.Module) -> None:
-    """calibrating -> frozen, in eval mode. Raises QuantError if a quantizer saw nothing."""
-    activate(module)
+    """calibrating -> frozen, in eval mode; a quantizer that saw nothing has the step for a range of 1.
+
+    Raises QuantError if none saw anything, and for what cannot be quantized as configured.
+    """
+    check_observed(module)
+    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
+    for sentence in reasons(activate(module, wait=not all(must_wait(each) for each in tensors))):
+        logger.warning("%s", sentence)
     set_state(module, "frozen")
     module.eval()

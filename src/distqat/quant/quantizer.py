@@ -1,9 +1,12 @@
-"""Quantizers of one tensor each, and their three states.
+"""Quantizers of one tensor each, and their states.
 
     calibrating --activate--> active --freeze--> frozen
+              \\--> waiting --> active, or frozen
 
 calibrating: values pass in float; activation quantizers count what they see in training mode.
 active: values are fake-quantized and log(step) learns. frozen: the same, and the step stays.
+waiting: of a tensor that calibration saw nothing of but zeros; as calibrating, while the rest of the stage
+trains (`distqat.quant.waiting`).
 
 There is no way back. Everything a quantizer knows is a parameter (`log_step`) or a persistent buffer, so a
 state dict carries it to the bit and a snapshot of the buffers undoes what an aborted attempt observed.
@@ -25,8 +28,12 @@ from distqat.quant.methods import get_method
 from distqat.quant.methods.method import Grid
 from distqat.quant.options import InitName
 
-QuantState = Literal["calibrating", "active", "frozen"]
-STATES: tuple[QuantState, ...] = ("calibrating", "active", "frozen")
+QuantState = Literal["calibrating", "active", "frozen", "waiting"]
+STATES: tuple[QuantState, ...] = ("calibrating", "active", "frozen", "waiting")
+"""By their codes in the buffer `state_code`."""
+
+UNSEEN_RANGE = 1.0
+"""What the largest code stands for of a tensor that nothing is known of: it waits with that step."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,13 @@ class Quantizer(nn.Module):
 
     @property
     def state(self) -> QuantState:
-        """calibrating, active or frozen."""
+        """calibrating, active, frozen or waiting."""
         return STATES[self._flag("state_code")]
+
+    @property
+    def in_float(self) -> bool:
+        """Whether values pass as they are: its step is still to be found."""
+        return self.state in ("calibrating", "waiting")
 
     @property
     def step(self) -> Tensor:
@@ -67,8 +79,8 @@ class Quantizer(nn.Module):
         return step_size(self.log_step.detach())
 
     def begin(self, step: Tensor) -> None:
-        """calibrating -> active, with this step. Raises QuantError in another state or for a bad step."""
-        if self.state != "calibrating":
+        """To active, with this step. Raises QuantError if it has been active, or for a bad step."""
+        if not self.in_float:
             raise QuantError(f"{self.name} is {self.state}; only a calibrating quantizer can be activated")
         if not bool(torch.isfinite(step).all() & (step > 0).all()):
             raise QuantError(
@@ -78,8 +90,16 @@ class Quantizer(nn.Module):
             self.log_step.copy_(step.log())
             self.state_code.fill_(STATES.index("active"))
 
+    def wait(self, step: Tensor) -> None:
+        """calibrating -> waiting; `step` is what it has if values never come."""
+        if self.state != "calibrating":
+            raise QuantError(f"{self.name} is {self.state}; only a calibrating quantizer can wait for values")
+        with torch.no_grad():
+            self.log_step.copy_(step.log())
+            self.state_code.fill_(STATES.index("waiting"))
+
     def freeze(self) -> None:
-        """active -> frozen. Raises QuantError while calibrating; frozen stays frozen."""
+        """To frozen, from active or waiting. Raises QuantError while calibrating; frozen stays frozen."""
         if self.state == "calibrating":
             raise QuantError(f"{self.name} is calibrating; activate it before it can be frozen")
         self.state_code.fill_(STATES.index("frozen"))
@@ -124,7 +144,7 @@ class WeightQuantizer(Quantizer):
         if self._made is not None:
             return self._made[1]
         state = self.state
-        if state == "calibrating":
+        if state in ("calibrating", "waiting"):
             return weight
         if self.method.follows_weight and state == "active":
             with torch.no_grad():
@@ -191,6 +211,8 @@ class ActivationQuantizer(Quantizer):
         self.register_buffer("signed", torch.tensor(signed is not False, device=device))
         self.register_buffer("counts", torch.zeros(2, mse.BINS, dtype=torch.int64, device=device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
+        self.looked = {"zeros": 0, "not finite": 0}
+        """Batches that were not counted, by why: for people, so an aborted attempt stays in it."""
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -207,25 +229,43 @@ class ActivationQuantizer(Quantizer):
     def observe(self, x: Tensor) -> None:
         """Count one batch; an empty one, one of zeros only, and one that is not finite change nothing.
 
-        Raises QuantError unless calibrating.
+        Raises QuantError unless calibrating or waiting.
         """
-        if self.state != "calibrating":
+        if not self.in_float:
             raise QuantError(f"{self.name} is {self.state}; only a calibrating quantizer observes")
-        if x.numel() == 0 or not bool(x.any()) or not bool(torch.isfinite(x).all()):
+        if x.numel() == 0:
             return
-        self.counts += mse.histogram(x)
+        if not bool(torch.isfinite(x).all()):
+            self.looked["not finite"] += 1
+            return
+        counts = mse.histogram(x)
+        if not any(mse.seen_values(counts)):
+            self.looked["zeros"] += 1
+            return
+        self.counts += counts
         self.batches += 1
 
-    def initial_step(self) -> tuple[Tensor, bool, Tensor]:
-        """(first step, signed, offset) for what was observed; QuantError if that is nothing."""
-        above, below = mse.seen_values(self.counts)
+    @property
+    def unseen_step(self) -> Tensor:
+        """The step to wait with."""
+        return torch.tensor(UNSEEN_RANGE / (2 ** (self.bits - 1) - 1))
+
+    def can_begin(self, counts: Tensor) -> bool:
+        """Whether `counts` tell of values that its codes can hold."""
+        above, below = mse.seen_values(counts)
+        return above or (below and (self.signed_option is not False or self.offset is not None))
+
+    def initial_step(self, counts: Tensor | None = None) -> tuple[Tensor, bool, Tensor]:
+        """(first step, signed, offset) for what was observed, or for these counts; QuantError if nothing."""
+        counts = self.counts if counts is None else counts
+        above, below = mse.seen_values(counts)
         if not above and not below:
             raise QuantError(
                 f"{self.name} has seen no real data; run real batches through it in training mode before "
                 f"activating it, or put its layer under quant.skip"
             )
         if self.offset is not None:
-            step, lowest = mse.shifted_step(self.counts, 2**self.bits - 1, search=self.how.init == "mse")
+            step, lowest = mse.shifted_step(counts, 2**self.bits - 1, search=self.how.init == "mse")
             return torch.tensor(step), below, torch.tensor(lowest)
         signed = below if self.signed_option == "auto" else self.signed_option
         if not signed and not above:
@@ -234,13 +274,27 @@ class ActivationQuantizer(Quantizer):
             )
         qmax = 2 ** (self.bits - 1) - 1 if signed else 2**self.bits - 1
         if self.how.init == "minmax" or self.how.method == "minmax":
-            step = mse.largest_value(self.counts, negative=signed) / qmax
+            step = mse.largest_value(counts, negative=signed) / qmax
         else:
-            step = mse.histogram_step(self.counts, -qmax if signed else 0, qmax)
+            step = mse.histogram_step(counts, -qmax if signed else 0, qmax)
         return torch.tensor(step), signed, torch.tensor(0.0)
 
+    def check_observed(self) -> None:
+        """Raises QuantError if only NaN and infinity came, or nothing that unsigned codes can hold."""
+        above, below = mse.seen_values(self.counts)
+        if not above and not below and self.looked["not finite"] and not self.looked["zeros"]:
+            raise QuantError(
+                f"{self.name}: every batch of calibration has NaN or infinity here, before anything was "
+                "trained; look at the initial weights, at what is computed in front of this layer, and at "
+                "the data"
+            )
+        if below and not above and self.signed_option is False and self.offset is None:
+            raise QuantError(
+                f"{self.name} is unsigned but saw no positive value; set quant.activation.signed: auto"
+            )
+
     def begin_calibrated(self, step: Tensor, signed: bool, offset: Tensor) -> None:
-        """calibrating -> active; the statistics have served and are cleared."""
+        """To active; the statistics have served and are cleared."""
         self.begin(step)
         if self.offset is not None:
             with torch.no_grad():
@@ -250,13 +304,13 @@ class ActivationQuantizer(Quantizer):
         self.batches.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, ...] as the integers will have it; itself while calibrating.
+        """[batch, ...] as the integers will have it; itself while calibrating or waiting.
 
         The N of the gradient scale is the size of one sample (the layer's features, as in the paper), so that
         the gradients of microbatches add up to that of the batch.
         """
         state = self.state
-        if state == "calibrating":
+        if state in ("calibrating", "waiting"):
             if self.training and self.observing:
                 self.observe(x)
             return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from distqat.errors import QuantError
 from distqat.quant.layers import QuantizedLayer
 from distqat.quant.options import QuantOptions
 from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+from distqat.quant.waiting import must_wait
 
 OBSERVES = "_observes_data"
+_ORDER: tuple[QuantState, ...] = ("calibrating", "active", "frozen")
 
 
 def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
@@ -22,34 +25,43 @@ def quantizers(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
             yield name, child
 
 
-def activate(module: nn.Module) -> None:
+def activate(module: nn.Module, *, wait: bool = False) -> list[Quantizer]:
     """calibrating -> active for the whole stage: all steps are computed first, then all are set.
 
-    Raises QuantError, and changes nothing, if a quantizer is not calibrating or saw no real data.
+    Raises QuantError, and changes nothing, if a quantizer is not calibrating or saw no real data. With `wait`
+    those that saw none, and those of weights that are all zero, wait instead (`distqat.quant.waiting`); they
+    are returned.
     """
-    layers = [child for child in module.modules() if isinstance(child, QuantizedLayer)]
-    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
     for _, quantizer in quantizers(module):
         if quantizer.state != "calibrating":
             raise QuantError(
                 f"{quantizer.name} is {quantizer.state}; only a calibrating stage can be activated"
             )
-    of_weights = [
-        (layer.weight_quant, layer.weight_quant.initial_step(layer.weight))
+    layers = [child for child in module.modules() if isinstance(child, QuantizedLayer)]
+    of_weights = {
+        layer.weight_quant: (layer.weight, layer.weight_quant.initial_step(layer.weight))
         for layer in layers
         if isinstance(layer.weight_quant, WeightQuantizer)
-    ]
-    of_tensors = [quantizer.initial_step() for quantizer in tensors]
-    for weight_quant, weight_step in of_weights:
-        weight_quant.begin(weight_step)
-    for tensor_quant, found in zip(tensors, of_tensors, strict=True):
+    }
+    tensors = [each for _, each in quantizers(module) if isinstance(each, ActivationQuantizer)]
+    waiting: list[Quantizer] = [each for each in tensors if wait and must_wait(each)]
+    of_tensors = {each: each.initial_step() for each in tensors if each not in waiting}
+    waiting += [each for each, (weight, _) in of_weights.items() if wait and must_wait(each, weight)]
+    for quantizer in waiting:
+        known = of_weights.get(cast(WeightQuantizer, quantizer))
+        quantizer.wait(known[1] if known else cast(ActivationQuantizer, quantizer).unseen_step)
+    for weight_quant, (_, step) in of_weights.items():
+        if weight_quant not in waiting:
+            weight_quant.begin(step)
+    for tensor_quant, found in of_tensors.items():
         tensor_quant.begin_calibrated(*found)
+    return waiting
 
 
 def set_state(module: nn.Module, state: QuantState) -> None:
     """Move every quantizer of a stage to `state`; being there already is fine, going back is a QuantError."""
-    if state not in STATES:
-        raise QuantError(f"unknown quantizer state {state!r}; known: {', '.join(STATES)}")
+    if state not in _ORDER:
+        raise QuantError(f"unknown quantizer state {state!r}; known: {', '.join(_ORDER)}")
     present = {quantizer.state for _, quantizer in quantizers(module)}
     if present <= {state}:
         return
@@ -61,17 +73,29 @@ def set_state(module: nn.Module, state: QuantState) -> None:
     else:
         raise QuantError(
             f"quantizers that are {' and '.join(sorted(present))} cannot become {state}; "
-            f"the order is {' -> '.join(STATES)}"
+            f"the order is {' -> '.join(_ORDER)}"
         )
 
 
-def calibrated(module: nn.Module, options: QuantOptions) -> bool:
-    """Whether every activation quantizer has observed warmup.calibrate_batches, or is past calibrating."""
-    return all(
-        quantizer.state != "calibrating" or int(quantizer.batches) >= options.warmup.calibrate_batches
+def calibrated(module: nn.Module, options: QuantOptions, shown: int = 0) -> bool:
+    """Whether every activation quantizer has observed warmup.calibrate_batches, or is past calibrating.
+
+    After twice as many passes (`shown`) calibration is over in any case: whoever has not seen values by then
+    waits for them elsewhere.
+    """
+    wanted = options.warmup.calibrate_batches
+    return shown >= 2 * wanted or all(
+        quantizer.state != "calibrating" or int(quantizer.batches) >= wanted
         for _, quantizer in quantizers(module)
         if isinstance(quantizer, ActivationQuantizer)
     )
+
+
+def check_observed(module: nn.Module) -> None:
+    """Raises QuantError, naming the layer, if what calibration has seen cannot be quantized as configured."""
+    for _, quantizer in quantizers(module):
+        if isinstance(quantizer, ActivationQuantizer) and quantizer.state == "calibrating":
+            quantizer.check_observed()
 
 
 def freeze_in(buffers: Mapping[str, Tensor], names: Set[str]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ class TokenQuantizer(nn.Module):
     """Symmetric codes in +-(2**(bits - 1) - 1); in front of a linear layer."""
 
     def __init__(self, bits: int, weight_quant: WeightQuantizer | None = None) -> None:
-        """`weight_quant` is that of the same layer: while it calibrates, tokens pass in float."""
+        """`weight_quant` is that of the same layer: while that is in float, tokens are as well."""
         super().__init__()
         self.bits = bits
         self._weight_quant = [weight_quant]  # in a list: it is the layer's submodule, not ours
@@ -27,7 +27,7 @@ class TokenQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., features] on the grid of each token; the gradient passes straight through."""
         weight_quant = self._weight_quant[0]
-        if weight_quant is not None and weight_quant.state == "calibrating":
+        if weight_quant is not None and weight_quant.in_float:
             return x
         with torch.no_grad():
             step = token_steps(x, self.qmax)

@@ -209,10 +209,11 @@ def _note_dummies(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     """A batch of zeros gives inner layers values that are not zero (biases, norms): it is told apart here."""
     if not module.training:
         return
-    waiting = [quantizer for quantizer in module.__dict__[_OBSERVERS] if quantizer.state == "calibrating"]
+    waiting = [quantizer for quantizer in module.__dict__[_OBSERVERS] if quantizer.in_float]
     if waiting:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        real = not tensors or any(bool(torch.any(tensor)) for tensor in tensors)
-        real = real and bool(module.__dict__.get(OBSERVES, True))
+        blank = bool(tensors) and not any(bool(torch.any(tensor)) for tensor in tensors)
+        looks = bool(module.__dict__.get(OBSERVES, True))
         for quantizer in waiting:
-            quantizer.observing = real
+            quantizer.observing = looks and not blank
+            quantizer.looked["zeros"] += looks and blank

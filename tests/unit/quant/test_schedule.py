@@ -1,4 +1,4 @@
-"""The end of a run: statistics settle and stand, then steps do, at the same step on every replica."""
+"""The end of a run: steps of quantizers stand, then weights do, at the same step on every replica."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distqat.quant import (
     quantizers,
 )
 from distqat.quant.options import WarmupOptions
-from distqat.quant.schedule import Moment, apply, moment
+from distqat.quant.schedule import FEWEST_ROUNDS, PHASES, Moment, apply, measures, moment
 
 
 def stage(*, enabled: bool = True) -> nn.Sequential:
@@ -32,66 +32,74 @@ def warmup(share: float, batches: int = 4) -> WarmupOptions:
     return WarmupOptions(freeze_bn_last=share, calibrate_batches=batches)
 
 
-def test_the_last_tenth_by_hand() -> None:
+def test_the_last_twentieth_by_hand() -> None:
     moments = [moment(step, 100, warmup(0.1)) for step in range(101)]
-    assert [now.settling for now in moments[84:92]] == [None, None, 0, 1, 2, 3, None, None]
-    assert [step for step, now in enumerate(moments) if now.norms_frozen] == list(range(90, 101))
     assert [step for step, now in enumerate(moments) if now.steps_frozen] == list(range(95, 101))
+    assert not any(now.measuring for now in moments)
+    assert moment(7, 100, warmup(0.1), measuring=True) == Moment(steps_frozen=True, measuring=True)
 
 
 @given(total=st.integers(1, 500), share=st.floats(0, 0.99), batches=st.integers(1, 20))
 def test_nothing_thaws(total: int, share: float, batches: int) -> None:
     moments = [moment(step, total, warmup(share, batches)) for step in range(total)]
     for before, after in itertools.pairwise(moments):
-        assert before.norms_frozen <= after.norms_frozen
         assert before.steps_frozen <= after.steps_frozen
-    assert all(now.norms_frozen for now in moments if now.steps_frozen)
-    assert sum(now.norms_frozen for now in moments) == int(total * share)
+    assert sum(now.steps_frozen for now in moments) == int(total * share) // 2
 
 
 def test_no_share_is_never() -> None:
     assert {moment(step, 50, warmup(0)) for step in range(50)} == {Moment()}
+    assert not measures(50, warmup(0))
 
 
-def test_settled_statistics_are_the_mean_over_the_last_batches() -> None:
+def test_a_run_of_few_rounds_trains_in_all_of_them() -> None:
+    assert [measures(rounds, warmup(0.1)) for rounds in (1, FEWEST_ROUNDS - 1)] == [False, False]
+    assert measures(FEWEST_ROUNDS, warmup(0.1))
+
+
+def test_phases_have_names_in_their_order() -> None:
+    moments = Moment(), Moment(steps_frozen=True), Moment(steps_frozen=True, measuring=True)
+    assert tuple(now.phase for now in moments) == PHASES
+
+
+def test_norms_follow_their_batches_until_weights_stand() -> None:
     module = stage()
     norm: nn.BatchNorm2d = module[1]  # type: ignore[assignment]
     batches = [torch.randn(3, 1, 6, 6) + number for number in range(4)]
     module(batches[0])
     activate(module)
-    means = []
-    for number, batch in enumerate(batches):
-        apply(module, Moment(settling=number))
-        module(batch)
-        means.append(module[0](batch).mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
-    before = norm.running_mean.clone()  # type: ignore[union-attr]
-    apply(module, Moment(norms_frozen=True))
-    module(batches[0])
-    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
-    assert norm.weight.requires_grad
-    apply(module, Moment())
+    apply(module, Moment(steps_frozen=True))
     assert (norm.training, norm.momentum) == (True, 0.1)
+    norm.num_batches_tracked.zero_()  # type: ignore[union-attr]
+    means = []
+    for batch in batches:
+        apply(module, Moment(steps_frozen=True, measuring=True))
+        means.append(module[0](batch).mean(dim=(0, 2, 3)))
+        module(batch)
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    assert norm.training  # what is behind a norm learns nothing from constants: nothing learns
+    apply(module, Moment())
+    assert norm.momentum == 0.1
 
 
 def test_steps_freeze_and_biases_snap_with_them() -> None:
     module, x = stage(), torch.randn(3, 1, 6, 6)
-    apply(module, Moment(norms_frozen=True, steps_frozen=True))
+    apply(module, Moment(steps_frozen=True))
     assert {quantizer.state for _, quantizer in quantizers(module)} == {"calibrating"}
     module(x)
     activate(module)
-    apply(module, Moment(norms_frozen=True, steps_frozen=True))
+    apply(module, Moment(steps_frozen=True))
     assert {quantizer.state for _, quantizer in quantizers(module)} == {"frozen"}
     module(x).sum().backward()
     assert all(quantizer.log_step.grad is None for _, quantizer in quantizers(module))
     assert module[0].weight.grad is not None
 
 
-def test_a_float_stage_is_left_alone() -> None:
+def test_a_float_stage_measures_as_well() -> None:
     module = stage(enabled=False)
-    apply(module, Moment(settling=0, norms_frozen=True, steps_frozen=True))
+    apply(module, Moment(steps_frozen=True, measuring=True))
     assert module[1].training
-    assert module[1].momentum == 0.1
+    assert module[1].momentum is None
 
 
 @pytest.mark.parametrize("state", ["calibrating", "active"])

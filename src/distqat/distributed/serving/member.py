@@ -76,6 +76,7 @@ class RoundMember:
         parts.steps.on_commit = self._step_committed
         if parts.twin is not None:
             parts.twin.keep(shared)
+        self.look_again()
         self._rearm()
 
     @property
@@ -125,8 +126,12 @@ class RoundMember:
         self._since += 1
         self._unaveraged += 1
         self._samples += samples
-        if self._since >= self._options.inner_steps:
+        if self._in_step:
             self._due.set()
+
+    @property
+    def _in_step(self) -> bool:
+        return self._since >= self._parts.rounds.inner_steps(self.shared.round)
 
     async def resync(self) -> None:
         """Outside a round: be a member again, with what was missed, between two inner steps."""
@@ -163,9 +168,8 @@ class RoundMember:
         fields = {"stage": self._replica.stage, "uid": self._hop.uid, "round": self.shared.round}
         ready = asyncio.ensure_future(self._parts.coordinator.call("ready", fields, timeout=READY_TIMEOUT))
         failpoint("round.gathering")
-        in_step = self._since >= self._options.inner_steps
-        hold = median(self._parts.steps.step_seconds or [0.0]) if in_step else 0.0
-        hold = max(hold, ALONE_HOLD_S) if in_step and self._alone else hold
+        hold = median(self._parts.steps.step_seconds or [0.0]) if self._in_step else 0.0
+        hold = max(hold, ALONE_HOLD_S) if self._in_step and self._alone else hold
         done, _ = await asyncio.wait({ready}, timeout=hold)
         if not done:
             self._pause.let_go()
@@ -189,7 +193,7 @@ class RoundMember:
         if self._options.overlap:
             self._pause.let_go()
         failpoint("round.before_contribute")
-        answer = await self._ask("contribute", own, nbytes=sum(t.nbytes for t in sent.values()))
+        answer = await self._contribute(own)
         result, included, answered = None, False, answer.get("set", [])
         if "set" in answer:
             result, included = await self._result(own, answered, answer.get("copy"))
@@ -272,10 +276,11 @@ class RoundMember:
                 await self._parts.coordinator.wait()
                 await asyncio.sleep(ASK_AGAIN_S)  # it may answer that our slot is not ours just now
 
-    async def _ask(self, method: str, own: _Published, nbytes: int) -> dict[str, Any]:
+    async def _contribute(self, own: _Published) -> dict[str, Any]:
+        nbytes = sum(tensor.nbytes for tensor in own.tensors.values())
         offer = {"digest": own.digest, "samples": own.samples, "nbytes": nbytes}
-        fields = {**self._round_fields(own), **offer}
-        return await self._parts.coordinator.call(method, fields, timeout=3 * self._options.averaging_timeout)
+        fields, timeout = {**self._round_fields(own), **offer}, 3 * self._options.averaging_timeout
+        return await self._parts.coordinator.call("contribute", fields, timeout=timeout)
 
     def _round_fields(self, own: _Published) -> dict[str, Any]:
         stage, uid = self._replica.stage, self._hop.uid
@@ -283,7 +288,6 @@ class RoundMember:
 
     async def _adopt(self, result: Shared, base: Local, spent: tuple[int, int]) -> None:
         """Swap anchor, outer state and round number, and merge the weights, between two inner steps."""
-
         failpoint("round.before_merge")
 
         def merge() -> None:
@@ -327,7 +331,8 @@ class RoundMember:
         self._rearm()
 
     def look_again(self) -> None:
-        """Whoever waits for a round sees what is so now."""
+        """Whoever waits for a round, or takes a step, sees what is so now."""
+        self._replica.measuring = self._parts.rounds.measuring(self.shared.round)
         self._advanced.set()
         self._advanced = asyncio.Event()
 
@@ -381,7 +386,7 @@ class RoundMember:
 
     def _rearm(self) -> None:
         self._due.clear()
-        if self._since >= self._options.inner_steps:
+        if self._in_step:
             self._due.set()
 
     async def _compute(self, job: Callable[[], Any]) -> Any:

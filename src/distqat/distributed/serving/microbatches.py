@@ -18,6 +18,9 @@ from distqat.failpoints import failpoint
 from distqat.models.auxiliary import AUXILIARY
 from distqat.swarm.frame import Message
 
+STANDS = "stands"
+"""In a message with activations: no weights up to here move any more."""
+
 
 class Microbatches:
     """The work of one replica on microbatches; who may ask for it is decided elsewhere."""
@@ -37,6 +40,7 @@ class Microbatches:
         return await attempt.answers[key]
 
     async def _first(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
+        message = self._told_on(attempt, message)
         if method == "forward":
             return await self._forward(attempt, message)
         if method == "backward":
@@ -46,6 +50,17 @@ class Microbatches:
         if attempt.last:
             return await self._train_last(attempt, message)
         return await self._train_through(attempt, message)
+
+    def _told_on(self, attempt: OpenAttempt, message: Message) -> Message:
+        """The message, saying to the next stage whether weights stand up to here, ours included.
+
+        Rounds end at each stage by themselves. Statistics of what a stage gives that still trains are none.
+        """
+        stands = self._replica.measuring and (attempt.position == 0 or bool(message.fields.get(STANDS)))
+        if self._replica.measuring and not stands:
+            self._replica.moved_before()
+        fields = {key: value for key, value in message.fields.items() if key != STANDS}
+        return replace(message, fields={**fields, STANDS: True} if stands else fields)
 
     def _labels(self, attempt: OpenAttempt, message: Message) -> Message:
         """Labels of a microbatch, from the trainer straight to the last stage."""

@@ -3,12 +3,14 @@
 Everything here is synchronous and runs on the compute thread. What a forward pass changes besides gradients
 (BatchNorm statistics, calibration) is undone when its attempt is aborted, and dropout is seeded by the
 microbatch, so a repeated attempt gives the same result. In an attempt that trains other stages this one is
-frozen: its parameters get no gradient, and its commit leaves everything as it was, to the bit.
+frozen: its parameters get no gradient, and its commit leaves everything as it was, to the bit. In the last
+round of a model with BatchNorm parameters get none either, but its commit keeps the statistics.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions
+from distqat.distributed.process import notice
 from distqat.distributed.serving.precision import Precision
 from distqat.distributed.serving.sending import Outputs, Sending
 from distqat.errors import BadFrame, SwarmError
@@ -27,15 +30,19 @@ from distqat.quant import (
     QuantOptions,
     activate,
     calibrated,
+    check_observed,
     drop_weights,
     hold_weights,
     quantizers,
+    reasons,
     schedule,
     settle_weights,
     step_parameter_names,
     weight_step_names,
 )
 from distqat.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 Named = dict[str, Tensor]
 
@@ -73,6 +80,7 @@ class Attempt:
     buffers: Named
     calibrates: bool  # whether its quantizers were calibrating when it began
     frozen: bool = False
+    measures: bool = False  # weights stand, here and in the stages before; False once one of those moves
     held: list[nn.Parameter] = field(default_factory=list)  # parameters without gradients for this attempt
     graphs: dict[int, Graph] = field(default_factory=dict)
     done: int = 0
@@ -104,6 +112,9 @@ class StageReplica:
         self.steps = step_parameter_names(module)
         self.optimizer = self._build_optimizer()
         self.step = 0  # inner steps of this replica's life line, counted on by joiners
+        self.measuring = False  # the last round: weights stand, BatchNorm's statistics are measured
+        self._waiting = set[str]()  # quantizers to which no values have come
+        self._shown = 0  # committed microbatches that were for calibration
         self._attempt: Attempt | None = None
 
     # one attempt at a step
@@ -120,11 +131,12 @@ class StageReplica:
         self.optimizer.zero_grad(set_to_none=True)
         self._follow_schedule()
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        held = [p for p in self.module.parameters() if p.requires_grad] if frozen else []
+        stands = frozen or self.measuring
+        held = [p for p in self.module.parameters() if p.requires_grad] if stands else []
         for parameter in held:
             parameter.requires_grad_(False)
         hold_weights(self.module)
-        self._attempt = Attempt(seed, buffers, self.calibrating, frozen, held)
+        self._attempt = Attempt(seed, buffers, self.calibrating, frozen, self.measuring, held)
 
     def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Outputs:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
@@ -203,7 +215,13 @@ class StageReplica:
             self._follow_schedule()
 
     def prepare(self) -> Prepared:
-        """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow."""
+        """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow.
+
+        Raises QuantError when calibration is over with it and has seen what cannot be quantized.
+        """
+        attempt = self._open()
+        if attempt.calibrates and calibrated(self.module, self._quant, self._shown + attempt.done):
+            check_observed(self.module)
         settle_weights(self.module)
         norms = torch._foreach_norm(self._gradients()) if self._gradients() else ()
         flat = torch.stack([norm.float() for norm in norms]).cpu() if norms else torch.zeros(0)
@@ -219,6 +237,10 @@ class StageReplica:
         settle_weights(self.module)
         if skip or attempt.frozen:
             self._restore(attempt)
+        elif self.measuring:
+            if not attempt.measures:
+                self._restore(attempt)
+            self.step += 1
         else:
             if factor != 1.0:
                 for gradient in self._gradients():
@@ -234,14 +256,19 @@ class StageReplica:
     def commit_calibration(self) -> None:
         """Keep what the open attempt observed; once quantizers have seen enough they become active.
 
+        Those to which nothing came but zeros wait for values, and the person at the terminal is told.
+
         A stage that only passed data on, for another that calibrates, keeps nothing of it: how many such
         batches came depends on timing, and a resumed run must have the bits of one never interrupted.
         """
-        if not self._open().calibrates:
-            self._restore(self._open())
+        attempt = self._open()
+        if not attempt.calibrates:
+            self._restore(attempt)
         self._close()
-        if self.calibrating and calibrated(self.module, self._quant):
-            activate(self.module)
+        self._shown += attempt.done if attempt.calibrates else 0
+        if self.calibrating and calibrated(self.module, self._quant, self._shown):
+            for sentence in reasons(activate(self.module, wait=True)):
+                notice(sentence)
 
     def abort(self) -> None:
         """Undo everything of the open attempt."""
@@ -263,6 +290,16 @@ class StageReplica:
             self.optimizer.state = state
         self.sending = Sending(self.module, activations if self.task is None else "fp32", stage=self.stage)
 
+    @property
+    def moment(self) -> schedule.Moment:
+        """What holds at the next step."""
+        total, warmup = self.options.total_steps, self._quant.warmup
+        return schedule.moment(self.step, total, warmup, measuring=self.measuring)
+
+    def moved_before(self) -> None:
+        """A stage before this one still trains, so what comes from it is not of its last weights."""
+        self._open().measures = False
+
     # inside
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -271,9 +308,12 @@ class StageReplica:
         return build_inner_optimizer(module, self.options.inner_optim, no_decay, weight_step_names(module))
 
     def _follow_schedule(self) -> None:
-        """Near the end of the run BatchNorms and quantizers stand still."""
-        warmup = self._quant.warmup
-        schedule.apply(self.module, schedule.moment(self.step, self.options.total_steps, warmup))
+        """Near the end of the run quantizers stand still, and then all weights."""
+        schedule.apply(self.module, self.moment)
+        waiting = {each.name for _, each in quantizers(self.module) if each.state == "waiting"}
+        for name in sorted(self._waiting - waiting):
+            logger.info("%s: values have come, it has a step now", name)
+        self._waiting = waiting
 
     def _run(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
         attempt = self._open()

@@ -63,5 +63,5 @@ class Sending:
 
 
 def grid_of(quantizer: ActivationQuantizer) -> Grid | None:
-    """Where the values of its tensor lie now; None while it calibrates."""
-    return None if quantizer.state == "calibrating" else Grid(float(quantizer.step), *quantizer.code_range)
+    """Where the values of its tensor lie now; None while it has no step."""
+    return None if quantizer.in_float else Grid(float(quantizer.step), *quantizer.code_range)

@@ -7,7 +7,7 @@ and buffers are averaged as they are, outside the outer momentum; only weights h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +22,9 @@ from distqat.errors import BadContribution
 from distqat.failpoints import failpoint
 from distqat.quant import freeze_in, quantizer_buffer_names, step_parameter_names
 from distqat.quant.options import WarmupOptions
-from distqat.quant.schedule import moment
+from distqat.quant.schedule import measures, moment
+from distqat.quant.statistics import Statistics
+from distqat.quant.waiting import WaitingInRounds
 
 Named = dict[str, Tensor]
 _PARTS = ("anchor", "outer", "step", "buffer")
@@ -115,20 +117,42 @@ class Rounds:
     """Contribution, result and merge of one stage's rounds."""
 
     def __init__(
-        self, options: DilocoOptions, codec: Codec, module: nn.Module, warmup: WarmupOptions | None = None
+        self,
+        options: DilocoOptions,
+        codec: Codec,
+        module: nn.Module,
+        warmup: WarmupOptions | None = None,
+        *,
+        stands: bool = False,
     ) -> None:
+        """`stands`: there are BatchNorms here or in a stage behind, so weights stand in the last round."""
         self.options = options
         self._codec = codec
         self._warmup = warmup or WarmupOptions()
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
+        self._stands = stands
+        self._statistics = Statistics(module)
+        self._waiting = WaitingInRounds(module)
+
+    def measuring(self, round: int) -> bool:
+        """Whether the weights that `round` has committed are the last: statistics are measured of them."""
+        measured = self._stands and measures(self.options.outer_steps, self._warmup)
+        return measured and round >= self.options.outer_steps - 1
+
+    def inner_steps(self, round: int) -> int:
+        """How many steps follow the committed state of `round` until the next round is due."""
+        wanted = self.options.inner_steps
+        return min(wanted, self._warmup.calibrate_batches) if self.measuring(round) else wanted
 
     def contribution(self, shared: Shared, base: Local) -> Named:
-        """Encoded pseudo-gradient, steps and buffers as named tensors."""
+        """Encoded pseudo-gradient, steps, buffers and what waiting quantizers counted, as named tensors."""
         failpoint("round.encode")
         delta = average.pseudo_gradient(shared.anchor, base.weights)
         sent = {f"delta/{key}": part for key, part in encode_tensors(self._codec, delta).items()}
         sent.update({f"step/{name}": tensor for name, tensor in base.steps.items()})
         sent.update({f"buffer/{n}": tensor for n, tensor in base.buffers.items() if n not in self._fixed})
+        seen = self._waiting.seen(shared.buffers, base.buffers)
+        sent.update({f"seen/{name}": counts for name, counts in seen.items()})
         return sent
 
     def result(
@@ -146,45 +170,70 @@ class Rounds:
         A contribution that is malformed, not finite or of an outlying norm is left out; every member decides
         so from the same bytes. Raises BadContribution when none remains.
         """
-        schema = average.schema_of(shared.anchor)
-        decoded: dict[int, tuple[Named, Named, Named, int, float]] = {}
+        kept, refused = self._usable(shared, contributions, samples)
+        weights = average.capped_weights([each.samples for each in kept])
+        if self.measuring(shared.round):
+            return self._measured(shared, kept, weights, refused)
+        gradient = average.weighted_mean([each.delta for each in kept], weights)
+        anchor, state = outer.update(shared.anchor, gradient, shared.outer, self.options.outer_optim)
+        anchor |= _towards(copies or {}, shared.anchor, anchor)
+        done, round = (shared.round + 1) * self.options.inner_steps, shared.round + 1
+        now = moment(done, self.options.total_steps, self._warmup, measuring=self.measuring(round))
+        moved = average.mean_buffers([each.buffers for each in kept], weights)
+        buffers, steps = self._waiting.after(
+            {**shared.buffers, **moved},
+            self._mean_steps(shared, kept, weights),
+            [each.seen for each in kept],
+            anchor,
+            last=now.steps_frozen,
+        )
+        if now.steps_frozen:  # by the round: all decide alike
+            buffers = freeze_in(buffers, self._fixed)
+        if now.measuring:
+            buffers = self._statistics.uncounted(buffers)
+        return Shared(round, anchor, state, steps, buffers, dict(shared.counters), refused)
+
+    def _measured(
+        self, shared: Shared, kept: Sequence[_Decoded], weights: Sequence[float], refused: frozenset[int]
+    ) -> Shared:
+        """After the last round: everything as it was, but statistics are those of these weights."""
+        sent = [each.buffers for each in kept]
+        moved = average.mean_buffers(sent, weights)
+        moved |= self._statistics.measured(shared.buffers, sent, average.capped_weights)
+        buffers = {**shared.buffers, **moved}
+        return replace(shared, round=shared.round + 1, buffers=buffers, refused=refused)
+
+    def _mean_steps(self, shared: Shared, kept: Sequence[_Decoded], weights: Sequence[float]) -> Named:
+        """Means of the logarithms; of quantizers that wait the last estimate, which nobody has changed."""
+        waiting = self._waiting.step_names(shared.buffers)
+        steps = average.mean_buffers([each.steps for each in kept], weights)
+        return {name: shared.steps[name] if name in waiting else tensor for name, tensor in steps.items()}
+
+    def _usable(
+        self, shared: Shared, contributions: Sequence[Named], samples: Sequence[int]
+    ) -> tuple[list[_Decoded], frozenset[int]]:
+        """The contributions that count, decoded, and the numbers of those that do not."""
+        decoded: dict[int, _Decoded] = {}
         reasons: list[str] = []
         for number, (tensors, count) in enumerate(zip(contributions, samples, strict=True)):
             try:
-                delta, steps, buffers = self._decode(shared, tensors, schema)
-                decoded[number] = delta, steps, buffers, count, average.check_contribution(delta, schema)
+                decoded[number] = self._decode(shared, tensors, count)
             except BadContribution as error:
                 reasons.append(str(error))
-        norms = [entry[4] for entry in decoded.values()]
+        norms = [each.norm for each in decoded.values()]
         bound = average.norm_bound(norms, self.options.max_delta_norm_ratio)
-        kept = [entry for entry in decoded.values() if entry[4] <= bound]
+        kept = {number: each for number, each in decoded.items() if each.norm <= bound}
         if not kept:
             raise BadContribution(f"no contribution of {len(contributions)} can be used: {reasons[:2]}")
-        refused = {n for n in range(len(contributions)) if n not in decoded or decoded[n][4] > bound}
-        weights = average.capped_weights([entry[3] for entry in kept])
-        gradient = average.weighted_mean([entry[0] for entry in kept], weights)
-        anchor, state = outer.update(shared.anchor, gradient, shared.outer, self.options.outer_optim)
-        anchor |= _towards(copies or {}, shared.anchor, anchor)
-        steps = average.mean_buffers([entry[1] for entry in kept], weights)
-        moved = average.mean_buffers([entry[2] for entry in kept], weights)
-        buffers = {**shared.buffers, **moved}
-        done = (shared.round + 1) * self.options.inner_steps
-        if moment(
-            done, self.options.total_steps, self._warmup
-        ).steps_frozen:  # by the round: all decide alike
-            buffers = freeze_in(buffers, self._fixed)
-        return Shared(
-            round=shared.round + 1,
-            anchor=anchor,
-            outer=state,
-            steps=steps,
-            buffers=buffers,
-            counters=dict(shared.counters),
-            refused=frozenset(refused),
-        )
+        return list(kept.values()), frozenset(range(len(contributions))) - frozenset(kept)
 
     def merge(self, new: Shared, now: Local, base: Local) -> Local:
-        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. PROTOCOL.md."""
+        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. PROTOCOL.md.
+
+        In the last round all have the anchor itself, where weights stand in it.
+        """
+        if self.measuring(new.round):
+            return Local(dict(new.anchor), dict(new.steps), dict(new.buffers))
         floats = {n for n, t in new.buffers.items() if t.is_floating_point()}
         moved = average.merge(
             *({n: t for n, t in b.items() if n in floats} for b in _buffers(new, now, base))
@@ -196,10 +245,8 @@ class Rounds:
         )
         return merged if merged.finite() else as_local(new)
 
-    def _decode(
-        self, shared: Shared, tensors: Named, schema: Mapping[str, tuple[int, ...]]
-    ) -> tuple[Named, Named, Named]:
-        parts: dict[str, Named] = {"delta": {}, "step": {}, "buffer": {}}
+    def _decode(self, shared: Shared, tensors: Named, samples: int) -> _Decoded:
+        parts: dict[str, Named] = {"delta": {}, "step": {}, "buffer": {}, "seen": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             if part not in parts:
@@ -210,7 +257,23 @@ class Rounds:
             if average.schema_of(own) != average.schema_of(theirs):
                 raise BadContribution(f"the {name}s of a contribution have other names or shapes")
             average.mean_buffers([own, theirs], [0.5, 0.5])  # raises unless dtypes agree and all is finite
-        return decode_tensors(self._codec, parts["delta"], schema), parts["step"], parts["buffer"]
+        self._waiting.check(shared.buffers, parts["seen"])
+        schema = average.schema_of(shared.anchor)
+        delta = decode_tensors(self._codec, parts["delta"], schema)
+        norm = average.check_contribution(delta, schema)
+        return _Decoded(delta, parts["step"], parts["buffer"], parts["seen"], samples, norm)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One contribution: `seen` by waiting quantizer, `norm` of the pseudo-gradient."""
+
+    delta: Named
+    steps: Named
+    buffers: Named
+    seen: Named
+    samples: int
+    norm: float
 
 
 def _towards(copies: Mapping[str, Tensor], before: Named, after: Named) -> Named:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distqat.codec import get_codec
 from distqat.config import Config
-from distqat.distributed.building import build_task, quantization_lines
+from distqat.distributed.building import build_task, feeds_norms, quantization_lines
 from distqat.distributed.coordinator_link import Coordinator
 from distqat.distributed.peer import Peer
 from distqat.distributed.process import announce_ready, notice
@@ -98,7 +98,13 @@ class Tenancy:
         self.steps.journal = self.telling.journal
         self._parts = MemberParts(
             options=config.diloco,
-            rounds=Rounds(config.diloco, get_codec(config.diloco.codec), module, config.quant.warmup),
+            rounds=Rounds(
+                config.diloco,
+                get_codec(config.diloco.codec),
+                module,
+                config.quant.warmup,
+                stands=feeds_norms(config, stage, module),
+            ),
             steps=self.steps,
             compute=compute,
             transport=peer.transport,
@@ -279,7 +285,12 @@ class Tenancy:
     def _standing(self) -> dict[str, Any]:
         """What a trainer hears at each commit, to know when to mark the next checkpoint step."""
         round = self._member.shared.round if self._member else 0
-        return {"saved": self._keeper.saved, "round": round, "generation": self._keeper.generation}
+        return {
+            "saved": self._keeper.saved,
+            "round": round,
+            "generation": self._keeper.generation,
+            "phase": self._replica.moment.phase,
+        }
 
     async def _become(self, state: ServerState) -> None:
         self._state = state
