@@ -60,7 +60,8 @@ def test_a_folder_that_cannot_be_moved_is_a_warning(
 def test_an_end_that_cannot_be_noted_is_a_warning(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     note_end(config, 1000)
     assert finished_generation(config.checkpoint_dir) == 1000
-    (config.checkpoint_dir / ".finished").mkdir()
+    (config.checkpoint_dir / "finished").unlink()
+    (config.checkpoint_dir / "finished").mkdir()
     note_end(config, 2000)
     assert "the next start will go on from this run unless told otherwise" in caplog.text
 

@@ -67,7 +67,7 @@ def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
     said = write_summary(summary(Judged("accuracy", 0.9, 0.1, 5)), tmp_path / "logs")
     assert said == (
-        f"{tmp_path}/logs/summary.json could not be written (Not a directory), so here it is: accuracy "
+        f"{tmp_path}/logs/summary.json could not be written (File exists), so here it is: accuracy "
         "0.9000 on 5 held-out samples, model ck/model.safetensors"
     )
 
