@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from distqat.models.balancing import PROBABILITIES, SHARES, Balancing
-from distqat.models.outline import Elsewhere, Outline
+from distqat.models.outline import Outline
+from distqat.models.stand_ins import Absent, Elsewhere
 
 
 class Blocks(nn.ModuleList):
@@ -29,26 +30,6 @@ class Blocks(nn.ModuleList):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self._modules.values())[index]
-
-
-class Absent(nn.Module):
-    """In place of a module of another stage: gives back what it gets, or zero in place of an embedding."""
-
-    def __init__(self, replaced: nn.Module) -> None:
-        super().__init__()
-        self._adds_nothing = isinstance(replaced, nn.Embedding)
-
-    def forward(self, first: Any = None, *_: Any, **__: Any) -> Any:
-        """What is made of it is thrown away before it reaches a block, or behind the last one."""
-        if not self._adds_nothing:
-            return first
-        # Some families ask an embedding of positions by a shape; a number may be anywhere.
-        return torch.zeros((), device=first.device if isinstance(first, Tensor) else None)
-
-    @property
-    def weight(self) -> Tensor:
-        """Some families ask the head for its dtype."""
-        return torch.empty(0)
 
 
 class BlockStage(nn.Module):

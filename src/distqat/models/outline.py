@@ -6,6 +6,7 @@ Found by a pass over the model on the meta device, so it takes no memory and no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from distqat.errors import ModelError
+from distqat.models.stand_ins import Absent, Elsewhere
 
 FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What a family's own code raises over a tensor where it expects a tuple, or the other way round."""
@@ -30,27 +32,6 @@ class Outline:
     """What a block returns: 0, the hidden states; else the length of a tuple that begins with them."""
 
 
-class Elsewhere(nn.Module):
-    """In place of a block of another stage: hands on what it gets, as a block of the family would.
-
-    So the list of blocks is as long as in the whole model, and whatever the family looks up by the number of
-    a block (its kind of attention, its mask) is right.
-    """
-
-    def __init__(self, block: nn.Module, returns: int) -> None:
-        """`returns` as in `Outline`."""
-        super().__init__()
-        for name, value in vars(block).items():  # some families ask a block for its kind
-            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-        self._beside: list[object] | None = [None] * (returns - 1) if returns else None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Nothing is computed."""
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return hidden if self._beside is None else (hidden, *self._beside)
-
-
 def outline(model: nn.Module) -> Outline:
     """Of a model on the meta device. Raises ModelError for a family whose parts cannot be told apart."""
     config: Any = model.config
@@ -62,8 +43,24 @@ def outline(model: nn.Module) -> Outline:
             f"{type(model).__name__} cannot be cut into stages: its last {shared} blocks read keys and "
             "values of earlier ones; train it as hf.full"
         )
-    before, behind, returns = _order(model, path)
-    return Outline(path, tuple(before), tuple(behind), returns)
+    with _without_router_logits(config):
+        before, behind, returns = _order(model, path)
+        found = Outline(path, tuple(before), tuple(behind), returns)
+        _check_stages(model, found)
+    return found
+
+
+@contextmanager
+def _without_router_logits(config: Any) -> Iterator[None]:
+    """Blocks that do not run record none, and transformers fails over the loss of none."""
+    records = getattr(config, "output_router_logits", False)
+    if records:
+        config.output_router_logits = False
+    try:
+        yield
+    finally:
+        if records:
+            config.output_router_logits = records
 
 
 def block_path(model: nn.Module, count: int) -> str:
@@ -124,16 +121,11 @@ def _order(model: nn.Module, path: str) -> tuple[list[str], list[str], int]:
     watch = _Watch(model)
     for name, module in outside.items():
         handles.append(module.register_forward_hook(lambda *_, n=name: watch.runs(n)))
-    config: Any = model.config
-    was_training, records = model.training, getattr(config, "output_router_logits", False)
+    was_training = model.training
     try:
-        if records:  # of blocks that do not run there are none
-            config.output_router_logits = False
         returns = _run_without_blocks(model.eval(), path, watch)
     finally:
         model.train(was_training)
-        if records:
-            config.output_router_logits = records
         for handle in handles:
             handle.remove()
     ran = watch.ran
@@ -173,6 +165,31 @@ def _run_without_blocks(model: nn.Module, path: str, watch: _Watch) -> int:
         watch.check_order()
         return returns
     return watch.refuse(f"its pass without blocks fails ({'; '.join(map(str, failures))})")
+
+
+def _check_stages(model: nn.Module, parts: Outline) -> None:
+    """Pass what a first and what a later stage has, blocks aside: some families ask for what is gone."""
+    width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    tokens, hidden = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, width)
+    for gone, given in ((parts.behind, {"input_ids": tokens}), (parts.before, {"inputs_embeds": hidden})):
+        replaced = {name: model.get_submodule(name) for name in gone}
+        blocks: Any = model.get_submodule(parts.path)
+        own = list(blocks)
+        for name, module in replaced.items():
+            model.set_submodule(name, Absent(module))
+        for number, block in enumerate(own):
+            blocks[number] = Elsewhere(block, parts.returns)
+        try:
+            with torch.device("meta"), torch.no_grad(), _SayYes():
+                model(**{name: tensor.to("meta") for name, tensor in given.items()}, use_cache=False)
+        except FAILURES as error:
+            some = ", ".join(gone[:2]) + (", ..." if len(gone) > 2 else "")
+            _Watch(model).refuse(f"a stage without {some} fails ({type(error).__name__}: {error})")
+        finally:
+            for number, block in enumerate(own):
+                blocks[number] = block
+            for name, module in reversed(replaced.items()):  # inner ones came first
+                model.set_submodule(name, module)
 
 
 class _Watch:

@@ -141,11 +141,36 @@ def test_models_that_cannot_be() -> None:
     [
         ({"model_type": "zamba", **GROUPED, "tie_word_embeddings": False}, "besides the hidden states"),
         ({"model_type": "albert", "num_hidden_layers": 4}, "no causal language model"),
+        ({"model_type": "dory", **GROUPED, "head_dim": 8}, "its 5 blocks run as 0, 1, 2, 3, 4, 2, 3, 4"),
+        ({"model_type": "roc_bert", **GROUPED, "is_decoder": True}, "a stage without roc_bert.embeddings"),
+        (
+            {
+                "model_type": "xlnet",
+                "d_model": 32,
+                "n_layer": 4,
+                "n_head": 4,
+                "d_inner": 48,
+                "vocab_size": 61,
+            },
+            r"its first block takes \[2, 1, 32\], where hidden states are \[1, 2, 32\]",
+        ),
     ],
 )
 def test_families_that_cannot_be_cut_say_so(config: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         build_stage("hf.head", {"config": config, "layers": [0, 1]})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_padding_token_does_not_prevent_a_cut() -> None:
+    """Some families look for it in what they are given, and warn."""
+    build_stage("hf.head", {"config": {**GPT2, "pad_token_id": 0}, "layers": [0, 1]})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_family_looks_up_by_a_blocks_number_is_right_behind_a_cut() -> None:
+    """Bamba's kinds of blocks follow from a list of numbers in its configuration."""
+    assert compare("bamba").exact
 
 
 def test_sequences_longer_than_the_table_of_positions() -> None:
