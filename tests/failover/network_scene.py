@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import torch
@@ -95,6 +95,7 @@ class Batches:
     """A data server's client without a data server."""
 
     last_position = None
+    account: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Config, seed: int) -> None:
         self._parts = itertools.cycle(batches(config, 8, seed=seed))

@@ -35,7 +35,9 @@ class Scene:
             transport=swarm.trainer, directory=None, identity=SimpleNamespace(peer="trainer")
         )
         swarm.trainer.traffic = SimpleNamespace(bytes_in=0, bytes_out=0)  # type: ignore[attr-defined]
-        data: Any = SimpleNamespace(consumed=self.consumed, last_position={"epoch": 0, "index": 9})
+        data: Any = SimpleNamespace(
+            consumed=self.consumed, last_position={"epoch": 0, "index": 9}, account={}
+        )
         sink: Any = SimpleNamespace(write=self.records.append)
         self.trainer = Trainer(swarm.config, peer, 0, data, sink)  # type: ignore[arg-type]
         self.trainer._watch = SimpleNamespace(snapshot=Driver(swarm)._snapshot)  # type: ignore[assignment]

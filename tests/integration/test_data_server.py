@@ -9,7 +9,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from distqat.data import message
 from distqat.data.client import DataClient, LeasedBatch
 from distqat.data.options import DataOptions
 from distqat.data.server import DataServer, listen
+from distqat.data.slots import SlotMemory
 from distqat.data.source import open_source
-from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch, TaskError
-from distqat.tasks import TaskSettings, get_task
+from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch
+from distqat.tasks import Batch, Sample, TaskSettings, get_task
+from distqat.tasks.base import Place
+from distqat.tasks.cv import ImageClassification
 
 OPTIONS = DataOptions(img_size=8, num_channels=1)
 TRAINING = 1438  # digits without the held-out fifth
@@ -258,8 +261,123 @@ async def test_restored_it_goes_on_with_exactly_what_was_not_consumed(
 async def test_errors_of_the_task_reach_the_trainer(path: Path) -> None:
     server = digits_server(num_classes=2)
     await server.start(path)
-    with pytest.raises(TaskError, match="outside the classes"):
+    with pytest.raises(DataError, match=r"sample \d+ of epoch 0 .*: label \d is outside the classes"):
         await connect(path)
+    await server.stop()
+
+
+class Careless(ImageClassification):
+    """Raises whatever it is told to, for the samples behind the first two batches."""
+
+    def __init__(self, raised: BaseException | None = None, batch: Any = None) -> None:
+        super().__init__(num_classes=10, num_channels=1, img_size=8)
+        self.raised, self.batch = raised, batch
+
+    def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Any:
+        if any(index >= 64 for _, index in places):
+            if self.raised is not None:
+                raise self.raised
+            return self.batch
+        return self.collate(samples)
+
+
+def batch(x: Any) -> Careless:
+    return Careless(batch=Batch({"x": x}, {}, 32))
+
+
+CARELESS = {  # made anew in each test: an exception holds on to what was in its frames
+    "KeyError": lambda: Careless(KeyError("no such column")),
+    "OSError": lambda: Careless(OSError("image file is truncated (5 bytes not processed)")),
+    "StopIteration": lambda: Careless(StopIteration()),
+    "SystemExit": lambda: Careless(SystemExit(3)),
+    "no batch": lambda: Careless(batch="three"),
+    "no tensors": lambda: batch([1.0]),
+    "a tensor that does not travel": lambda: batch(torch.zeros(32, dtype=torch.complex64)),
+    "a tensor without memory": lambda: batch(torch.zeros(32, device="meta")),
+    "a sparse tensor": lambda: batch(torch.eye(32).to_sparse()),
+    "a batch that is too large": lambda: batch(torch.zeros(1 << 20)),
+}
+RAISED = ("KeyError", "OSError", "StopIteration", "SystemExit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", CARELESS)
+async def test_whatever_is_raised_is_answered_at_once_and_alike(kind: str, workers: int, path: Path) -> None:
+    server = DataServer(open_source(OPTIONS, seed=3), CARELESS[kind](), workers=workers)
+    await server.start(path)
+    client = await connect(path)
+    for _ in range(2):
+        await client.consumed((await client.next(32)).batch_id)
+    said = set[str]()
+    for _ in range(4):  # more often than there are slots: none is lost
+        with pytest.raises(DataError) as raised:
+            await client.next(32, timeout_s=20)
+        assert not isinstance(raised.value, DataServerGone)
+        said.add(str(raised.value))
+    assert len(said) == 1  # so that whoever counts repetitions sees one
+    assert kind not in RAISED or said.pop().startswith("sample 64 of epoch 0 ")
+    await client.close()
+    await server.stop()
+
+
+async def test_an_exception_of_the_server_itself_is_answered(
+    server: DataServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await connect(path)
+    lease = await client.next(32)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("sample (0, 3) is consumed but is not out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._prefetch, "consume", broken)
+        with pytest.raises(DataError, match="cannot answer 'consumed': RuntimeError: sample"):
+            await client.consumed(lease.batch_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(server._prefetch, "state", lambda: {"done": [[0, 1, 2]] * (1 << 19)})
+        with pytest.raises(BadFrame, match="exceeds"):  # an answer that is too large to be sent
+            await client.position()
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotMemory, "create", classmethod(lambda *_: broken()))
+        with pytest.raises(DataError, match="cannot serve a trainer: RuntimeError"):
+            await connect(path)
+        patch.setattr(SlotMemory, "create", classmethod(lambda *_: os.open("/nothing", os.O_RDONLY)))
+        with pytest.raises(DataError, match="no memory to share"):
+            await connect(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(server._prefetch, "account", broken)  # behind the consumption: it is not done twice
+        for _ in range(3):
+            with pytest.raises(DataError, match="cannot answer 'consumed': RuntimeError"):
+                await client.consumed(lease.batch_id)
+    await client.consumed(lease.batch_id)
+    assert client.last_position is not None
+    assert client.last_position["index"] == 32
+    assert places(await client.next(32))[0] == (0, 32)  # and it goes on
+    await client.close()
+
+
+async def test_a_file_whose_name_is_no_text_is_named_too(path: Path, tmp_path: Path) -> None:
+    for name in (b"a", b"b"):
+        folder = os.fsencode(tmp_path / "images") + b"/" + name
+        os.makedirs(folder)
+        for i in range(5):
+            Path(os.fsdecode(folder + b"/caf\xe9 %d.png" % i)).write_bytes(b"no picture")
+    source = open_source(DataOptions(dataset_name=str(tmp_path / "images")), seed=0)
+    server = DataServer(source, get_task("cv", TaskSettings()))
+    await server.start(path)
+    with pytest.raises(DataError, match=r"caf\\udce9 \d\.png: it is no image"):
+        await connect(path, 4)
+    await server.stop()
+
+
+async def test_what_is_left_out_is_told_with_each_batch(path: Path) -> None:
+    server = digits_server()
+    await server.start(path)
+    client = await connect(path)
+    assert client.account == {}
+    await client.consumed((await client.next(32)).batch_id)
+    assert client.account["line"] == "none of 1,797 samples left out"
+    await client.close()
     await server.stop()
 
 

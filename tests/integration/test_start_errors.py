@@ -163,10 +163,12 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
             ("--data-dataset-name=acme/unreachable", *DATA_FLAGS),
             ["the hub cannot be reached; check the network", "'digits'"],
         ),
+        (data_server.main, ("--data-dataset-name=digit", *DATA_FLAGS), ["did you mean 'digits'?"]),
+        (data_server.main, ("--data-dataset-name=rows.jsonl", *DATA_FLAGS), ["the path './rows.jsonl'?"]),
         (
             data_server.main,
             ("--plugin=task.py", "--data-task-type=careless", *DATA_FLAGS),
-            ["'careless' cannot make a batch of the first samples of 'digits': KeyError: 'no such column'"],
+            ["sample 0 of epoch 0", "'careless' cannot make a batch of it: KeyError: 'no such column'"],
         ),
         (
             data_server.main,
@@ -183,7 +185,8 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
     ],
     ids=[
         "shapes", "missing stage", "stage name", "stage key", "tokenizer", "extra", "column", "path",
-        "network", "careless task", "too slow", "task name", "server alone", "client alone", "trainer alone",
+        "network", "data set name", "path without ./", "careless task", "too slow", "task name",
+        "server alone", "client alone", "trainer alone",
         "plugin raises", "plugin missing", "plugin module",
     ],
 )  # fmt: skip

@@ -61,6 +61,7 @@ class DataClient:
         self._gone: str | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._last_position: Message | None = None
+        self._account: Message = {}
 
     @classmethod
     async def connect(
@@ -127,6 +128,12 @@ class DataClient:
         """The samples are done. Returns when the server has noted it: only then may a step be committed."""
         reply = await self._call({"op": "consumed", "batch_id": batch_id}, ANSWER_S)
         self._last_position = message.mapping(reply, "state")
+        self._account = message.mapping(reply, "account")
+
+    @property
+    def account(self) -> Message:
+        """What the data set leaves out (`rows.account_of`), as of the last batch that was consumed."""
+        return self._account
 
     @property
     def last_position(self) -> Message | None:

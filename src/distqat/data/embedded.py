@@ -7,6 +7,7 @@ from typing import Any
 
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.rows import LeftOut
 from distqat.data.source import Item, parse_place
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
@@ -31,6 +32,8 @@ class EmbeddedSource:
         self.name = name
         self.classes = tuple(classes)
         self.seed = seed
+        self.left_out: tuple[LeftOut, ...] = (LeftOut("samples", len(train) + len(heldout)),)
+        self.complete = True
         self._train = train
         self._heldout = heldout
         self._epoch = 0

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distqat.data.documents import ARTICLE
+from distqat.data.hub_rows import HubRows, encoded, network_errors, quiet_datasets
 from distqat.data.options import DataOptions
-from distqat.data.stream import SampleStream, Split, encoded, heldout_split, quiet_datasets
+from distqat.data.source import DATASETS
+from distqat.data.stream import SampleStream, Split, heldout_split
 from distqat.errors import DataError, HubUnavailable
-from distqat.tasks.base import Sample
 
 BARE_NAMES = {  # names that papers use, and from before the hub had owners
     "wikitext": "Salesforce/wikitext",
@@ -43,12 +45,16 @@ def open_hub(options: DataOptions, *, seed: int) -> SampleStream:
     if train not in splits:
         raise DataError(f"data set {name!r} has no split {train!r}; known: {', '.join(splits)}")
     held = heldout_split(splits, train)
+    rows = {
+        each: HubRows(encoded(splits[each]), f"{name}, split {each}", partial(_unreachable, name))
+        for each in (train, held)
+        if each is not None
+    }
     split = Split(
         name,
         f"{name}/{config or 'default'}/{train}@{revision}",
-        encoded(splits[train]),
-        None if held is None else encoded(splits[held]),
-        partial(_reachable, name),
+        rows[train],
+        None if held is None else rows[held],
         document_start=LINES.get(name),
     )
     return SampleStream(options, split, seed=seed)
@@ -58,8 +64,8 @@ def _open(name: str, config: str | None) -> tuple[Mapping[str, Any], str]:
     """All splits as streams, and the revision that they are pinned to."""
     if not REPO_ID.fullmatch(name):
         raise DataError(
-            f"{name!r} is no name of a data set: expected 'name' or 'owner/name', 'digits', 'python_docs', "
-            "or a path that begins with ./ or /"
+            f"{name!r} is no name of a data set; {nearest(name)}expected 'name' or 'owner/name', 'digits', "
+            "'python_docs', or a path that begins with ./ or /"
         )
     datasets = quiet_datasets()
     from huggingface_hub import HfApi
@@ -71,7 +77,7 @@ def _open(name: str, config: str | None) -> tuple[Mapping[str, Any], str]:
         revision = HfApi().dataset_info(name, timeout=PROBE_TIMEOUT_S).sha
     except HfHubHTTPError as error:
         raise _refused(name, error) from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise _unreachable(name) from error
     try:
         return datasets.load_dataset(name, config, streaming=True, revision=revision), str(revision)
@@ -80,21 +86,17 @@ def _open(name: str, config: str | None) -> tuple[Mapping[str, Any], str]:
         FileNotFoundError,
     ) as error:  # its words for a wrong configuration or an odd repository
         raise DataError(f"data set {name!r} cannot be opened: {_one_line(error)}") from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise _unreachable(name) from error
 
 
-def _reachable(name: str, dataset: Iterable[Sample]) -> Iterator[Sample]:
-    try:
-        yield from dataset
-    except _network_errors() as error:
-        raise _unreachable(name) from error
-
-
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """What the hub's HTTP library (which one varies by version) raises when a server cannot be reached."""
-    modules = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-    return (OSError, *(module.TransportError for module in modules))
+def nearest(name: str) -> str:
+    """A hint for a name that may be a slip, of an embedded data set or of a path without its `./`."""
+    if Path(name).exists():
+        return f"did you mean the path './{name}'? "
+    known = [*DATASETS, *BARE_NAMES]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _refused(name: str, error: Exception) -> DataError:
@@ -104,7 +106,7 @@ def _refused(name: str, error: Exception) -> DataError:
         return _unreachable(name)
     if status in (401, 403, 404):
         return DataError(
-            f"the hub has no data set {name!r} that you may read (HTTP {status}): "
+            f"the hub has no data set {name!r} that you may read (HTTP {status}): {nearest(name)}"
             "check data.dataset_name, and set HF_TOKEN if it is private or gated"
         )
     return DataError(f"the hub refused data set {name!r}: {_one_line(error)}")
@@ -112,8 +114,8 @@ def _refused(name: str, error: Exception) -> DataError:
 
 def _unreachable(name: str) -> HubUnavailable:
     return HubUnavailable(
-        f"the data set {name!r} cannot be read because the hub cannot be reached; check the network "
-        f"(HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.dataset_name: "
+        f"the data set {name!r} cannot be read because the hub cannot be reached; {nearest(name)}"
+        "check the network (HF_ENDPOINT, HF_HUB_OFFLINE) or train offline with data.dataset_name: "
         "'digits' (images) or 'python_docs' (text)"
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distqat.data import message
+from distqat.data.edge import told
 from distqat.data.message import Message
 from distqat.data.prefetch import Prefetch
 from distqat.data.slots import SlotMemory
@@ -16,16 +18,19 @@ from distqat.data.source import Item
 from distqat.errors import BadFrame, Busy, DataError, DistqatError
 from distqat.failpoints import failpoint
 
+logger = logging.getLogger(__name__)
+
 BODY_S = 10.0  # for the rest of a message, and for a peer to take ours
 MAX_COUNT = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lease:
     """A batch in a trainer's hands."""
 
     slot: int
     items: Sequence[Item]
+    consumed: bool = False
 
 
 class TrainerLink:
@@ -73,7 +78,8 @@ class TrainerLink:
         self._writer.close()
         leases, self._leases = self._leases, {}
         for lease in leases.values():
-            self._prefetch.give_back(lease.items)
+            if not lease.consumed:
+                self._prefetch.give_back(lease.items)
 
     async def _read(self) -> Message | None:
         return await message.read(self._reader, silence_s=self._silence_s, body_s=BODY_S)
@@ -84,11 +90,7 @@ class TrainerLink:
         answer.add_done_callback(self._answers.discard)
 
     async def _answer(self, request: Message) -> None:
-        number = request.get("id")
-        try:
-            reply = {"id": number, "ok": True, **await self._perform(request)}
-        except DistqatError as error:
-            reply = refusal(number, error)
+        reply = await answer_of(request, self._perform)
         if self._gone:
             return
         try:
@@ -108,17 +110,23 @@ class TrainerLink:
         if kind not in ("consumed", "release"):
             raise BadFrame(f"unknown request {kind!r}"[:100])
         batch_id = message.integer(request, "batch_id", low=0, high=1 << 62)
-        lease = self._leases.pop(batch_id, None)
+        lease = self._leases.get(batch_id)
         if lease is None:
             raise DataError(f"batch {batch_id} is not leased to this trainer")
+        reply = self._consumed(lease) if kind == "consumed" else {}
+        del self._leases[batch_id]  # not before there is an answer: one that failed may be asked for again
         self._free.append(lease.slot)
-        if kind == "release":
+        if not lease.consumed:
             self._prefetch.give_back(lease.items)
-            return {}
-        self._prefetch.consume(lease.items)
+        return reply
+
+    def _consumed(self, lease: Lease) -> dict[str, Any]:
+        if not lease.consumed:
+            self._prefetch.consume(lease.items)
+            lease.consumed = True
         position = self._prefetch.state()  # now: it tells of these samples, and of no later ones
         failpoint("data.consumed.before_reply")
-        return {"state": position}
+        return {"state": position, "account": self._prefetch.account()}
 
     async def _next(self, count: int) -> dict[str, Any]:
         if not self._free:
@@ -130,12 +138,12 @@ class TrainerLink:
             if self._gone:
                 raise DataError("the trainer is gone")
             tensors = self._memory.write(slot, batch)
+            failpoint("data.next.before_reply")
         except BaseException:
             self._free.append(slot)
             if items:
                 self._prefetch.give_back(items)
             raise
-        failpoint("data.next.before_reply")
         batch_id = self._batch_id()
         self._leases[batch_id] = Lease(slot, items)
         reply = {"batch_id": batch_id, "slot": slot, "size": batch.size, "tensors": tensors}
@@ -153,9 +161,24 @@ def spans(items: Sequence[Item]) -> list[list[int]]:
     return runs
 
 
+async def answer_of(request: Message, perform: Callable[[Message], Awaitable[dict[str, Any]]]) -> Message:
+    """The reply to a request, whatever `perform` raises: a trainer that is not answered would wait."""
+    number, kind = request.get("id"), str(request.get("op"))[:50]
+    try:
+        reply = {"id": number, "ok": True, **await perform(request)}
+        message.encode(reply)  # one that cannot be sent is a failure too
+        return reply
+    except DistqatError as error:
+        return refusal(number, error)
+    except Exception as error:
+        logger.exception("The request %r failed", kind)
+        return refusal(number, DataError(f"the data server cannot answer {kind!r}: {told(error)}"))
+
+
 def refusal(number: object, error: DistqatError) -> Message:
     """The reply to a request that failed; the class travels by its name."""
-    return {"id": number, "ok": False, "error": type(error).__name__, "text": str(error)[:2000]}
+    text = str(error)[:2000].encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
+    return {"id": number, "ok": False, "error": type(error).__name__, "text": text}
 
 
 def send_welcome(sock: socket.socket, reply: Message, memory: SlotMemory) -> None:

@@ -6,27 +6,19 @@ their classes, are read one by one in an order over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from distqat.data.embedded import HELDOUT_SHARE, SPLIT_SEED, EmbeddedSource
-from distqat.data.local_files import IMAGES, TRAIN, LocalFiles, find_files
+from distqat.data.file_rows import FileRows
+from distqat.data.local_files import IMAGES, LocalFiles, class_of, find_files, split_name
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.rows import Row
 from distqat.data.source import Source
-from distqat.data.stream import (
-    HELDOUT_SAMPLES,
-    HELDOUT_SPLITS,
-    SampleStream,
-    Split,
-    encoded,
-    heldout_split,
-    quiet_datasets,
-)
+from distqat.data.stream import HELDOUT_SAMPLES, SampleStream, Split, heldout_split
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
 
@@ -44,13 +36,13 @@ def open_local(options: DataOptions, *, seed: int) -> Source:
             f"data.dataset_config: files have no configurations; name the path {options.dataset_name!r}"
         )
     files = find_files(options.dataset_name)
-    train = options.dataset_split
+    train = split_name(options.dataset_split)
     if train not in files.splits:
         known = ", ".join(sorted(files.splits))
-        raise DataError(f"{options.dataset_name!r} has no split {train!r}; known: {known}")
+        raise DataError(f"{options.dataset_name!r} has no split {options.dataset_split!r}; known: {known}")
     if files.kind == IMAGES:
-        return _images(options, files, seed)
-    return _stream(options, files, seed)
+        return _images(options, files, train, seed)
+    return _stream(options, files, train, seed)
 
 
 def _order(files: LocalFiles, split: str) -> str:
@@ -75,26 +67,25 @@ class ImageFiles(Sequence[Sample]):
             return ImageFiles(self._files[at])
         path, label = self._files[at]
         try:
-            return {"image": {"bytes": path.read_bytes()}, "label": label}
+            return Row({"image": {"bytes": path.read_bytes()}, "label": label}, str(path))
         except OSError as error:
             raise DataError(f"the image {path} cannot be read: {error.strerror}") from error
 
 
-def _images(options: DataOptions, files: LocalFiles, seed: int) -> EmbeddedSource:
+def _images(options: DataOptions, files: LocalFiles, split: str, seed: int) -> EmbeddedSource:
     """Classes are the names of the folders that hold images, sorted, the same for all splits."""
-    names = sorted({file.parent.name for split in files.splits.values() for file in split})
-    loose = [file for split in files.splits.values() for file in split if _is_loose(file, files)]
-    if loose:
-        raise DataError(
-            f"the image {loose[0]} lies in no folder that names its class: expected ./CLASS/NAME.png"
-        )
+    classes = {file: _class(file, files) for of_split in files.splits.values() for file in of_split}
+    empty = [file for file in classes if file.stat().st_size == 0]
+    if empty:
+        others = f", and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DataError(f"the image {empty[0]} is empty (0 bytes){others}: copy it anew, or remove it")
+    names = sorted(set(classes.values()))
     numbers = {name: number for number, name in enumerate(names)}
     splits = {
-        split: [(file, numbers[file.parent.name]) for file in of_split]
-        for split, of_split in files.splits.items()
+        name: [(file, numbers[classes[file]]) for file in of_split] for name, of_split in files.splits.items()
     }
-    train = splits[options.dataset_split]
-    held = heldout_split(splits, options.dataset_split)
+    train = splits[split]
+    held = heldout_split(splits, split)
     if held is not None:
         heldout = splits[held]
     else:
@@ -103,33 +94,31 @@ def _images(options: DataOptions, files: LocalFiles, seed: int) -> EmbeddedSourc
         heldout, train = [train[i] for i in mixed[:cut]], [train[i] for i in sorted(mixed[cut:])]
     if not heldout:
         raise DataError(_too_few(options.dataset_name, len(train)))
-    name = f"{_order(files, options.dataset_split)} classes={len(names)}"
-    return EmbeddedSource(name, ImageFiles(train), ImageFiles(heldout), seed=seed, classes=names)
+    name = f"{_order(files, split)} classes={len(names)}"
+    source = EmbeddedSource(name, ImageFiles(train), ImageFiles(heldout), seed=seed, classes=names)
+    source.left_out = (files.left_out,)
+    return source
 
 
-def _is_loose(file: Path, files: LocalFiles) -> bool:
-    place = file.relative_to(files.root).parts if file != files.root else ()
-    return len(place) < 2 or (len(place) == 2 and place[0] in (TRAIN, *HELDOUT_SPLITS))
+def _class(file: Path, files: LocalFiles) -> str:
+    name = class_of(file.relative_to(files.root)) if file != files.root else None
+    if name is None:
+        raise DataError(f"the image {file} lies in no folder that names its class: expected ./CLASS/NAME.png")
+    return name
 
 
-def _stream(options: DataOptions, files: LocalFiles, seed: int) -> SampleStream:
-    datasets = quiet_datasets()
-    texts = {split: [str(file.resolve()) for file in of_split] for split, of_split in files.splits.items()}
-    extra = {"sample_by": "paragraph"} if files.kind == "text" else {}  # an empty line ends a document
-    read = partial(_readable, options.dataset_name)
-    with _reading(options.dataset_name):
-        splits = datasets.load_dataset(files.kind, data_files=texts, streaming=True, **extra)
-    train = encoded(splits[options.dataset_split])
-    held = heldout_split(splits, options.dataset_split)
-    split = Split(
+def _stream(options: DataOptions, files: LocalFiles, split: str, seed: int) -> SampleStream:
+    rows = {name: FileRows(files.kind, of_split) for name, of_split in files.splits.items()}
+    train, held = rows[split], heldout_split(rows, split)
+    parts = Split(
         options.dataset_name,
-        _order(files, options.dataset_split),
+        _order(files, split),
         train,
-        None if held is None else encoded(splits[held]),
-        read,
-        0 if held is not None else _held_back(options.dataset_name, read(train)),
+        None if held is None else rows[held],
+        0 if held is not None else _held_back(options.dataset_name, train),
+        files=files.left_out,
     )
-    return SampleStream(options, split, seed=seed)
+    return SampleStream(options, parts, seed=seed)
 
 
 def _held_back(name: str, rows: Iterable[Sample]) -> int:
@@ -146,19 +135,3 @@ def _too_few(name: str, count: int) -> str:
         f"{name!r} has {count} samples, too few to hold some of them out: "
         "add some, or a folder or file named validation or test (in text files an empty line ends a sample)"
     )
-
-
-def _readable(name: str, rows: Iterable[Any]) -> Iterator[Sample]:
-    with _reading(name):
-        yield from rows
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except (OSError, ValueError, TypeError, DatasetsError) as error:  # pyarrow's and json's are ValueErrors
-        cause = error.__cause__ or error
-        raise DataError(f"data set {name!r} cannot be read: {' '.join(str(cause).split())[:300]}") from error

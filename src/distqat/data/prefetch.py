@@ -9,12 +9,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from distqat.data.edge import batch_of, read_from, restore
 from distqat.data.ledger import SampleLedger
+from distqat.data.rows import account_of
 from distqat.data.source import Item, Source
 from distqat.data.threads import DaemonThreads
-from distqat.errors import DataError
-from distqat.failpoints import failpoint
-from distqat.tasks.base import Batch, Drawing, Task
+from distqat.errors import ConfigError, DataError
+from distqat.tasks.base import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Prefetch:
         Call it in a task that is not cancelled while the server lives: its samples are out.
 
         Raises:
-            DataError, TaskError: the samples cannot be read or collated; they count as not given out.
+            DataError: the samples cannot be read or collated; they count as not given out.
+            MissingExtra: a package that decoding needs is not installed.
         """
         async with self._drawing:
             draft = self._pop(count) or await self._draft(count)
@@ -73,6 +75,10 @@ class Prefetch:
         """A position from which every sample that is not consumed comes again, once."""
         return {"order": self._source.order, **self._ledger.state(self._source_state)}
 
+    def account(self) -> dict[str, Any]:
+        """What the source left out so far (`rows.account_of`)."""
+        return account_of(self._source)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position, before the first batch is asked for.
 
@@ -84,7 +90,7 @@ class Prefetch:
                 f"the saved data position belongs to {state.get('order')!r}, this run reads "
                 f"{self._source.order!r}: restore the data section and the seed, or start a new run"
             )
-        self._source.restore(state)
+        restore(self._source, state)
         self._ledger.restore(state)
         self._source_state = self._source.state()
 
@@ -125,7 +131,8 @@ class Prefetch:
         return Draft(items, self._pool.submit(_collate, self._task, items))
 
     async def _read(self, count: int) -> list[Item]:
-        items = await asyncio.get_running_loop().run_in_executor(self._reader, self._source.take, count)
+        loop = asyncio.get_running_loop()
+        items = await loop.run_in_executor(self._reader, read_from, self._source, count)
         self._source_state = {"epoch": items[-1].epoch, "index": items[-1].index + 1}
         return items
 
@@ -141,15 +148,9 @@ class Prefetch:
                         return
                     self._ready.append(await self._draft(count))
                     self._keep_order()
-        except DataError:
+        except (DataError, ConfigError):
             return  # whoever asks next meets it again and is told
 
 
 def _collate(task: Task, items: Sequence[Item]) -> Batch:
-    failpoint("data.collate")
-    samples = [item.sample for item in items]
-    return (
-        task.collate_at(samples, [i.place for i in items])
-        if isinstance(task, Drawing)
-        else task.collate(samples)
-    )
+    return batch_of(task, [item.sample for item in items], [item.place for item in items])

@@ -4,7 +4,8 @@ A Unix socket in a directory of its own (0700) carries small messages; batches l
 
     hello {trainer, count, slots, ...} -> {slots, slot_bytes} and the memory's descriptor
     next {count}                       -> {batch_id, slot, size, tensors, epoch, spans}
-    consumed {batch_id}                the samples are done in this epoch -> {state}, the position after it
+    consumed {batch_id}                the samples are done in this epoch -> {state}, the position after it,
+                                       and {account}, what the data set leaves out
     release {batch_id}                 they are not, and are the next to be given out, to anyone
     position                           -> {state} for a checkpoint
     ping                               what an idle trainer sends, so that a stopped one is noticed
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.data import message
+from distqat.data.edge import told
 from distqat.data.lease import BODY_S, MAX_COUNT, TrainerLink, refusal, send_welcome
 from distqat.data.prefetch import Prefetch
 from distqat.data.slots import SlotMemory, batch_nbytes
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 MAX_SLOTS = 256
 SLOT_MARGIN = 2  # batches of one count may differ in bytes; pages never written take no room
 SILENCE_S = 60.0
+ACCEPT_AGAIN_S = 0.5
 MAX_PATH = 107  # bytes of a Unix socket's address
 
 
@@ -69,7 +72,7 @@ class DataServer:
         return self._prefetch.state()
 
     async def first_batch(self, size: int) -> Batch:
-        """The next batch of `size` samples, which is given out again. Raises DataError, TaskError."""
+        """The next batch of `size` samples, which is given out again. Raises DataError."""
         items, batch = await self._prefetch.next(size)
         self._prefetch.give_back(items)
         return batch
@@ -96,7 +99,12 @@ class DataServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(listener)
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptor is free, for instance: connections that end free some
+                log.warning("A trainer cannot connect: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
             self._spawn(self._serve(sock))
 
     def _spawn(self, work: Any) -> None:
@@ -112,6 +120,8 @@ class DataServer:
                 await link.serve()
         except (BadFrame, OSError, asyncio.TimeoutError) as error:
             log.warning("A trainer's connection to the data server ended: %s", error or type(error).__name__)
+        except Exception:
+            log.exception("A trainer's connection to the data server ended")
         finally:
             writer.close()
 
@@ -130,10 +140,15 @@ class DataServer:
             trainer = message.text(hello, "trainer")
             slots = message.integer(hello, "slots", low=1, high=MAX_SLOTS)
             slot_bytes = await self._slot_bytes(message.integer(hello, "count", low=1, high=MAX_COUNT))
+            memory = _memory(slots, slot_bytes)
         except DistqatError as error:
             await message.write(writer, refusal(hello.get("id"), error), timeout_s=BODY_S)
             return None
-        memory = SlotMemory.create(slots, slot_bytes)
+        except Exception as error:  # whatever it is, a trainer that is not answered would wait
+            log.exception("A trainer cannot be served")
+            sentence = f"the data server cannot serve a trainer: {told(error)}"
+            await message.write(writer, refusal(hello.get("id"), DataError(sentence)), timeout_s=BODY_S)
+            return None
         try:
             welcome = {
                 "id": hello.get("id"),
@@ -155,6 +170,16 @@ class DataServer:
         if size not in self._nbytes:
             self._nbytes[size] = batch_nbytes(await self.first_batch(size))
         return max(self._nbytes[size] * SLOT_MARGIN, 4096)
+
+
+def _memory(slots: int, slot_bytes: int) -> SlotMemory:
+    try:
+        return SlotMemory.create(slots, slot_bytes)
+    except OSError as error:
+        raise DataError(
+            f"no memory to share {slots} batches of {slot_bytes} bytes: {error.strerror}; "
+            "lower diloco.batch_size_per_step or gradient_accumulation_steps"
+        ) from error
 
 
 def listen(path: Path) -> socket.socket:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from distqat.data.options import DataOptions
-from distqat.errors import DataError
+from distqat.errors import DataError, DistqatError
+from distqat.failures import describe
 from distqat.registration import enter
 from distqat.tasks.base import Sample
 
@@ -112,18 +113,29 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
     """
     from distqat.data import embedded_sets  # noqa: F401  registers them
 
-    opener = DATASETS.get(options.dataset_name)
-    if opener is not None:
-        return opener(options, seed)
+    try:
+        return _opener(options.dataset_name)(options, seed)
+    except DistqatError:
+        raise
+    except Exception as error:  # what a plugin, or a library that reads files, raises it will raise again
+        raise DataError(
+            f"the data set {options.dataset_name!r} cannot be opened: {describe(error)}"
+        ) from error
+
+
+def _opener(name: str) -> Opener:
+    """Of a name that was registered, of a path, or of the hub."""
     from distqat.data.local_files import is_local
 
-    if is_local(options.dataset_name):
+    if name in DATASETS:
+        return DATASETS[name]
+    if is_local(name):
         from distqat.data.local import open_local
 
-        return open_local(options, seed=seed)
+        return lambda options, seed: open_local(options, seed=seed)
     from distqat.data.hub import open_hub
 
-    return open_hub(options, seed=seed)
+    return lambda options, seed: open_hub(options, seed=seed)
 
 
 def parse_place(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from distqat.data.documents import text_column
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
 from distqat.data.packing import Packing
+from distqat.data.rows import LeftOut, Rows
 from distqat.data.source import Item, parse_place
 from distqat.data.tokenizer import open_tokenizer
 from distqat.errors import DataError
@@ -22,6 +23,8 @@ from distqat.tasks.text_options import TextOptions
 if TYPE_CHECKING:
     from distqat.data.utterances import Utterances
 
+log = logging.getLogger(__name__)
+
 LANGUAGE_TASKS = ("llm", "nlp")
 SPEECH_TASK = "speech"
 HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test split often has no labels
@@ -31,20 +34,20 @@ FILES = -1  # the place of the order of files among the blocks of samples, which
 
 @dataclass(frozen=True)
 class Split:
-    """What a stream reads: `train` and `heldout` are streaming data sets of the `datasets` library."""
+    """What a stream reads."""
 
     name: str
     """Of the data set, for messages."""
     order: str
     """Split and contents, so that a position of other contents is not taken for one of these."""
-    train: Any
-    heldout: Any | None
+    train: Rows
+    heldout: Rows | None
     """None: the first `held_back` samples of `train` are held out and not trained on."""
-    read: Callable[[Iterable[Sample]], Iterator[Sample]]
-    """Passes samples on, with what goes wrong meanwhile as a DataError."""
     held_back: int = HELDOUT_SAMPLES
     document_start: str | None = None
     """Where rows are lines: what the first one of a document looks like."""
+    files: LeftOut | None = None
+    """Files that are not read."""
 
 
 class SampleStream:
@@ -67,20 +70,30 @@ class SampleStream:
         self._index = 0
         self._rows: Iterator[Sample] | None = None
         self._block: list[Sample] = []  # what is left of the block at `_index`, last one first
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the label column, where the data set declares them."""
-        from distqat.tasks.cv import LABEL_COLUMNS
-
-        features = getattr(self._split.train, "features", None) or {}
-        labels = (getattr(features.get(name), "names", None) for name in LABEL_COLUMNS)
-        return tuple(next((names for names in labels if names), ()))
+        self._account = LeftOut()  # of the pass that is under way
+        self._whole: LeftOut | None = None  # of the last pass that came to its end
+        self._told: set[str] = set()
 
     @property
     def order(self) -> str:
         packing = "" if self._packing is None else f" {self._packing}"
         return f"{self._split.order} seed={self.seed} buffer={self._buffer}{packing}"
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files that are not read, and rows that are no samples: of an epoch, or of its part read so far."""
+        of_files = () if self._split.files is None else (self._split.files,)
+        return (*of_files, self._whole or self._account)
+
+    @property
+    def complete(self) -> bool:
+        """Whether an epoch was read to its end."""
+        return self._whole is not None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where the data set brings them."""
+        return self._split.train.classes
 
     def take(self, count: int) -> list[Item]:
         if not self._block:
@@ -102,10 +115,11 @@ class SampleStream:
 
         Of packed text at most 1,000 sequences, of recordings as many.
         """
-        split = self._split
-        dataset = split.train.take(split.held_back) if split.heldout is None else split.heldout
-        rows = split.read(dataset)
-        return rows if self._packing is None else islice(self._packing(rows), HELDOUT_SAMPLES)
+        split, account = self._split, LeftOut()
+        rows: Rows = split.train.take(split.held_back) if split.heldout is None else split.heldout
+        samples = self._samples(rows, account)
+        yield from samples if self._packing is None else islice(samples, HELDOUT_SAMPLES)
+        self._tell(f"the held-out part of {self.name!r}: {account}")
 
     def _next_block(self) -> None:
         """Read the block that holds `_index`, opening the stream or the next epoch where needed."""
@@ -115,11 +129,12 @@ class SampleStream:
         if rows is None:
             rows = self._open_epoch(skip=block * self._buffer)
         samples = list(islice(rows, self._buffer))
+        if len(samples) < self._buffer:
+            self._whole = self._account
+            self._tell(f"all of split {self._split_name!r} of {self.name!r}: {self._account}")
         if len(samples) <= offset:
             if self._index == 0:
-                raise DataError(
-                    f"split {self._split_name!r} of data set {self.name!r} has no training samples"
-                )
+                raise DataError(self._nothing())
             self._epoch, self._index = self._epoch + 1, 0
             return self._next_block()
         order = permutation(self.seed, self._epoch, block, len(samples))
@@ -128,16 +143,36 @@ class SampleStream:
         return None
 
     def _open_epoch(self, *, skip: int) -> Iterator[Sample]:
-        split = self._split
+        split, self._account = self._split, LeftOut()
         if split.heldout is None:
-            rows = split.read(split.train.skip(split.held_back))
+            rows: Iterable[Sample] = split.train.skip(split.held_back)
         else:
-            files = permutation(self.seed, self._epoch, FILES, split.train.num_shards)
-            parts = (split.train.shard(num_shards=len(files), index=i) for i in files)
-            rows = split.read(chain.from_iterable(parts))
-        if self._packing is not None:  # so blocks and positions count sequences
-            rows = self._packing(rows)
-        return islice(rows, skip, None) if skip else rows
+            files = permutation(self.seed, self._epoch, FILES, split.train.files)
+            rows = chain.from_iterable(split.train.of_file(i) for i in files)
+        samples = self._samples(rows, self._account)  # so blocks and positions count sequences
+        return islice(samples, skip, None) if skip else samples
+
+    def _samples(self, rows: Iterable[Sample], account: LeftOut) -> Iterator[Sample]:
+        counted = _counted(rows, account)
+        return counted if self._packing is None else self._packing(counted, account)
+
+    def _nothing(self) -> str:
+        why = str(self._account)
+        if isinstance(self._packing, Packing) and self._account.read > self._account.count:
+            why += "; the others make no sequence of data.sequence_length tokens: lower it"
+        return f"split {self._split_name!r} of data set {self.name!r} has no training samples ({why})"
+
+    def _tell(self, line: str) -> None:
+        """Once: every epoch says the same."""
+        if line not in self._told:
+            self._told.add(line)
+            log.info("%s", line)
+
+
+def _counted(rows: Iterable[Sample], account: LeftOut) -> Iterator[Sample]:
+    for row in rows:
+        account.read += 1
+        yield row
 
 
 def heldout_split(splits: Iterable[str], train: str) -> str | None:
@@ -146,35 +181,13 @@ def heldout_split(splits: Iterable[str], train: str) -> str | None:
     return next((name for name in HELDOUT_SPLITS if name in there), None)
 
 
-def quiet_datasets() -> Any:
-    """The `datasets` library, told to report nothing to anybody and to draw no progress bars."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a second protocol with its own servers
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets
-
-
-def encoded(dataset: Any) -> Any:
-    """Leave images and recordings as the bytes of their files: the task decodes them, in its own threads."""
-    import datasets
-
-    for column, feature in (dataset.features or {}).items():
-        for kind in (datasets.Image, datasets.Audio):
-            if isinstance(feature, kind):
-                dataset = dataset.cast_column(column, kind(decode=False))
-    return dataset
-
-
 def _packing(options: DataOptions, split: Split) -> Packing | Utterances | None:
     """What makes samples of rows: text is packed, recordings are sifted. DataError for what lacks them."""
     if options.task_type == SPEECH_TASK:
         from distqat.data.utterances import Utterances
 
         utterances = Utterances(options)
-        utterances.check(split.read(split.train))
+        utterances.check(split.train)
         return utterances
     if options.task_type not in LANGUAGE_TASKS:
         return None
@@ -182,6 +195,6 @@ def _packing(options: DataOptions, split: Split) -> Packing | Utterances | None:
     if text.document_start is None and split.document_start is not None:
         text = text.model_copy(update={"document_start": split.document_start})
     for part in (split.train, split.heldout):
-        if part is not None and part.features:  # unknown where the files do not say
-            text_column(part.features, text.text_column)
-    return Packing(open_tokenizer(options.tokenizer), options.sequence_length, text)
+        if part is not None and part.columns:  # unknown where the files do not say
+            text_column(part.columns, text.text_column)
+    return Packing(open_tokenizer(options.tokenizer, text.end_token), options.sequence_length, text)

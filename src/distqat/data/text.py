@@ -55,8 +55,11 @@ def split_documents() -> tuple[list[str], list[str]]:
 
 def packed_documents(options: DataOptions) -> tuple[str, list[Sample], list[Sample]]:
     """Name of the data and its packing, sequences to train on, and those of documents that are held out."""
-    parse_options(TextOptions, options.options, "llm")  # nothing to choose: every text is a document
-    packing = Packing(open_tokenizer(options.tokenizer), options.sequence_length)
+    chosen = parse_options(
+        TextOptions, options.options, "llm"
+    )  # of columns nothing: every text is a document
+    tokenizer = open_tokenizer(options.tokenizer, chosen.end_token)
+    packing = Packing(tokenizer, options.sequence_length, TextOptions(end_token=chosen.end_token))
     train, held = (list(packing({"text": text} for text in part)) for part in split_documents())
     if not train or not held:
         raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +12,7 @@ from distqat.places import find, looked_at
 
 BYTES = "bytes"
 FILE = "tokenizer.json"
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -19,8 +22,10 @@ class Tokenizer(Protocol):
     name: str
     size: int
     """Ids lie below this."""
-    end: int
-    """The id that ends a document."""
+
+    @property
+    def end(self) -> int:
+        """The id that ends a document. Raises DataError where none is known."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without marks of begin and end."""
@@ -42,21 +47,42 @@ class ByteTokenizer:
 
 
 class EngineTokenizer:
-    """A tokenizer of the tokenizers library."""
+    """A tokenizer of the tokenizers library; what its file says of cutting and filling up is switched off."""
 
-    def __init__(self, name: str, engine: Any) -> None:
+    def __init__(self, name: str, engine: Any, own_end: str | None = None, end: str | None = None) -> None:
+        """`own_end`: the token that its other files name; `end`: the one that the configuration names."""
         self.name = name
         self._engine = engine
-        self.size = int(engine.get_vocab_size())
-        end = next((i for i in map(engine.token_to_id, END_NAMES) if i is not None), None)
-        if end is None:
+        self._own_end, self._end = own_end, end
+        engine.no_truncation()
+        engine.no_padding()
+        if getattr(engine.model, "dropout", None):  # merges left out at random: another text every time
+            engine.model.dropout = None
+        self.size = max(engine.get_vocab().values(), default=-1) + 1  # numbers may have gaps
+
+    @property
+    def end(self) -> int:
+        """The id that ends a document. Raises DataError where none is known."""
+        names = [self._end] if self._end is not None else [self._own_end, *END_NAMES]
+        found = (self._engine.token_to_id(name) for name in names if name)
+        number = next((i for i in found if i is not None), None)
+        if number is not None:
+            return int(number)
+        if self._end is not None:
+            near = difflib.get_close_matches(self._end, self._engine.get_vocab(), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(
-                f"the tokenizer {name!r} has no token that ends a document: {', '.join(END_NAMES)}"
+                f"data.options.end_token: the tokenizer {self.name!r} has no token {self._end!r}{hint}"
             )
-        self.end = int(end)
+        raise DataError(
+            f"the tokenizer {self.name!r} has no token that ends a document: its {CONFIG} names none, and "
+            f"there is none of {', '.join(END_NAMES)}; name it in data.options.end_token"
+        )
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        """Ids of a text, all of them; half a surrogate pair, which is no character, becomes `?`."""
+        whole = text.encode("utf-8", errors="replace").decode("utf-8")
+        ids: list[int] = self._engine.encode(whole, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -64,22 +90,28 @@ class EngineTokenizer:
         return str(self._engine.decode(ids))
 
 
-def open_tokenizer(name: str) -> Tokenizer:
+def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
     """`bytes`, `bpe:N`, a folder with a tokenizer.json, or a model on the hub.
 
+    `end` names the token that ends a document, where it is not the tokenizer's own.
     Raises HubUnavailable where a hub name is out of reach, DataError where there is no such tokenizer.
     """
     from distqat.data.bpe import size_of, trained
 
+    size = size_of(name)
+    if end is not None and (name == BYTES or size is not None):
+        raise DataError(
+            f"data.options.end_token: the tokenizer {name!r} ends documents by itself; leave it out"
+        )
     if name == BYTES:
         return ByteTokenizer()
-    size = size_of(name)
     if size is not None:
         return trained(size)
     folder = find(name)
     if folder.is_dir():
-        return _from_file(name, folder / FILE)
-    return _from_file(name, _download(name))
+        return _from_file(name, folder / FILE, _own_end(folder / CONFIG) or _own_end(folder / MAP), end)
+    path = _download(name)
+    return _from_file(name, path, _own_end(_beside(name)), end)
 
 
 def known_size(name: str) -> int | None:
@@ -102,14 +134,36 @@ def known_size(name: str) -> int | None:
     return _from_file(name, Path(cached)).size if isinstance(cached, str) else None
 
 
-def _from_file(name: str, path: Path) -> EngineTokenizer:
+def _from_file(name: str, path: Path, own_end: str | None = None, end: str | None = None) -> EngineTokenizer:
     from tokenizers import Tokenizer as Engine
 
     try:
         engine = Engine.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower for a file that it cannot read
         raise DataError(f"the tokenizer {name!r} cannot be read from {path}: {error}") from error
-    return EngineTokenizer(name, engine)
+    return EngineTokenizer(name, engine, own_end, end)
+
+
+def _own_end(path: Path | None) -> str | None:
+    """`eos_token` of a file beside the tokenizer's, where there is one."""
+    try:
+        told = json.loads(path.read_text("utf-8")).get("eos_token") if path is not None else None
+    except (OSError, ValueError, AttributeError):
+        return None
+    if isinstance(told, dict):  # as older files have it, with how it is stripped
+        told = told.get("content")
+    return told if isinstance(told, str) else None
+
+
+def _beside(name: str) -> Path | None:
+    """The tokenizer_config.json of the hub; None where there is none, or it is out of reach."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, CONFIG))
+    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError):
+        return None
 
 
 def _download(name: str) -> Path:

@@ -65,6 +65,7 @@ class BaselineTrainer:
         self.model = SwarmBaselineModel(config).to(device).train()
         self.progress = Progress()
         self.finite = FiniteSteps()
+        self.account: dict[str, Any] = {}  # what the data set leaves out
         self._config = config
         self._device = device
         self._task: Task = build_task(config)
@@ -267,11 +268,12 @@ async def _train(config: Config, trainer: BaselineTrainer, stop: asyncio.Event, 
                 record = _record(trainer.progress, time.monotonic() - began)
                 sink.write({"event": "step", **record})
                 tell(watch.add(loss, trainer.moment.phase, trainer.progress.step), sink, 0)
-                await report(record)
+                await report({**record, "account": trainer.account})
         seconds = time.monotonic() - began
     if not stop.is_set():
         trainer.finite.ended(trainer.model.parameters())
-    return Figures(trainer.progress.first_loss, mean(losses[-20:]), trainer.progress.samples, seconds)
+    progress = trainer.progress
+    return Figures(progress.first_loss, mean(losses[-20:]), progress.samples, seconds, trainer.account)
 
 
 async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -> float | None:
@@ -289,6 +291,7 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -
     loss = await asyncio.to_thread(trainer.train, steps)
     for lease in leased:
         await data.consumed(lease.batch_id)
+    trainer.account = data.account
     return loss
 
 

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -37,6 +38,7 @@ class Figures:
     loss_last: float | None
     samples: int
     seconds: float
+    data: dict[str, Any] = field(default_factory=dict)  # what the data set left out
 
 
 @dataclass(frozen=True)

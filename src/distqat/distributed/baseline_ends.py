@@ -19,6 +19,7 @@ from distqat.distributed.building import build_task
 from distqat.distributed.coordination.trainers import CLIENT_PEER
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.feed import BatchFeed
+from distqat.distributed.first_batch import look_at
 from distqat.distributed.heldout import check_heldout
 from distqat.distributed.peer import TOKEN
 from distqat.distributed.process import host_id, runtime_dir
@@ -68,8 +69,11 @@ async def data_socket(config: Config) -> AsyncIterator[Path]:
     source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
     check_tokenizer(config)
     note_classes(config, source)
-    await asyncio.to_thread(check_heldout, config, build_task(config), source)
-    server = DataServer(source, build_task(config), workers=config.data.num_workers)
+    task = build_task(config)
+    await asyncio.to_thread(check_heldout, config, task, source)
+    server = DataServer(source, task, workers=config.data.num_workers)
+    first = await server.first_batch(config.diloco.batch_size_per_step)
+    await asyncio.to_thread(look_at, config, task, source, first)
     await server.start(path)
     try:
         yield path

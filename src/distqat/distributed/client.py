@@ -118,7 +118,7 @@ class Client:
         broken: asyncio.Future[Any] = asyncio.ensure_future(first_failure(*background, self._rounds.broken))
         try:
             ended = await first_of(stop, rounds, daemon, failed, broken)
-            if ended is not None:
+            if ended is not None:  # also the baseline may fail, and nobody else would tell
                 ended.result()
             if ended is rounds and not self._locally:
                 await self._finish()

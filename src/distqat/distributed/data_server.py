@@ -16,13 +16,23 @@ from functools import partial
 from pathlib import Path
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.data.edge import told
+from distqat.data.rows import account_of, leaves_out
 from distqat.data.server import DataServer
-from distqat.data.source import open_source
+from distqat.data.source import Source, open_source
 from distqat.data.threads import DaemonThreads
 from distqat.distributed.building import build_task
-from distqat.distributed.checking import tell
+from distqat.distributed.checking import Told, tell
+from distqat.distributed.first_batch import look_at
 from distqat.distributed.heldout import heldout_problem
-from distqat.distributed.process import announce_ready, run_role, runtime_dir, set_title, set_up_logging
+from distqat.distributed.process import (
+    announce_ready,
+    notice,
+    run_role,
+    runtime_dir,
+    set_title,
+    set_up_logging,
+)
 from distqat.distributed.run_card import note_classes
 from distqat.distributed.vocabulary import check_tokenizer
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, TaskError
@@ -46,7 +56,8 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     """Serve until asked to stop. Raises ConfigError when the data cannot be read as configured."""
     try:
         task = build_task(config)
-        server, first = await within(_open(config, task), OPEN_S)
+        server, source, first = await within(_open(config, task), OPEN_S)
+        batch = _told(config, task, first)
     except (DataError, ModelError, TaskError) as error:  # it was tried again and again; a restart cannot help
         raise ConfigError(str(error)) from error
     except asyncio.TimeoutError as error:
@@ -55,8 +66,13 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
             "the disk), lower data.shuffle_buffer, or train on 'digits' (images) or 'python_docs' (text)"
         ) from error
     await server.start(socket_path())
-    logger.info("serving %s in batches over %s", config.data.dataset_name, socket_path())
-    announce_ready({"role": "data-server", "socket": str(socket_path()), "batch": tell(task, first)})
+    account = account_of(source)
+    line = account.get("line", "it does not say what it leaves out")
+    logger.info("serving %s in batches over %s; %s", config.data.dataset_name, socket_path(), line)
+    announce_ready({"role": "data-server", "socket": str(socket_path()), "batch": batch})
+    if leaves_out(account):
+        notice(f"data {config.data.dataset_name}: {line}")
+    await asyncio.to_thread(look_at, config, task, source, first)
     try:
         await stop.wait()
         return 0
@@ -64,7 +80,7 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
         await server.stop()
 
 
-async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
+async def _open(config: Config, task: Task) -> tuple[DataServer, Source, Batch]:
     """The server where the run goes on, and its first batch: a column that is missing is found here.
 
     So is a held-out part that could judge nothing.
@@ -82,18 +98,23 @@ async def _open(config: Config, task: Task) -> tuple[DataServer, Batch]:
         except DataError as error:  # other data, or another order: a position in it means nothing
             logger.warning("the data set is read from its beginning: %s", error)
     thread.shutdown(wait=False)
-    try:
-        first = await server.first_batch(config.diloco.batch_size_per_step)
-    except DistqatError:
-        raise
-    except Exception as error:  # a task or data set of a plugin may raise anything: not a reason to try again
-        raise TaskError(
-            f"the task {config.data.task_type!r} cannot make a batch of the first samples of "
-            f"{config.data.dataset_name!r}: {type(error).__name__}: {error}"
-        ) from error
+    first = await server.first_batch(config.diloco.batch_size_per_step)
     if unfit is not None:
         raise unfit
-    return server, first
+    return server, source, first
+
+
+def _told(config: Config, task: Task, first: Batch) -> Told:
+    """What the client hears of the first batch. Raises TaskError: a task of a plugin may raise anything."""
+    try:
+        return tell(task, first)
+    except DistqatError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"the task {config.data.task_type!r} cannot begin a step of the first samples of "
+            f"{config.data.dataset_name!r}: {told(error)}"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
+from distqat.data.edge import batch_of, heldout_of
 from distqat.data.source import Source
 from distqat.distributed.building import build_module, build_task, open_data
 from distqat.distributed.heldout import heldout_batches
@@ -78,7 +80,7 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
         failpoint("evaluation.judge")
         task = build_task(config)
         source = source or open_data(config)
-        return Judged(task.metric, *evaluate(task, source.heldout(), composed(config, modules)))
+        return Judged(task.metric, *evaluate(task, heldout_of(source), composed(config, modules)))
 
 
 def judge_or_say(config: Config, modules: Mapping[str, nn.Module]) -> Judged | NotJudged:
@@ -120,7 +122,7 @@ def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
     """Metric, mean loss and number of the samples in `heldout`."""
     if isinstance(task, Judging):
-        return task.judge(heldout, forward)
+        return _judged(task, heldout, forward)
     totals: dict[str, float] = {}
     loss = 0.0
     for batch in heldout_batches(task, heldout):
@@ -141,3 +143,21 @@ def _as_task_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TaskError(f"{what}: {describe(error)}") from error
+
+
+def _judged(task: Any, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
+    """As the task judges; where it fails for a sample, a DataError names that one."""
+    seen: list[Sample] = []
+
+    def noted() -> Iterator[Sample]:
+        for sample in heldout:
+            seen.append(sample)
+            yield sample
+
+    try:
+        judged: tuple[float, float, int] = task.judge(noted(), forward)
+    except Exception:
+        for sample in seen:
+            batch_of(task, [sample])
+        raise
+    return judged

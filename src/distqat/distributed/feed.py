@@ -36,5 +36,9 @@ class BatchFeed(Protocol):
     def last_position(self) -> dict[str, Any] | None:
         """Where a run goes on after the last consumed batch; None where that means nothing."""
 
+    @property
+    def account(self) -> dict[str, Any]:
+        """What the data set leaves out (`distqat.data.rows.account_of`); empty without a data set."""
+
     async def close(self) -> None:
         """Give back what is still leased."""

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from distqat.config import Config
+from distqat.data.edge import batch_of, heldout_of
 from distqat.data.source import Source
 from distqat.data.stream import LANGUAGE_TASKS
-from distqat.errors import DataError, DistqatError, TaskError
-from distqat.failures import describe
+from distqat.errors import DataError, DistqatError
 from distqat.tasks.base import Batch, Bounded, Sample, Task
 
 BATCH = 256
@@ -18,7 +18,7 @@ FIRST_LOOK = 32  # samples that are looked at before a run begins
 
 
 def heldout_batches(task: Task, heldout: Iterable[Sample]) -> Iterator[Batch]:
-    """All of it, as many samples at once as the task takes. Raises TaskError naming a broken sample."""
+    """All of it, as many samples at once as the task takes. Raises DataError naming a broken sample."""
     iterator, size, first = iter(heldout), _at_once(task), 1
     while samples := list(itertools.islice(iterator, size)):
         yield collate(task, samples, first)
@@ -28,12 +28,7 @@ def heldout_batches(task: Task, heldout: Iterable[Sample]) -> Iterator[Batch]:
 def check_heldout(config: Config, task: Task, source: Source) -> None:
     """Raises DataError, TaskError unless the held-out part gives a batch: else the end of the run fails."""
     name = config.data.dataset_name
-    try:
-        samples = list(itertools.islice(source.heldout(), min(FIRST_LOOK, _at_once(task))))
-    except DistqatError:
-        raise
-    except Exception as error:  # a source of a plugin, or a library that reads files, may raise anything
-        raise DataError(f"the held-out part of {name!r} cannot be read: {describe(error)}") from error
+    samples = list(itertools.islice(heldout_of(source), min(FIRST_LOOK, _at_once(task))))
     if not samples:
         raise DataError(
             f"the held-out part of {name!r} is empty, so nothing could judge the model: {_fix(config)}"
@@ -51,16 +46,12 @@ def heldout_problem(config: Config, task: Task, source: Source) -> DistqatError 
 
 
 def collate(task: Task, samples: Sequence[Sample], first: int) -> Batch:
-    """A batch; `first` is the number of its first sample, from 1. Raises TaskError naming the broken one."""
+    """A batch; `first` is the number of its first sample, from 1. Raises DataError naming the broken one."""
     try:
-        return task.collate(samples)
-    except Exception as error:  # of a task of a plugin, or of a library that decodes files
-        if len(samples) == 1:
-            raise TaskError(f"held-out sample {first} cannot be used: {describe(error)}") from error
-        for number, sample in enumerate(samples, start=first):
-            collate(task, [sample], number)
+        return batch_of(task, samples)
+    except DataError as error:
         last = first + len(samples) - 1
-        raise TaskError(f"held-out samples {first} to {last} make no batch: {describe(error)}") from error
+        raise DataError(f"held-out samples {first} to {last} (from 1): {error}") from error
 
 
 def _at_once(task: Task) -> int:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
+from distqat.data.edge import batch_of, read_from
 from distqat.data.source import open_source
 from distqat.distributed.building import build_task
 from distqat.distributed.evaluation import Judged, build_all, judge, load_all
-from distqat.errors import DataError, QuantError
+from distqat.errors import QuantError
 from distqat.models import named_tensors
 from distqat.quant.ptq import end_observing, load_float, start_observing
 
@@ -46,10 +47,8 @@ def calibrate(config: Config, modules: Mapping[str, nn.Module], source: Any) -> 
     for module in modules.values():
         start_observing(module)
     for _ in range(config.quant.warmup.calibrate_batches):
-        items = source.take(config.diloco.batch_size_per_step)
-        if not items:
-            raise DataError(f"{config.data.dataset_name} has no training samples to calibrate on")
-        named = dict(task.collate([item.sample for item in items]).inputs)
+        items = read_from(source, config.diloco.batch_size_per_step)
+        named = dict(batch_of(task, [item.sample for item in items]).inputs)
         for stage in config.stages:
             named = named_tensors(modules[stage](*named.values()))
     for module in modules.values():

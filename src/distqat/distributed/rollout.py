@@ -46,6 +46,7 @@ class RolloutFeed:
         `told` gets a record of every rollout.
         """
         self.last_position: dict[str, Any] | None = None
+        self.account: dict[str, Any] = {}
         self._task = task
         self._ask = ask
         self._told = told

@@ -262,6 +262,7 @@ class Trainer:
         """Tell the client of a batch; the answer to the report before says whether the run is finished."""
         finished = await self._told if self._told is not None else False
         told = {**batch, "position": self._data.last_position, "progress": self._count.fields()}
+        told["account"] = self._data.account
         self._told = asyncio.ensure_future(self._tell(told))  # the next step need not wait for the answer
         return finished
 

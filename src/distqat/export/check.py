@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distqat.data.edge import batch_of
 from distqat.export.agreement import Scores, compare
 from distqat.export.latency import Latency, latency
 from distqat.export.layers import LayerAgreement, compare_layers, first_apart
@@ -97,7 +98,7 @@ def batches(task: Task, samples: Sequence[Sample]) -> Iterator[Batch]:
     at_once = max(1, min(BATCH, TOKENS // max(int(getattr(task, "sequence_length", 1)), 1)))
     iterator = iter(samples)
     while part := list(itertools.islice(iterator, at_once)):
-        yield task.collate(part)
+        yield batch_of(task, part)
 
 
 class _Ran:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distqat.data.edge import batch_of
 from distqat.errors import ExportError
 from distqat.export.check import Expectations, Files, check_onnx
 from distqat.export.description import Description, describe
@@ -29,7 +30,7 @@ def export_onnx(
     task = description.task()
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
-    batch = task.collate(samples[:TRACED_SAMPLES])
+    batch = batch_of(task, samples[:TRACED_SAMPLES])
     models = onnx_models(model.settled(), batch.inputs, exact=expected.exact)
     files = Files(folder / MODEL, folder / FLOAT_MODEL)
     for made, path in ((models.integer, files.integer), (models.float, files.float)):

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from distqat.errors import ExportError
+from distqat.data.edge import batch_of
+from distqat.data.readers import text_lines
+from distqat.data.rows import Row
+from distqat.errors import DataError, ExportError
 from distqat.export.description import Description
 from distqat.export.graph import Array
 from distqat.export.onnx_export import MODEL
 from distqat.export.session import Session
-from distqat.extras import require
-from distqat.tasks import Sample
+from distqat.tasks import Batch, Sample
 
 IMAGES, SOUNDS = (".png", ".jpg", ".jpeg", ".bmp", ".npy"), (".wav", ".flac", ".ogg", ".mp3")
 
@@ -52,7 +54,7 @@ class Predictor:
 
     def _classes(self, given: str, top: int) -> list[Answer]:
         image = _image(Path(given), self.description.settings.num_channels)
-        batch = self._task.collate([{"image": image, "label": 0}])
+        batch = self._batch({"image": image, "label": 0}, given)
         logits = self._run({name: tensor.numpy() for name, tensor in batch.inputs.items()})
         labels = self.description.labels
         return [
@@ -64,7 +66,7 @@ class Predictor:
         from distqat.data.tokenizer import open_tokenizer
 
         path = Path(given)
-        text = path.read_text("utf-8") if path.suffix == ".txt" and path.is_file() else given
+        text = "".join(text_lines(path)) if path.suffix == ".txt" and path.is_file() else given
         tokenizer: Any = open_tokenizer(self.description.tokenizer)
         length = self.description.settings.sequence_length
         ids = tokenizer.encode(text)[-length:]
@@ -83,25 +85,29 @@ class Predictor:
             sample: Sample = {"audio": {"bytes": path.read_bytes()}, "text": "E"}  # a text that is not used
         except OSError as error:
             raise ExportError(f"{path} cannot be read: {error.strerror}") from error
-        batch = self._task.collate([sample])
+        batch = self._batch(sample, given)
         found = self._session.run({name: batch.inputs[name].numpy() for name in self._session.inputs})
         names = ["x", *(name.removesuffix("_out") for name in list(found)[1:])]
         outputs = {n: torch.from_numpy(a) for n, a in zip(names, found.values(), strict=True)}
         return [Answer(text) for text in self._task.texts(outputs)]
+
+    def _batch(self, sample: Sample, given: str) -> Batch:
+        """As in training. Raises ExportError with the name of the file."""
+        try:
+            return batch_of(self._task, [Row(sample, given)])
+        except DataError as error:
+            raise ExportError(str(error)) from error
 
     def _run(self, inputs: dict[str, Array]) -> Array:
         return next(iter(self._session.run(inputs).values()))
 
 
 def _image(path: Path, channels: int) -> Any:
-    """A PIL image, or the array of an .npy file, for a model that takes so many channels."""
+    """The bytes of an image file, or the array of an .npy file, for a model that takes so many channels."""
     try:
         if path.suffix == ".npy":
             return _fitting(np.load(path, allow_pickle=False), path, channels)
-        image: Any = require("PIL.Image", extra="export", why="reading images")
-        with image.open(path) as opened:
-            opened.load()
-            return opened.copy()
+        return {"bytes": path.read_bytes()}
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} is no image ({', '.join(IMAGES)}) that can be read: {error}") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments
+from distqat.data.edge import heldout_of
 from distqat.errors import ConfigError
 from distqat.launch.command import run_command
 from distqat.launch.outputs import check_output
@@ -95,7 +96,7 @@ def _export(own: SavedConfig, args: Any) -> Report:
     source = open_data(config)
     check_classes(own.classes, class_names(source), str(args.checkpoint))
     labels = own.classes or tuple(class_names(source)) or description.labels
-    samples = list(itertools.islice(source.heldout(), max(args.samples, 1)))
+    samples = list(itertools.islice(heldout_of(source), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told, labels=labels)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)

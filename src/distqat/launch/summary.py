@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from distqat.launch.display import Display
 
 SHARES = ("accuracy",)  # metrics in [0, 1]
+SAMPLES = "samples.png"  # of the first batch, where there are pictures
 _UID = re.compile(r"[^\s.]+\.\d+\.\d+\.\d+")
 
 
@@ -41,6 +42,7 @@ class Summary:
     rounds: int = 0
     discarded_rounds: int = 0
     evaluation_error: str = ""  # why the model could not be judged
+    data: str = ""  # what the data set left out
 
     @property
     def failure(self) -> str:
@@ -84,6 +86,7 @@ class Summary:
                 rounds=int(fields.get("rounds") or 0),
                 discarded_rounds=int(fields.get("discarded_rounds") or 0),
                 evaluation_error=str(fields.get("evaluation_error") or ""),
+                data=str((fields.get("data") or {}).get("line") or ""),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise RoleError(f"the summary cannot be read: {error}") from error
@@ -105,8 +108,10 @@ def summary_table(runs: Sequence[Summary]) -> Table:
 
 
 def places(run: Summary, log_dir: Path) -> list[str]:
-    """Where everything is, a line each: paths are to be copied, so no table cuts them."""
-    found = [("model", run.model), ("checkpoints", run.checkpoints), ("logs", f"{log_dir}/")]
+    """What is said of the data, and where everything is, a line each: no table cuts them."""
+    sheet = log_dir / SAMPLES
+    found = [("data", run.data), ("samples", str(sheet) if sheet.is_file() else "")]
+    found += [("model", run.model), ("checkpoints", run.checkpoints), ("logs", f"{log_dir}/")]
     return [f"{name:<12} {place}" for name, place in found if place]
 
 

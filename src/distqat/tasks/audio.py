@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import wave
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from distqat.errors import TaskError
 from distqat.extras import require
+from distqat.tasks.wav import is_wav, read_wav
 
 Waveform = NDArray[np.float32]
 AUDIO_COLUMNS = ("audio", "speech")
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript")
-PCM = {1: "u1", 2: "<i2", 4: "<i4"}
 
 
 def waveform(recording: Any, sampling_rate: int) -> Waveform:
     """One recording as float32 [samples] at `sampling_rate` hertz, in [-1, 1].
 
     It is `{"bytes": encoded}` or `{"array": [samples] or [channels, samples], "sampling_rate": hertz}`. WAV
-    (PCM) is read by Python itself, everything else (FLAC, OGG, MP3) needs the package soundfile.
+    is read here (`wav.py`), everything else (FLAC, OGG, MP3) needs the package soundfile.
     Raises TaskError for what is no recording, MissingExtra without soundfile.
     """
     samples, rate = _decoded(recording)
@@ -31,6 +31,8 @@ def waveform(recording: Any, sampling_rate: int) -> Waveform:
         samples = samples.mean(axis=0, dtype=np.float32)
     if samples.ndim != 1 or not len(samples) or rate < 1:
         raise TaskError(f"a recording of shape {list(samples.shape)} at {rate} hertz holds no sound")
+    if not np.isfinite(samples).all():
+        raise TaskError("a recording holds NaN or infinity")
     return resampled(samples, rate, sampling_rate)
 
 
@@ -39,11 +41,14 @@ def seconds(recording: Any) -> float:
     encoded = _encoded(recording)
     if encoded is None:
         samples, rate = _decoded(recording)
-        return float(samples.shape[-1] / rate)
-    if _is_wav(encoded):
-        with _opened(encoded) as file:
-            return file.getnframes() / file.getframerate()
-    soundfile = require("soundfile", extra="speech", why="recorded speech that is no WAV")
+        if rate < 1:
+            raise TaskError(f"a recording says {rate} samples per second")
+        return float(samples.shape[-1] / rate) if samples.ndim else 0.0
+    if is_wav(encoded):
+        header = read_wav(encoded)
+        if header.known:
+            return header.frames / header.rate
+    soundfile = _soundfile(encoded)
     try:
         return float(soundfile.info(io.BytesIO(encoded)).duration)
     except soundfile.LibsndfileError as error:
@@ -69,9 +74,11 @@ def _decoded(recording: Any) -> tuple[Waveform, int]:
             raise TaskError(
                 f"a recording holds bytes, or array and sampling_rate, not {_described(recording)}"
             ) from None
-    if _is_wav(encoded):
-        return _pcm(encoded)
-    soundfile = require("soundfile", extra="speech", why="recorded speech that is no WAV")
+    if is_wav(encoded):
+        wav = read_wav(encoded)
+        if wav.known:
+            return wav.samples(), wav.rate
+    soundfile = _soundfile(encoded)
     try:
         frames, rate = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -79,33 +86,21 @@ def _decoded(recording: Any) -> tuple[Waveform, int]:
     return np.asarray(frames.T), int(rate)
 
 
-def _pcm(encoded: bytes) -> tuple[Waveform, int]:
-    with _opened(encoded) as file:
-        kind = PCM.get(file.getsampwidth())
-        if kind is None:
-            raise TaskError(f"WAV of {8 * file.getsampwidth()} bits is not read; convert it to 16 bits")
-        values = np.frombuffer(file.readframes(file.getnframes()), dtype=kind).astype(np.float32)
-        middle = 128.0 if kind == "u1" else 0.0
-        scaled = (values - middle) / float(2 ** (8 * file.getsampwidth() - 1))
-        return scaled.reshape(-1, file.getnchannels()).T, file.getframerate()
-
-
-def _opened(encoded: bytes) -> wave.Wave_read:
-    try:
-        return wave.open(io.BytesIO(encoded), "rb")
-    except (wave.Error, EOFError) as error:
+def _soundfile(encoded: bytes) -> Any:
+    """The package for what is not read here. Raises MissingExtra; TaskError for a WAV file."""
+    if is_wav(encoded) and find_spec("soundfile") is None:
+        wav = read_wav(encoded)
         raise TaskError(
-            f"a WAV recording of {len(encoded)} bytes cannot be decoded ({error}); convert it to 16-bit PCM"
-        ) from error
-
-
-def _is_wav(encoded: bytes) -> bool:
-    return encoded[:4] == b"RIFF" and encoded[8:12] == b"WAVE"
+            f"WAV of format {wav.format} with {8 * wav.width} bits cannot be decoded: convert it to 16-bit "
+            "PCM, or pip install 'distqat[speech]'"
+        )
+    return require("soundfile", extra="speech", why="recorded speech that is no WAV")
 
 
 def _encoded(recording: Any) -> bytes | None:
-    data = recording.get("bytes") if isinstance(recording, Mapping) else None
-    return data if isinstance(data, bytes) else None
+    """The bytes of a file, where a recording is that."""
+    data = recording.get("bytes") if isinstance(recording, Mapping) else recording
+    return bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else None
 
 
 def _described(recording: Any) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.options import Options
 from distqat.tasks.base import Place
+from distqat.tasks.image_file import Background
 
 Augmentation = Literal["none", "shift", "crop_flip", "resized_crop"]
 Statistics = Literal["half", "mnist", "cifar10", "imagenet"]
@@ -42,6 +43,8 @@ class ImageOptions(Options):
     100 % to the whole, and mirrors (arXiv:1409.4842, section 6)."""
     padding: Annotated[int, Field(ge=0, le=256)] = 4
     """Pixels that an image may be shifted by, in each direction."""
+    background: Background = "white"
+    """`white`, `grey` or `black`: what images with alpha are composed on where the model takes no alpha."""
     normalize: Statistics = "half"
     """Whose means and deviations the pixels are normalised with; `half` maps them to [-1, 1]."""
 

@@ -133,6 +133,14 @@ class Judging(Protocol):
 
 
 @runtime_checkable
+class Pictured(Protocol):
+    """A task whose samples are pictures: a sheet of the first batch lets a person look at them."""
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Sequence[str]]:
+        """Those of a batch [B, C, H, W] as the model sees them, but in [0, 1]; the label of each, or ""."""
+
+
+@runtime_checkable
 class Showing(Protocol):
     """A task whose outputs are worth looking at."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,8 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.tasks.augment import ImageOptions, chance_at, mirrored, resized_crop, shifted, statistics
 from distqat.tasks.base import Batch, Place, Sample
+from distqat.tasks.images import picture
+from distqat.tasks.labels import class_index, column
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -22,10 +23,9 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 class ImageClassification:
     """Images `{"x": float32 [B, C, H, W]}`, labels `{"y": int64 [B]}`, logits `{"x": [B, K]}`.
 
-    A sample holds an image (column `image` or `img`) and a label (`label`, `labels` or `fine_label`).
-    The image is a PIL image, `{"bytes": encoded}`, an array [H, W] or [H, W, C], or a tensor [C, H, W];
-    integers span the range of their type, floats lie in [0, 1]. Pixels go to [-1, 1], or are normalised as
-    the options say; samples to train on are augmented as they say, those of evaluation never.
+    A sample holds an image (column `image` or `img`; `images.picture` says what may be one) and a label
+    (`label`, `labels` or `fine_label`). Pixels go to [-1, 1], or are normalised as the options say; samples
+    to train on are augmented as they say, those of evaluation never.
     """
 
     name = "cv"
@@ -62,12 +62,17 @@ class ImageClassification:
         if not samples:
             raise TaskError("a batch needs at least one sample")
         images = [
-            self._image(_column(sample, IMAGE_COLUMNS, "image"), chance)
+            self._image(column(sample, IMAGE_COLUMNS, "image"), chance)
             for sample, chance in zip(samples, chances, strict=True)
         ]
-        labels = [self._label(_column(sample, LABEL_COLUMNS, "label")) for sample in samples]
+        labels = [self._label(column(sample, LABEL_COLUMNS, "label")) for sample in samples]
         x_BCHW = torch.stack(images).sub_(self._mean).div_(self._deviation)
         return Batch({"x": x_BCHW}, {"y": torch.tensor(labels, dtype=torch.int64)}, len(samples))
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, list[str]]:
+        """The pictures of a batch [B, C, S, S] in [0, 1], and the label of each."""
+        shown = (batch.inputs["x"] * self._deviation + self._mean).clamp(0, 1)
+        return shown, [str(label) for label in batch.labels["y"].tolist()]
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy in float32, whatever the precision of the logits."""
@@ -87,10 +92,7 @@ class ImageClassification:
         return totals["correct"] / totals["count"]
 
     def _label(self, value: Any) -> int:
-        try:
-            label = int(value)
-        except (TypeError, ValueError):
-            raise TaskError(f"label {value!r} is no class index") from None
+        label = class_index(value)
         if label < 0 or (self.num_classes is not None and label >= self.num_classes):
             known = "" if self.num_classes is None else f" [0, {self.num_classes})"
             raise TaskError(
@@ -102,10 +104,7 @@ class ImageClassification:
 
     def _image(self, value: Any, chance: np.random.RandomState | None) -> Tensor:
         """One image to float32 [C, S, S] in [0, 1], augmented where there is chance."""
-        image_CHW = value if isinstance(value, Tensor) else _to_chw(_pixels(value, self.num_channels))
-        image_CHW = _unit_range(image_CHW)
-        if image_CHW.dim() != 3 or image_CHW.numel() == 0:
-            raise TaskError(f"an image has dimensions [C, H, W], not {list(image_CHW.shape)}")
+        image_CHW = picture(value, self.num_channels, self.options.background)
         channels = image_CHW.shape[0]
         if channels == 1:
             image_CHW = image_CHW.expand(self.num_channels, -1, -1)
@@ -120,56 +119,6 @@ class ImageClassification:
             return mirrored(resized_crop(image_CHW, self.img_size, chance), chance)
         moved_CHW = shifted(_square(image_CHW, self.img_size), self.options.padding, chance)
         return mirrored(moved_CHW, chance) if self.options.augment == "crop_flip" else moved_CHW
-
-
-def _column(sample: Sample, names: Sequence[str], what: str) -> Any:
-    for name in names:
-        if sample.get(name) is not None:
-            return sample[name]
-    columns = ", ".join(sorted(sample)) or "none"
-    raise TaskError(f"a sample has no {what}: expected a column {' or '.join(names)}, found: {columns}")
-
-
-def _pixels(value: Any, num_channels: int) -> np.ndarray[Any, Any]:
-    """A PIL image, encoded bytes or an array to an array [H, W] or [H, W, C]."""
-    if isinstance(value, Mapping):
-        value = _decode(value)
-    if hasattr(value, "convert"):  # a PIL image; Pillow itself is needed only for encoded ones
-        value = value.convert({1: "L", 3: "RGB", 4: "RGBA"}.get(num_channels, value.mode))
-    array = np.asarray(value)
-    if array.dtype.kind not in "uif":
-        raise TaskError(f"an image cannot be read from {type(value).__name__}")
-    return array
-
-
-def _decode(encoded: Mapping[str, Any]) -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise TaskError("encoded images need Pillow; pip install pillow") from None
-    data = encoded.get("bytes")
-    if not isinstance(data, bytes):
-        raise TaskError("an encoded image has no bytes; remote image paths are not followed")
-    try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise TaskError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
-
-
-def _to_chw(array: np.ndarray[Any, Any]) -> Tensor:
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3:
-        raise TaskError(f"an image array has dimensions [H, W] or [H, W, C], not {list(array.shape)}")
-    if array.dtype.kind == "u" and array.itemsize > 1:  # torch computes with few unsigned types
-        array = array.astype(np.float32) / np.iinfo(array.dtype).max
-    return torch.from_numpy(np.require(array.transpose(2, 0, 1), requirements=["C", "W"]))
-
-
-def _unit_range(image: Tensor) -> Tensor:
-    if image.is_floating_point():
-        return image.to(torch.float32)
-    return image.to(torch.float32) / float(torch.iinfo(image.dtype).max)
 
 
 def _square(image_CHW: Tensor, size: int) -> Tensor:

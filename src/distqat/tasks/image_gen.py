@@ -13,9 +13,11 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
+from distqat.tasks.augment import ImageOptions
 from distqat.tasks.base import Batch, Forward, Phase, Place, Sample
 from distqat.tasks.cv import LABEL_COLUMNS, ImageClassification
 from distqat.tasks.frechet import features_of, frechet_distance
+from distqat.tasks.image_file import Background
 from distqat.tasks.options import parse_options
 from distqat.tasks.picture import png, sheet
 
@@ -33,6 +35,8 @@ class GanOptions(Options):
 
     loss: Literal["non_saturating", "hinge"] = "non_saturating"
     """Goodfellow et al. (arXiv:1406.2661, section 3), or the hinge of Lim and Ye (arXiv:1705.02894)."""
+    background: Background = "white"
+    """`white`, `grey` or `black`: what pictures with alpha are composed on."""
 
 
 class ImageGeneration:
@@ -61,7 +65,8 @@ class ImageGeneration:
         self.latent = latent or LATENT
         self.seed = seed
         self.options = parse_options(GanOptions, options or {}, self.name)
-        self._pictures = ImageClassification(num_channels=num_channels, img_size=img_size)
+        alpha = ImageOptions(background=self.options.background)
+        self._pictures = ImageClassification(num_channels=num_channels, img_size=img_size, options=alpha)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """For samples outside training; their noise goes by their place in the batch."""
@@ -73,6 +78,10 @@ class ImageGeneration:
         phase = torch.full((batch.size,), DISCRIMINATOR)
         inputs = {"z": self.noise(places), "real": batch.inputs["x"], "phase": phase}
         return Batch(inputs, {"phase": phase}, batch.size)
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, list[str]]:
+        """The real pictures of a batch [B, C, S, S] in [0, 1]; they have no labels."""
+        return (batch.inputs["real"] / 2 + 0.5).clamp(0, 1), [""] * batch.size
 
     def noise(self, places: Iterable[Place]) -> Tensor:
         """[B, L] from a normal distribution, a row for each place."""

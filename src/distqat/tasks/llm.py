@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.tasks.base import Batch, Sample
+from distqat.tasks.labels import whole
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 NO_LABEL = -100  # what cross_entropy leaves out
@@ -73,7 +74,10 @@ class LanguageModelling:
                 f"a sample has no tokens: expected a column {' or '.join(TOKEN_COLUMNS)}, found: {columns}; "
                 "text is cut into tokens where data.task_type is llm"
             )
-        tokens = torch.as_tensor(value, dtype=torch.int64)
+        try:
+            tokens = whole(torch.as_tensor(value), "tokens")
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise TaskError(f"tokens are a list of numbers, not {str(value)[:80]}") from error
         if tokens.dim() != 1 or len(tokens) < 2:
             raise TaskError(f"a sample needs at least two tokens in a row, not {list(tokens.shape)}")
         low, high = int(tokens.min()), int(tokens.max())

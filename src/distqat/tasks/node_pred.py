@@ -14,6 +14,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.options import Options
 from distqat.tasks.base import Batch, Forward, Sample
+from distqat.tasks.labels import whole
 
 NO_LABEL = -100  # what cross_entropy leaves out
 COLUMNS = ("x", "edges", "weights", "y")
@@ -65,8 +66,12 @@ class NodeClassification:
                 raise TaskError(f"graphs of a batch differ in {name}: all must be padded to one size")
         x_BNF, edges_B2E, weights_BE, y_BN = (torch.stack(tensors) for tensors in columns.values())
         self._check(x_BNF, edges_B2E, y_BN)
-        inputs = {"x": x_BNF.float(), "edges": edges_B2E.long(), "weights": weights_BE.float()}
-        return Batch(inputs, {"y": y_BN.long()}, len(samples))
+        inputs = {
+            "x": x_BNF.float(),
+            "edges": whole(edges_B2E, "ends of edges"),
+            "weights": weights_BE.float(),
+        }
+        return Batch(inputs, {"y": whole(y_BN, "labels of nodes")}, len(samples))
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Mean over samples of the mean cross-entropy of a sample's labelled nodes, in float32."""

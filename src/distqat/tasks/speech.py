@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from distqat.options import Options
 from distqat.tasks.alphabet import BLANK, WAV2VEC2, Alphabet, collapse, edit_distance
 from distqat.tasks.audio import AUDIO_COLUMNS, TEXT_COLUMNS, Waveform, waveform
 from distqat.tasks.base import Batch, Sample
+from distqat.tasks.labels import column
 
 CHARACTERS_PER_SECOND = 30  # twice what the fastest speakers reach; bounds the labels of a batch
 ALIGNMENT = 64  # bytes that each of the four tensors may be filled up by
@@ -141,7 +142,7 @@ class SpeechRecognition:
 
     def _waveform(self, sample: Sample) -> Waveform:
         options = self.options
-        sound = waveform(_column(sample, AUDIO_COLUMNS, "recording"), options.sampling_rate)
+        sound = waveform(column(sample, AUDIO_COLUMNS, "recording"), options.sampling_rate)
         longest = int(options.max_seconds * options.sampling_rate)
         if len(sound) > longest + options.sampling_rate // 100:  # another rate may round up
             raise TaskError(
@@ -153,7 +154,7 @@ class SpeechRecognition:
         return np.asarray(centred / np.sqrt(centred.var() + 1e-7), dtype=np.float32)
 
     def _text(self, sample: Sample) -> list[int]:
-        text = str(_column(sample, TEXT_COLUMNS, "text"))
+        text = str(column(sample, TEXT_COLUMNS, "text"))
         ids = self.alphabet.encode(text)
         if not ids:
             raise TaskError(f"the text {text[:80]!r} holds no character of data.options.alphabet")
@@ -163,14 +164,6 @@ class SpeechRecognition:
                 "raise data.options.max_seconds"
             )
         return ids
-
-
-def _column(sample: Sample, names: Sequence[str], what: str) -> Any:
-    for name in names:
-        if sample.get(name) is not None:
-            return sample[name]
-    columns = ", ".join(sorted(sample)) or "none"
-    raise TaskError(f"a sample has no {what}: expected a column {' or '.join(names)}, found: {columns}")
 
 
 def _logits(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

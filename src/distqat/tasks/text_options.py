@@ -17,6 +17,9 @@ class TextOptions(Options):
     document_start: str | None = None
     """Regular expression; a row that matches begins a document, to which the next rows belong, line by line.
     null: every row is a document. WikiText's articles are told apart by their titles without being asked."""
+    end_token: str | None = None
+    """Token that ends a document; null: the end of sequence that the tokenizer's own files name, or one of
+    the usual names, `<|endoftext|>` and `</s>` among them."""
 
     @field_validator("document_start")
     @classmethod

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from distqat.data.options import DataOptions
+from distqat.data.rows import account_of, origin_of
 from distqat.data.source import Item, NoData, Source, class_names, open_source
 from distqat.errors import DataError
 from distqat.tasks import TaskSettings, get_task
@@ -160,10 +161,10 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     ):
         source(tmp_path / "one.txt")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match=r"broken\.parquet' cannot be read: .*[Pp]arquet"):
+    with pytest.raises(DataError, match=r"broken\.parquet cannot be read: .*[Pp]arquet"):
         source(tmp_path / "broken.parquet")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"broken\.jsonl' cannot be read: "):
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 2 is no JSON: "):
         source(tmp_path / "broken.jsonl")
     with pytest.raises(DataError, match="files have no configurations"):
         source(tmp_path / "one.txt", dataset_config="plain")
@@ -173,6 +174,78 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"the image .*\.png cannot be read: No such file"):
         vanishing.take(1)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "what?", "50*", "{a,b}", "a b#c", "größe", "x::y"])
+@pytest.mark.parametrize("make", [parquet_folder, jsonl, images])
+def test_a_path_is_taken_as_it_is_written(make: Callable[[Path], Path], name: str, tmp_path: Path) -> None:
+    """Also beside folders that it would match as a pattern."""
+    for decoy in ("run1", "whatx", "500", "a"):
+        (tmp_path / decoy).mkdir()
+        (tmp_path / decoy / "rows.txt").write_text("the wrong folder")
+    (tmp_path / name).mkdir()
+    found = source(make(tmp_path / name))
+    numbers = labels(found.heldout()) + labels(drain(found, 32))
+    assert sorted(numbers) == (list(range(ROWS)) if make is not images else sorted([0, 1] * 20))
+
+
+def test_splits_in_capitals_and_below_other_folders(tmp_path: Path) -> None:
+    for split, count in (("Train", 6), ("Test", 5)):
+        for name in ("a", "b"):
+            for i in range(count):
+                path = tmp_path / "kaggle" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(i))
+    for root in (tmp_path, tmp_path / "kaggle"):
+        found = source(root)
+        assert class_names(found) == ["a", "b"]
+        assert labels(found.heldout()) == [0] * 5 + [1] * 5
+        assert len([item for item in drain(found, 13) if item.epoch == 0]) == 12
+    assert len(labels(source(tmp_path, dataset_split="TEST").heldout())) == 2  # a fifth of the ten in it
+    parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", 0, 10)
+    parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", 10, 3)
+    assert labels(source(tmp_path / "hub").heldout()) == [10, 11, 12]
+
+
+def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path) -> None:
+    texts = [
+        None if i in (30, 31) else "" if i == 33 else f"document {i} of some length" for i in range(ROWS)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "README.md").write_text("what this is")
+    found = source(tmp_path, task_type="llm", sequence_length=8)
+    assert account_of(found)["complete"] is False
+    drain(found, 400)
+    told = account_of(found)
+    assert told["rows"] == {
+        "read": 32,
+        "left_out": {"with null in place of text": 2, "with an empty text": 1},
+    }
+    assert told["files"] == {"read": 2, "left_out": {"ending in .md": 1}}
+    assert told["complete"] is True
+    assert "3 of 32 rows left out: 2 with null in place of text (first: " in told["line"]
+    assert "rows.jsonl, line 31)" in told["line"]
+    of_images = account_of(
+        source(images(tmp_path / "pictures")) if not (tmp_path / "pictures").mkdir() else None
+    )
+    assert of_images["line"] == "none of 40 files left out"
+
+
+def test_an_image_without_bytes_is_found_at_the_start(tmp_path: Path) -> None:
+    images(tmp_path)
+    for name in ("cats/07.png", "cats/09.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"the image .*cats/07\.png is empty \(0 bytes\), and 1 more"):
+        source(tmp_path)
+
+
+def test_rows_say_where_they_come_from(tmp_path: Path) -> None:
+    rows = [origin_of(item.sample) for item in drain(source(parquet_folder(tmp_path / "p")), 32)]
+    assert sorted(rows)[-1] == f"{tmp_path}/p/part-1.parquet, row 9 (from 0)"
+    (tmp_path / "i").mkdir()
+    assert origin_of(source(images(tmp_path / "i")).take(1)[0].sample).endswith(".png")
+    lines = {origin_of(item.sample) for item in drain(source(jsonl(tmp_path)), 32)}
+    assert lines == {f"{tmp_path}/rows.jsonl, line {n}" for n in range(9, 41)}
 
 
 def test_classes_are_named_where_the_data_name_them(tmp_path: Path) -> None:

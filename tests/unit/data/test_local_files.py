@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distqat.config import load_config
-from distqat.data.local_files import find_files, is_local, split_of
+from distqat.data.local_files import class_of, find_files, is_local, split_of
 from distqat.errors import DataError
 
 
@@ -41,10 +41,37 @@ def test_names(name: str) -> None:
         ("developers/1.png", "train"),
         ("cats/test.png", "train"),
         ("part-3.parquet", "train"),
+        ("Test/cat/1.png", "test"),
+        ("TRAIN/cat/1.png", "train"),
+        ("Testing/cat/1.png", "test"),
+        ("Training/cat/1.png", "train"),
+        ("archive/Val/cat/1.png", "val"),
+        ("cat/test/1.png", "test"),
+        ("train/test/1.png", "train"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("Valid.jsonl", "valid"),
+        ("2024/part-3.parquet", "train"),
     ],
 )
 def test_splits(place: str, split: str) -> None:
     assert split_of(Path(place)) == split
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("cat/1.png", "cat"),
+        ("Train/cat/1.png", "cat"),
+        ("archive/Train/cat/1.png", "cat"),
+        ("cat/train/1.png", "cat"),
+        ("train/test/1.png", "test"),
+        ("a/b/1.png", "b"),
+        ("train/1.png", None),
+        ("1.png", None),
+    ],
+)
+def test_classes(place: str, name: str | None) -> None:
+    assert class_of(Path(place)) == name
 
 
 def test_files_are_sorted_and_others_left_out(tmp_path: Path) -> None:
@@ -55,6 +82,10 @@ def test_files_are_sorted_and_others_left_out(tmp_path: Path) -> None:
         "train": ["a.parquet", "b.parquet"],
         "test": ["test.parquet"],
     }
+    assert str(found.left_out) == (
+        f"2 of 5 files left out: 1 beginning with a dot (first: {tmp_path}/.d.parquet), "
+        f"1 ending in .md (first: {tmp_path}/README.md)"
+    )
 
 
 def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:

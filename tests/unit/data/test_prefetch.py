@@ -12,7 +12,7 @@ import torch
 
 from distqat.data.prefetch import Prefetch
 from distqat.data.source import Item, parse_place
-from distqat.errors import DataError, HubUnavailable, TaskError
+from distqat.errors import DataError, HubUnavailable
 from distqat.tasks import Batch, Sample, TaskSettings, get_task
 from distqat.tasks.cv import ImageClassification
 
@@ -134,7 +134,7 @@ async def test_a_failed_draw_loses_nothing() -> None:
 async def test_samples_that_do_not_fit_the_task_are_told_each_time() -> None:
     ahead = prefetch(Numbers(10), num_classes=2)
     for _ in range(2):
-        with pytest.raises(TaskError, match="label 2 is outside"):
+        with pytest.raises(DataError, match=r"sample 2 of epoch 0 .*: label 2 is outside"):
             await ahead.next(4)
     ahead.close()
 

@@ -70,6 +70,14 @@ def test_recordings_of_what_is_said_once_and_short_enough() -> None:
     assert source.order == "speech_prompts recorded max_seconds=4.0 seed=0 samples=5"
     by_text = {sample["text"]: sample["audio"] for sample in taken}
     assert len(by_text["Activated."]["array"]) == 800
+    assert set(source.left_out[0].reasons) <= {
+        "without words",
+        "with numbers or signs whose reading is not written out",
+        "without a recording",
+        "recorded twice",
+        "longer than 4 s (data.options.max_seconds)",
+    }
+    assert source.left_out[0].read - source.left_out[0].count == 6
     assert by_text["Activated."]["array"][0] == pytest.approx(100 / 32768)
     twice = open_prompts(sampling_rate=16_000).take(1)[0].sample["audio"]
     assert twice["sampling_rate"] == 16_000

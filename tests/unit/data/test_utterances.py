@@ -13,6 +13,7 @@ import pytest
 
 from distqat.data import utterances
 from distqat.data.options import DataOptions
+from distqat.data.rows import LeftOut
 from distqat.data.source import open_source
 from distqat.data.utterances import Utterances
 from distqat.errors import DataError, MissingExtra
@@ -34,16 +35,33 @@ def given(**more: Any) -> DataOptions:
 
 
 def test_what_is_short_enough_and_has_a_text() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"audio": {"bytes": wav(4000)}, "text": "half a second"},
         {"audio": {"bytes": wav(4001)}, "text": "longer"},
         {"audio": {"bytes": wav(800)}, "text": "?!"},
         {"audio": {"bytes": wav(800)}, "text": "a" * 16},
         {"speech": {"bytes": wav(800)}, "sentence": "a" * 15},
     ]
-    kept = Utterances(given())
-    assert [row.get("text", row.get("sentence")) for row in kept(rows)] == ["half a second", "a" * 15]
+    rows += [
+        {"audio": {"bytes": wav(0)}, "text": "no sound"},
+        {"audio": None, "text": "no recording"},
+        {"audio": {"bytes": wav(800)}, "text": None},
+    ]
+    kept, account = Utterances(given()), LeftOut("rows", len(rows))
+    assert [row.get("text", row.get("sentence")) for row in kept(rows, account)] == [
+        "half a second",
+        "a" * 15,
+    ]
     assert "max_seconds=0.5" in str(kept)
+    assert account.reasons == {
+        "longer than 0.5 s (data.options.max_seconds)": 1,
+        "whose text has no character of data.options.alphabet": 1,
+        "whose text cannot be said in 0.5 s": 1,
+        "without any sound": 1,
+        "with null in place of a recording": 1,
+        "with null in place of text": 1,
+    }
+    assert str(account).startswith("6 of 8 rows left out: 1 longer than 0.5 s")
 
 
 @pytest.mark.parametrize(

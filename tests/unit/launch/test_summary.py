@@ -79,6 +79,13 @@ def test_paths_stand_on_lines_of_their_own() -> None:
     ]
 
 
+def test_what_was_left_out_and_the_sheet_of_the_first_batch(tmp_path: Path) -> None:
+    (tmp_path / "samples.png").write_bytes(b"")
+    line = "2 of 600 rows left out: 2 with an empty text"
+    run = Summary.of({**FIELDS, "data": {"rows": {"read": 600}, "line": line}}, "swarm")
+    assert places(run, tmp_path)[:2] == [f"data         {line}", f"samples      {tmp_path}/samples.png"]
+
+
 def test_what_was_not_measured_is_a_dash() -> None:
     run = Summary.of({}, "swarm")
     assert (run.score, run.loss_first, run.samples) == (None, None, 0)

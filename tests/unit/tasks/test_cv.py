@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from typing import Any
 
@@ -10,29 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from distqat.errors import TaskError
 from distqat.tasks import TaskSettings, get_task
+from distqat.tasks.augment import ImageOptions
 from distqat.tasks.cv import ImageClassification
 
 
 def cv(**kwargs: Any) -> ImageClassification:
     return ImageClassification(**{"num_classes": 10, "num_channels": 3, "img_size": 8, **kwargs})
-
-
-class PilLike:
-    """What collate asks of a PIL image."""
-
-    def __init__(self, mode: str, array: np.ndarray[Any, Any]) -> None:
-        self.mode, self.array = mode, array
-
-    def convert(self, mode: str) -> PilLike:
-        channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
-        plane = self.array if self.array.ndim == 2 else self.array[..., 0]
-        return PilLike(mode, plane if channels == 1 else np.stack([plane] * channels, axis=-1))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return self.array
 
 
 @pytest.mark.parametrize("label_column", ["label", "labels", "fine_label"])
@@ -53,9 +39,7 @@ def test_columns_of_the_hub(image_column: str, label_column: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_pil_images_are_converted(mode: str, channels: int) -> None:
-    shape = (8, 8) if mode == "L" else (8, 8, 3)
-    image = PilLike(mode, np.full(shape, 255, np.uint8))
-    x = cv(num_channels=channels).collate([{"img": image, "label": 1}]).inputs["x"]
+    x = cv(num_channels=channels).collate([{"img": Image.new(mode, (8, 8), "white"), "label": 1}]).inputs["x"]
     assert x.shape == (1, channels, 8, 8)
     assert torch.equal(x, torch.ones_like(x))
 
@@ -66,6 +50,8 @@ def test_pil_images_are_converted(mode: str, channels: int) -> None:
         np.ones((8, 8), np.float32),
         np.full((8, 8), 65535, np.uint16),
         np.full((8, 8, 1), 255, np.uint8),
+        np.full((8, 8), 255),
+        [[255] * 8] * 8,
         torch.ones(1, 8, 8),
         torch.full((3, 8, 8), 255, dtype=torch.uint8),
     ],
@@ -73,6 +59,23 @@ def test_pil_images_are_converted(mode: str, channels: int) -> None:
 def test_white_is_one_in_every_type(image: Any) -> None:
     x = cv().collate([{"image": image, "label": 1}]).inputs["x"]
     assert torch.equal(x, torch.ones(1, 3, 8, 8))
+
+
+def test_the_background_of_alpha_is_an_option() -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    for background, value in (("white", 1.0), ("black", -1.0)):
+        options = ImageOptions.model_validate({"background": background})
+        x = cv(options=options).collate([{"image": clear, "label": 1}]).inputs["x"]
+        assert torch.equal(x, torch.full((1, 3, 8, 8), value))
+
+
+@pytest.mark.parametrize("normalize", ["half", "imagenet"])
+def test_pictures_are_shown_as_they_were(normalize: Any) -> None:
+    task = cv(options=ImageOptions(normalize=normalize))
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    shown, labels = task.pictures(task.collate([{"image": image, "label": 4} for image in images]))
+    torch.testing.assert_close(shown, images)
+    assert labels == ["4", "4"]
 
 
 def test_collate_does_not_change_the_sample() -> None:
@@ -105,6 +108,8 @@ def test_labels_outside_the_classes(label: int) -> None:
     [
         ({"text": "hello", "label": 1}, "no image.*label, text"),
         ({"image": torch.ones(3, 8, 8)}, "no label"),
+        ({"image": torch.ones(3, 8, 8), "label": None}, "the label is null"),
+        ({"image": torch.ones(3, 8, 8), "label": 1.5}, r"label 1\.5 is no class index"),
         ({"image": torch.ones(3, 8, 8), "label": "cat"}, "no class index"),
         ({"image": torch.ones(2, 8, 8), "label": 1}, "set data.num_channels to 2"),
         ({"image": np.ones((1, 2, 8, 8)), "label": 1}, r"\[1, 2, 8, 8\]"),
@@ -162,10 +167,7 @@ def test_built_by_name() -> None:
 
 
 class TestEncoded:
-    @pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow is not installed")
     def test_png_bytes(self) -> None:
-        from PIL import Image
-
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (255, 255, 255)).save(buffer, format="PNG")
         x = cv().collate([{"img": {"bytes": buffer.getvalue(), "path": None}, "label": 1}]).inputs["x"]

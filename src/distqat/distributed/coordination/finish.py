@@ -59,6 +59,7 @@ async def conclude(
         bytes_sent={**sent, "client": run.bytes_out},
         digests={stage: shared.digest for stage, shared in states.items()},
         discarded_rounds=sum(not record["committed"] for record in trainers.rounds),
+        data=trainers.account,
     )
     return summary, write_summary(summary, Path(config.log_dir))
 

@@ -37,6 +37,8 @@ class Summary:
     bytes_sent: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     discarded_rounds: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    """What the data set left out (`distqat.data.rows.account_of`)."""
 
     @staticmethod
     def of_judgement(judged: Judged | NotJudged, metric: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Trainers:
         self.ended = 0.0
         self.samples = 0
         self.samples_before = 0  # of earlier starts of the run
+        self.account: dict[str, Any] = {}  # what the data set leaves out
         self._config = config
         self._argv = list(argv)
         self._sink = sink
@@ -132,6 +133,7 @@ class Trainers:
         self.ended = now
         self.samples += int(fields.get("samples", 0))
         self._keep_up(pipeline, fields.pop("position", None), fields.pop("progress", None))
+        self.account = fields.pop("account", None) or self.account
         self.totals[pipeline] = fields
         if step == 1 or step % LOG_EVERY == 0:
             sps = float(fields.get("sps", 0.0))
