@@ -76,13 +76,27 @@ def read_card(path: Path) -> RunCard | None:
     Raises CheckpointError for one that is not as it was written.
     """
     if path.is_dir():
-        return RunCard.parse(path / CARD, (path / CARD).read_bytes()) if (path / CARD).is_file() else None
+        return _of_folder(path)
     text = model_metadata(path).get(METADATA)
     if text is None:
         return None
-    card, beside = RunCard.parse(path, text.encode()), read_card(path.parent)
+    card = RunCard.parse(path, text.encode())
+    try:
+        beside = _of_folder(path.parent)
+    except CheckpointError:
+        return card
     same = beside is not None and beside.to_share().config == card.config and beside.run == card.run
     return beside if same else card  # the one beside knows the folders of its host
+
+
+def _of_folder(folder: Path) -> RunCard | None:
+    path = folder / CARD
+    try:
+        return RunCard.parse(path, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def model_metadata(path: Path) -> dict[str, str]:

@@ -70,8 +70,11 @@ def resolve(
 
 def read_paths(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """The keys whose values may be paths of something to read, and these values."""
-    yield ("data", "dataset_name"), config.data.dataset_name
-    yield ("data", "tokenizer"), config.data.tokenizer
+    data = config.data
+    if data.dataset_name.startswith((".", "/", "~")):  # else a name of the hub, or of an embedded set
+        yield ("data", "dataset_name"), data.dataset_name
+    if data.tokenizer != "bytes" and not data.tokenizer.startswith("bpe:"):
+        yield ("data", "tokenizer"), data.tokenizer
     for index, entry in enumerate(config.model_pipeline.pipeline):
         source = entry.kwargs.get("pretrained")
         if isinstance(source, str):

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
@@ -151,7 +151,8 @@ class BaselineTrainer:
         """
         standing = self._standing()
         self.moment = self.model.follow_schedule(self._applied, self.total_steps, standing)
-        buffers = [[(b, b.clone()) for b in stage.buffers()] for stage in self.model.stages.values()]
+        stages = list(self.model.stages.values())
+        buffers = [{name: buffer.clone() for name, buffer in stage.named_buffers()} for stage in stages]
         lr = self._rate(frozen)
         with self._held(frozen | standing):
             total, finite = self._backward(batch)
@@ -161,11 +162,11 @@ class BaselineTrainer:
                 set_learning_rate(self._optimizer, lr)
                 self._scaler.step(self._optimizer)
                 self._scaler.update()
-        for position, (stage, of_stage) in enumerate(zip(self.model.stages.values(), buffers, strict=True)):
+        for position, stage in enumerate(stages):
             kept = good and position not in frozen
             self._applied[position] += kept
             if not kept:
-                _put_back(of_stage)
+                _put_back(stage, buffers[position])
             if self._applied[position] % self._config.diloco.inner_steps == 0:
                 look_again(stage)
         return total
@@ -311,6 +312,6 @@ def _record(progress: Progress, seconds: float) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for buffer, before in buffers:
-        buffer.copy_(before)
+def _put_back(stage: nn.Module, before: Mapping[str, Tensor]) -> None:
+    for name, buffer in stage.named_buffers():
+        buffer.copy_(before[name])

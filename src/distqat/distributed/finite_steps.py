@@ -13,6 +13,10 @@ from distqat.distributed.step_failures import SKIPS_END, SKIPS_SAID
 from distqat.errors import RunFailed
 from distqat.failures import REPEATS
 
+_HELP = (
+    "lower the learning rate, set diloco.max_grad_norm, or look for values in the data that are not finite"
+)
+
 
 class FiniteSteps:
     """Counts them, as a trainer of the swarm does. Its methods raise RunFailed."""
@@ -20,7 +24,7 @@ class FiniteSteps:
     def __init__(self) -> None:
         self.skips = 0  # in a row
         self._steps = 0
-        self._told = ""
+        self._told = self._at = ""
 
     def took(self, loss: float, gradients: bool, step: int, lr: float) -> bool:
         """Whether a step may be applied: its loss is finite, and (`gradients`) so are its gradients."""
@@ -28,7 +32,8 @@ class FiniteSteps:
         self._steps += 1
         self.skips = 0 if good else self.skips + 1
         what = f"a gradient is not finite (loss {loss:g})" if math.isfinite(loss) else f"the loss is {loss:g}"
-        self._told = f"{what} at step {step}, learning rate {lr:g}"
+        self._at = f"step {step}, learning rate {lr:g}"
+        self._told = f"{what} at {self._at}"
         if self.skips == SKIPS_SAID:
             notice(f"the last {self.skips} steps changed nothing: {self._told}")
         if self.skips >= SKIPS_END:
@@ -40,15 +45,10 @@ class FiniteSteps:
         if self._steps and self.skips >= min(REPEATS, (self._steps + 1) // 2):
             raise RunFailed(self._sentence(f"the last {self.skips} of {self._steps} steps changed nothing"))
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-            raise RunFailed(
-                self._sentence("weights are not finite after the last step, so there is no model")
-            )
+            raise RunFailed(f"weights are not finite after {self._at}, so there is no model; {_HELP}")
 
     def _sentence(self, what: str) -> str:
-        return (
-            f"{what}: {self._told}; lower the learning rate, set diloco.max_grad_norm, or look for values in "
-            "the data that are not finite"
-        )
+        return f"{what}: {self._told}; {_HELP}"
 
 
 def all_finite(gradients: list[Tensor]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distqat.config import DEFAULT_CONFIG, Config, differences, from_recipe, load_config
+from distqat.errors import CheckpointError
 from distqat.launch.saved_model import model_in
 
 _SHOWN = 4
@@ -37,8 +38,12 @@ def config_of(args: argparse.Namespace, path: Path | None) -> SavedConfig:
     """
     from distqat.checkpoint.card import read_card
 
-    there = path is not None and path.exists()
-    card = read_card(model_in(path, args.round)) if path is not None and there else None
+    try:
+        card = read_card(model_in(path, args.round)) if path is not None and path.exists() else None
+    except CheckpointError:
+        if args.config_path is None:
+            raise
+        card = None
     if card is None or args.config_path is not None:
         given = DEFAULT_CONFIG if args.config_path is None else args.config_path
         config = load_config(given or None, args.config_overrides)

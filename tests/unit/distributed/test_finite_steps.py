@@ -68,7 +68,7 @@ def test_a_rate_that_is_too_high_ends_the_run() -> None:
 def test_weights_that_the_last_step_ruined_are_no_model() -> None:
     counts = FiniteSteps()
     counts.took(1.0, gradients=True, step=1, lr=0.1)
-    with pytest.raises(RunFailed, match="weights are not finite after the last step"):
+    with pytest.raises(RunFailed, match=r"weights are not finite after step 1, learning rate 0\.1, so"):
         counts.ended([torch.ones(2), torch.tensor([NAN])])
 
 

@@ -83,7 +83,7 @@ def test_the_next_place_is_named(config: Config, modules: Any, notices: list[str
         path.unlink()
     (tmp_path / "logs").rmdir()
     block(tmp_path / "logs")
-    assert save_model(config, modules) == tmp_path / "work" / name
+    assert save_model(config, modules).absolute() == tmp_path / "work" / name
 
 
 async def test_it_waits_for_a_place_and_loses_nothing(
@@ -92,7 +92,8 @@ async def test_it_waits_for_a_place_and_loses_nothing(
     for name in ("work", "home", "tmp"):
         (tmp_path / name).rename(tmp_path / f"{name}.gone")
     block(*(tmp_path / name for name in ("ck", "logs", "home", "tmp")))
-    monkeypatch.setattr(saving.Path, "cwd", lambda: tmp_path / "ck")
+    block(tmp_path / "work")
+    monkeypatch.setattr(saving, "_free", lambda folder, name: tmp_path / "work" / folder / name)
     with pytest.raises(NoPlace, match=r"/ck/model.*; .*/logs/.*; .*; .*/home/.*; .*/tmp/"):
         save_model(config, modules)
     monkeypatch.setattr(saving, "AGAIN_S", 0.01)

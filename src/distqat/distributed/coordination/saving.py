@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,8 +93,10 @@ def _places(config: Config) -> Iterator[Path]:
     """Where the model may go, best first. Outside the checkpoint folder nothing is ever replaced."""
     yield config.checkpoint_dir / MODEL
     name = f"{config.experiment_prefix}.{MODEL}"
-    for folder in (Path(config.log_dir), Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
-        yield _free(folder, name)
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home raises where there is none
+    for folder in (config.log_dir, ".", home, tempfile.gettempdir()):
+        if folder != "~":
+            yield _free(Path(folder), name)
 
 
 def _free(folder: Path, name: str) -> Path:
