@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 SPELL = "distqat.spell"
-"""An error handler of codecs: what an encoding lacks is written in what it has."""
+"""An error handler: what an encoding lacks is written in what it has; bytes are read as file names are."""
 
 _SPELLED = {"→": "->", "−": "-", "×": "x", "±": "+-", "…": "...", "≥": ">=", "≤": "<="}
 _UTF8 = "PYTHONUTF8"
@@ -87,10 +87,8 @@ def _writable(folder: Path) -> bool:
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    if isinstance(error, UnicodeDecodeError):  # whoever reads back what was printed
-        return "\ufffd", error.end
     if not isinstance(error, UnicodeEncodeError):
-        raise error
+        return codecs.lookup_error("surrogateescape")(error)
     spelled = b""
     for character in error.object[error.start : error.end]:
         code = ord(character)
