@@ -45,6 +45,9 @@ def begin(program: str, *, clean: bool = True) -> None:
     `clean`: not of a role, whose terminal is its log.
     """
     leave_on_interrupt(program)
+    from distqat.environment import prepare
+
+    prepare()  # which may start this program again, and that one needs the terminal as it is
     if clean:
         keep_clean()
 
@@ -111,7 +114,8 @@ def keep_clean() -> None:
         return
     try:
         sys.stderr.flush()
-        terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding=encoding, errors=errors)
     except (OSError, AttributeError):  # standard error is closed
         return
     spool = _nameless_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -102,6 +103,15 @@ def test_a_program_without_standard_error_runs() -> None:
     command = ["bash", "-c", f'{sys.executable} -c "{program}" 2>&-']
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "7\n")
+
+
+def test_a_program_that_starts_itself_again_for_its_locale_keeps_the_terminal(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("from distqat.terminal import begin, complain; begin('x'); complain('a line of ours')")
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "a line of ours\n")
 
 
 def test_a_forked_process_has_its_own_standard_error() -> None:

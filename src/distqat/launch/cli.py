@@ -39,11 +39,11 @@ ROLES = ("monitor", "client", "trainer", "server", "data-server")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 for one that does not exist."""
-    prepare()
     by_a_person = argv is None
-    words = list(sys.argv[1:] if argv is None else argv)
     if by_a_person:
         begin("distqat", clean=False)
+    prepare()
+    words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         sys.stdout.write(usage())
         complain("distqat: name a command")
