@@ -179,6 +179,12 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
         (server.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
         (client.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
         (trainer.main, ("--config-path=",), ["is started by its client", "--run-locally"]),
+        (local.main, ("--config-path=", "--data-dataset-name=./nothing"), ["there is no file or folder"]),
+        (
+            trainer_client.main,
+            ("--config-path=", "--data-dataset-name=./nothing"),
+            ["there is no file or folder"],
+        ),
         (local.main, ("--plugin=broken.py",), ["broken.py:2: ZeroDivisionError: division by zero"]),
         (servers.main, ("--plugin=nothing.py",), ["nothing.py: no such file"]),
         (trainer_client.main, ("--plugin=no_such_module",), ["no module 'no_such_module' can be imported"]),
@@ -187,7 +193,7 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
         "shapes", "missing stage", "stage name", "stage key", "tokenizer", "extra", "column", "path",
         "network", "data set name", "path without ./", "careless task", "too slow", "task name",
         "server alone", "client alone", "trainer alone",
-        "plugin raises", "plugin missing", "plugin module",
+        "path, local run", "path, client", "plugin raises", "plugin missing", "plugin module",
     ],
 )  # fmt: skip
 def test_the_error_is_one_line_with_the_fix_and_code_2(

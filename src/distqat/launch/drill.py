@@ -18,7 +18,7 @@ from distqat.errors import ConfigError, DistqatError
 from distqat.files import write_whole
 from distqat.launch.outputs import check_output
 from distqat.launch.processes import private_runtime
-from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
+from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, check_data, read_settings
 from distqat.launch.warm import Zygotes
 from distqat.terminal import begin, leave
 
@@ -83,6 +83,7 @@ def with_defaults(config_path: str, given: dict[str, Any]) -> dict[str, Any]:
 def _main(words: Sequence[str], zygotes: Zygotes) -> int:
     args = parse(words)
     settings = read_settings(args)
+    check_data(settings.config)
     config = settings.config
     if config.world_size < 2:
         raise ConfigError("world_size: a drill kills replicas, so it needs 2 or more of each stage")

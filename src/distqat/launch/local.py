@@ -13,7 +13,7 @@ from typing import Any
 from distqat.distributed.process import guarded, run_role, set_title
 from distqat.environment import prepare
 from distqat.errors import RunFailed
-from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, read_settings
+from distqat.launch.roles import LAUNCHER_GRACE_S, Settings, check_data, read_settings
 from distqat.launch.warm import Zygotes
 from distqat.terminal import begin, leave, log_to
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
     args = parse(words)
     settings = read_settings(args)
+    check_data(settings.config)
     from distqat.launch.display import open_display
     from distqat.launch.local_run import LocalRun
     from distqat.launch.plan import make_plan

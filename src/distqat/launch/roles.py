@@ -22,8 +22,9 @@ from distqat.distributed.process import (
     set_up_logging,
 )
 from distqat.distributed.process.runtime import moved
-from distqat.errors import DistqatError, RoleError
+from distqat.errors import ConfigError, DataError, DistqatError, RoleError
 from distqat.launch.folder import no_logs
+from distqat.places import find
 from distqat.terminal import log_to
 
 if TYPE_CHECKING:
@@ -75,6 +76,20 @@ def read_settings(args: argparse.Namespace) -> Settings:
     if device != "cpu" and "device" in settings.overrides:  # typed: refused before anything is started
         resolve_device(device, explicit=True)
     return settings
+
+
+def check_data(config: Config) -> None:
+    """For launchers whose client reads the data on this host. ConfigError: no file or folder is there."""
+    name = config.data.dataset_name
+    if not name.startswith((".", "/", "~")):
+        return
+    from distqat.data.local_files import find_files, is_local
+
+    if is_local(name) and not find(name).exists():
+        try:
+            find_files(name)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
 
 
 def entry_of(kind: str) -> str:

@@ -27,6 +27,7 @@ from distqat.launch.roles import (
     OLDEST,
     STOP_GRACE_S,
     Settings,
+    check_data,
     claim_launcher_log,
     claim_role_log,
     keep_until_ready,
@@ -72,6 +73,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     began = time.monotonic()
     args = parse(argv)
     settings = read_settings(args)
+    check_data(settings.config)
     check_checkpoint_folder(settings.config)
     start = {OLDEST: str(int(time.time()))} if args.fresh else {}
     if args.fresh:
