@@ -179,6 +179,11 @@ class Replica(Stage):
         moments: Moments = await self._compute(lambda: Moments(inner_state(self.replica), self.replica.step))
         return moments
 
+    @property
+    def steps_due(self) -> int:
+        """How many inner steps the next round waits for."""
+        return self.rounds.inner_steps(self.member.shared.round)
+
     async def take_steps(self, count: int, seed: int) -> None:
         """Inner steps on batches of its own."""
         for batch in batches(self.config, count, seed=seed):
@@ -284,8 +289,9 @@ class RoundSwarm:
 
     async def steps(self, seed: int) -> None:
         """The inner steps of one round, everywhere at once."""
-        count = self.config.diloco.inner_steps
-        await asyncio.gather(*(r.take_steps(count, seed=100 * seed + i) for i, r in enumerate(self.living)))
+        await asyncio.gather(
+            *(r.take_steps(r.steps_due, seed=100 * seed + i) for i, r in enumerate(self.living))
+        )
 
     async def agreed(self) -> None:
         """Wait until all hold what the log has; who was behind asks for it by itself."""

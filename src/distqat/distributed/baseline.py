@@ -82,18 +82,20 @@ class BaselineTrainer:
         per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
         self._applied = [0] * len(config.stages)  # steps of each stage
         self._auxiliary = 0.0  # of the batch so far
-        swarm_steps = config.diloco.total_steps * config.world_size
-        self.total_steps = swarm_steps if samples is None else max(1, round(samples / per_step))
+        self._stands = [feeds_norms(config, name, stage) for name, stage in self.model.stages.items()]
+        self._trained, last = _steps(
+            config, any(self._stands), None if samples is None else samples / per_step
+        )
+        self.total_steps = self._trained + last
+        """With those at the end in which weights stand."""
         self._shown = 0  # microbatches that were for calibration
-        measured = schedule.measures(config.diloco.outer_steps, config.quant.warmup)
-        self._stands = [measured and feeds_norms(config, n, stage) for n, stage in self.model.stages.items()]
         self.moment = schedule.Moment()  # of the last step
         self._measured = set[int]()  # stages whose weights stand by now
 
     @torch.no_grad()
     def calibrate(self, batch: Sequence[Batch]) -> None:
         """Show quantizers real data; no step. Raises RunFailed when they cannot hold it."""
-        self.model.follow_schedule(self._applied, self.total_steps)
+        self.model.follow_schedule(self._applied, self._trained)
         for part in batch:
             self._outputs(part)
         self._shown += len(batch)
@@ -150,7 +152,7 @@ class BaselineTrainer:
         One whose loss or gradients are not finite changes nothing. Raises RunFailed after many of them.
         """
         standing = self._standing()
-        self.moment = self.model.follow_schedule(self._applied, self.total_steps, standing)
+        self.moment = self.model.follow_schedule(self._applied, self._trained, standing)
         stages = list(self.model.stages.values())
         buffers = [{name: buffer.clone() for name, buffer in stage.named_buffers()} for stage in stages]
         lr = self._rate(frozen)
@@ -172,11 +174,10 @@ class BaselineTrainer:
         return total
 
     def _standing(self) -> frozenset[int]:
-        """Stages whose weights stand, for their statistics: as long as a swarm's last round takes."""
-        options = self._config.diloco
-        last = min(options.inner_steps, self._config.quant.warmup.calibrate_batches)
+        """Stages whose weights stand, for their statistics."""
         for position, stage in enumerate(self.model.stages.values()):
-            due = self._stands[position] and self._applied[position] >= self.total_steps - last
+            standing = self.total_steps > self._trained and self._stands[position]
+            due = standing and self._applied[position] >= self._trained
             if due and position not in self._measured:
                 self._measured.add(position)
                 begin_measuring(stage)
@@ -199,7 +200,7 @@ class BaselineTrainer:
         """The learning rate of this step; stages that are trained together have taken as many."""
         options = self._config.diloco
         trained = [count for position, count in enumerate(self._applied) if position not in frozen]
-        return learning_rate(max(trained, default=0), self.total_steps, options.inner_optim.lr, options)
+        return learning_rate(max(trained, default=0), self._trained, options.inner_optim.lr, options)
 
     def _backward(self, batch: Sequence[Batch]) -> tuple[float, bool]:
         """Gradients of the mean over the microbatches, clipped; the mean loss, and whether all are finite."""
@@ -230,6 +231,21 @@ class BaselineTrainer:
     def _outputs(self, part: Batch) -> dict[str, Tensor]:
         with self._precision.context(self._device):
             return self.model.outputs(*(tensor.to(self._device) for tensor in part.inputs.values()))
+
+
+def _steps(config: Config, norms: bool, wanted: float | None) -> tuple[int, int]:
+    """Steps that train, and those after them that measure `norms`, as many as in a swarm's last round.
+
+    `wanted`: how many they should be together; None: as many train as in all replicas of the swarm.
+    """
+    diloco, warmup = config.diloco, config.quant.warmup
+    measured = norms and schedule.measures(diloco.outer_steps, warmup)
+    last = min(diloco.inner_steps, warmup.calibrate_batches) if measured else 0
+    if wanted is None:
+        return diloco.total_steps * config.world_size, last
+    total = max(1, round(wanted))
+    last = min(last, total // schedule.FEWEST_ROUNDS)
+    return total - last, last
 
 
 async def train_locally(config: Config, stop: asyncio.Event, samples: int | None = None) -> int:

@@ -73,8 +73,9 @@ class WarmupOptions(Options):
     BatchNorm is measured at the end."""
     freeze_bn_last: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     """The last share of a run's steps: in the second half of it quantizers' steps are frozen, and biases
-    snapped. Above 0, in a run of four rounds or more, weights of a model with BatchNorm stand in the last
-    round, in which the statistics that it keeps are measured; in float as well."""
+    snapped. Above 0, in a run of four rounds or more, the weights of a model with BatchNorm stand in the last
+    round, in which the statistics that it keeps are measured (also in float); the round before takes the
+    steps of both."""
 
 
 class QuantOptions(Options):

@@ -9,8 +9,9 @@ are an extrapolation of them. Training on with constants is worse. Without the n
 same rate moves what the layers behind get by as much as it likes, and directions that the norm had cancelled
 (the bias in front of it) have hardly any second moment in Adam, so that they begin with up to six times the
 rate (docs/decisions/0030-statistics-of-the-last-weights.md). So norms follow their batches as long as
-anything is trained. In the last round nothing is: every replica has the weights of the round before, and the
-statistics that stay are the plain mean over all batches of all replicas (arXiv:2105.07576, section 3).
+anything is trained. In the last round nothing is (the one before takes the steps of both): every replica has
+the weights of the round before, and the statistics that stay are the plain mean over all batches of all
+replicas (arXiv:2105.07576, section 3).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from distqat.quant.states import quantizers
 from distqat.quant.statistics import tracked_norms
 
 FEWEST_ROUNDS = 4
-"""A run of fewer rounds trains in its last one too: it would cost a third of the training or more."""
+"""A run of fewer rounds averages after each, and does without: two of them become one."""
 
 _OWN_MOMENTUM = "_own_momentum"
 

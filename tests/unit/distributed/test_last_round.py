@@ -69,8 +69,7 @@ class CountingSwarm(RoundSwarm):
 
     async def last_round(self, seed: int) -> list[Batch]:
         """Its microbatches, those of the first replica first."""
-        count = self.config.diloco.inner_steps
-        shown = [batches(self.config, count, 100 * seed + i) for i, _ in enumerate(self.living)]
+        shown = [batches(self.config, r.steps_due, 100 * seed + i) for i, r in enumerate(self.living)]
         records = await self.round(seed)
         assert all(record["committed"] for record in records), records
         await self.agreed()
@@ -135,6 +134,8 @@ async def test_the_last_round_is_as_short_as_its_purpose(tmp_path: Path) -> None
         for number in range(ROUNDS - 1):
             await swarm.round(number)
         (replica,) = swarm.replicas
+        assert replica.replica.step == ROUNDS * 5  # two rounds' steps became one's, so no training is lost
+        assert replica.steps_due == 2
         await replica.take_steps(2, seed=9)
         await asyncio.wait_for(replica.rounds_ended(ROUNDS), 20)
         assert replica.member.shared.round == ROUNDS
@@ -189,11 +190,13 @@ def test_stages_that_feed_a_norm() -> None:
 @pytest.mark.parametrize("quantize", [True, False])
 def test_the_baseline_measures_in_its_last_steps(quantize: bool) -> None:
     config = narrow("full", quantize=quantize, inner_steps=3)
+    assert BaselineTrainer(config, torch.device("cpu"), samples=10 * 32).total_steps == 10
     trainer = BaselineTrainer(config, torch.device("cpu"))
     calibration = batches(config, 9, seed=8)
     while trainer.calibrates:
         trainer.calibrate(calibration.pop())
     shown = batches(config, trainer.total_steps)
+    assert len(shown) == ROUNDS * 3 + 3  # no training is lost
     for batch in shown[:-3]:
         trainer.step(batch)
     module = trainer.model.stages["full"]

@@ -140,9 +140,14 @@ class Rounds:
         return measured and round >= self.options.outer_steps - 1
 
     def inner_steps(self, round: int) -> int:
-        """How many steps follow the committed state of `round` until the next round is due."""
+        """How many steps follow the committed state of `round` until the next round is due.
+
+        Before the last round, in which nothing is trained, those of two: the run trains as much as any other.
+        """
         wanted = self.options.inner_steps
-        return min(wanted, self._warmup.calibrate_batches) if self.measuring(round) else wanted
+        if self.measuring(round):
+            return min(wanted, self._warmup.calibrate_batches)
+        return 2 * wanted if self.measuring(round + 1) else wanted
 
     def contribution(self, shared: Shared, base: Local) -> Named:
         """Encoded pseudo-gradient, steps, buffers and what waiting quantizers counted, as named tensors."""
