@@ -8,7 +8,7 @@ behind weights that move fast, and after a round they are those of the replicas'
 are an extrapolation of them. Training on with constants is worse. Without the normalisation a step of the
 same rate moves what the layers behind get by as much as it likes, and directions that the norm had cancelled
 (the bias in front of it) have hardly any second moment in Adam, so that they begin with up to six times the
-rate (docs/decisions/0030-statistics-of-the-last-weights.md). So norms follow their batches as long as
+rate (docs/decisions/0032-statistics-of-the-last-weights.md). So norms follow their batches as long as
 anything is trained. In the last round nothing is (the one before takes the steps of both): every replica has
 the weights of the round before, and the statistics that stay are the plain mean over all batches of all
 replicas (arXiv:2105.07576, section 3).
