@@ -32,7 +32,7 @@ class Scene:
         self.records: list[Mapping[str, Any]] = []
         self.finished = False
         peer = SimpleNamespace(
-            transport=swarm.trainer, directory=None, identity=SimpleNamespace(peer="trainer")
+            transport=swarm.trainer, directory=None, host="", identity=SimpleNamespace(peer="trainer")
         )
         swarm.trainer.traffic = SimpleNamespace(bytes_in=0, bytes_out=0)  # type: ignore[attr-defined]
         data: Any = SimpleNamespace(
