@@ -53,12 +53,12 @@ def trained(name: str, quant: Mapping[str, Any], effort: Effort) -> Exportable:
 
 
 def augmented_samples(work: Work, heldout: list[Sample], count: int) -> list[Sample]:
-    """Pictures as `Digits.judge` sees them, as samples: in [0, 1], but for the noise."""
+    """Pictures as `Digits.judge` sees them, as samples: in [0, 1], where a picture ends and its noise with it."""
     whole = work.task.collate(heldout)
     generator = torch.Generator().manual_seed(HELDOUT_SEED)
     samples: list[Sample] = []
     while len(samples) < count:
-        images = (augmented(whole.inputs["x"], generator) + 1) / 2
+        images = ((augmented(whole.inputs["x"], generator) + 1) / 2).clamp(0, 1)
         labels = whole.labels["y"].tolist()
         samples += [{"image": i, "label": label} for i, label in zip(images, labels, strict=True)]
     return samples[:count]

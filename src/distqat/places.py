@@ -51,6 +51,11 @@ def candidates(name: str) -> list[Path]:
     return [folder / path for folder in where]
 
 
+def looked_elsewhere(name: str) -> str:
+    """As `looked_at` in brackets, where a path was looked for in more than one folder; else ""."""
+    return f" ({looked_at(name)})" if len(candidates(name)) > 1 else ""
+
+
 def looked_at(name: str) -> str:
     """Where a path was looked for: `looked for /here/data and /configs/data: paths count ...`."""
     told = f"looked for {' and '.join(str(path) for path in candidates(name))}"

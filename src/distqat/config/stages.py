@@ -12,7 +12,7 @@ from distqat.config.source import KeyPath
 from distqat.errors import ConfigError
 from distqat.failures import describe
 from distqat.nearby import is_path, missing_folder
-from distqat.places import find, looked_at
+from distqat.places import find, looked_elsewhere
 
 _CHAIN = ("full", "front", "back", "head", "body", "tail")
 _BLOCKS = ("full", "head", "body", "tail")
@@ -43,7 +43,7 @@ def check_folders(config: Config) -> None:
         source = entry.kwargs.get("pretrained")
         if isinstance(source, str) and is_path(source) and not find(source).is_dir():
             raise ConfigError(
-                f"{entry.model_name}: pretrained: {source!r}: {missing_folder(source)} ({looked_at(source)})"
+                f"{entry.model_name}: pretrained: {source!r}: {missing_folder(source)}{looked_elsewhere(source)}"
             )
 
 

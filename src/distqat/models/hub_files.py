@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distqat.errors import HubUnavailable, ModelError
 from distqat.nearby import is_path, missing_folder
-from distqat.places import find, looked_at
+from distqat.places import find, looked_elsewhere
 
 
 def fetch(source: str, file: str) -> Path | None:
@@ -19,7 +19,7 @@ def fetch(source: str, file: str) -> Path | None:
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     if is_path(source):
-        raise ModelError(f"pretrained: {source!r}: {missing_folder(source)} ({looked_at(source)})")
+        raise ModelError(f"pretrained: {source!r}: {missing_folder(source)}{looked_elsewhere(source)}")
     return _from_hub(source, file)
 
 

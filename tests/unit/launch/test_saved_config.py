@@ -131,12 +131,6 @@ def test_no_exception_is_a_traceback(
     assert code == 1
     assert error.startswith("distqat evaluate: ZeroDivisionError: of a plugin (")
     assert error.count("\n") == 1
-    monkeypatch.setattr("distqat.launch.evaluate_command.config_of", interrupted)
-    assert evaluate(capsys, path) == (130, "", "distqat evaluate: interrupted\n")
-
-
-def interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def pictures(*names: str) -> None:
