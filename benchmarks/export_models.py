@@ -53,7 +53,7 @@ def trained(name: str, quant: Mapping[str, Any], effort: Effort) -> Exportable:
 
 
 def augmented_samples(work: Work, heldout: list[Sample], count: int) -> list[Sample]:
-    """Pictures as `Digits.judge` sees them, as samples: in [0, 1], where a picture ends and its noise with it."""
+    """Pictures as `Digits.judge` sees them, as samples: cut off at 0 and 1, as pictures are."""
     whole = work.task.collate(heldout)
     generator = torch.Generator().manual_seed(HELDOUT_SEED)
     samples: list[Sample] = []

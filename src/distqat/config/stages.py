@@ -42,9 +42,8 @@ def check_folders(config: Config) -> None:
     for entry in config.model_pipeline.pipeline:
         source = entry.kwargs.get("pretrained")
         if isinstance(source, str) and is_path(source) and not find(source).is_dir():
-            raise ConfigError(
-                f"{entry.model_name}: pretrained: {source!r}: {missing_folder(source)}{looked_elsewhere(source)}"
-            )
+            where = f"{missing_folder(source)}{looked_elsewhere(source)}"
+            raise ConfigError(f"{entry.model_name}: pretrained: {source!r}: {where}")
 
 
 def model_types() -> dict[str, Any]:
