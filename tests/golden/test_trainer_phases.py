@@ -40,7 +40,8 @@ class Scene:
         )
         sink: Any = SimpleNamespace(write=self.records.append)
         self.trainer = Trainer(swarm.config, peer, 0, data, sink)  # type: ignore[arg-type]
-        self.trainer._watch = SimpleNamespace(snapshot=Driver(swarm)._snapshot)  # type: ignore[assignment]
+        watch: Any = SimpleNamespace(snapshot=Driver(swarm)._snapshot)
+        self.trainer._watch = self.trainer._routes._watch = watch
         self.trainer._coordinator = SimpleNamespace(call=self.call)  # type: ignore[assignment]
         for server in swarm.stages:
             server.passage = lambda name, uid=server.uid: self.passed(name, uid)  # type: ignore[misc]
@@ -157,7 +158,7 @@ async def test_a_failure_between_the_phases_runs_none_of_them_twice(scene: Scene
         scene.passed(name, GENERATOR)
 
     generator.passage = fails_once
-    scene.trainer._router.failed = lambda *_: None  # type: ignore[method-assign]
+    scene.trainer._routes._router.failed = lambda *_: None  # type: ignore[method-assign]
     await scene.train(0, batch)
     assert len(prepares) == 3
     assert [record["event"] for record in scene.records] == ["step", "abort", "step"]

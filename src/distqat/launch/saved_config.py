@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from distqat.config import DEFAULT_CONFIG, Config, differences, from_recipe, load_config
 from distqat.errors import CheckpointError
 from distqat.launch.saved_model import model_in
+from distqat.terminal import complain
 
 _SHOWN = 4
 
@@ -52,9 +52,9 @@ def config_of(args: argparse.Namespace, path: Path | None) -> SavedConfig:
         told = differences(config, card.config)
         if told:
             more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-            sys.stderr.write(
+            complain(
                 f"other than in training: {'; '.join(told[:_SHOWN])}{more} (without --config-path the "
-                "configuration of the run is taken)\n"
+                "configuration of the run is taken)"
             )
         return SavedConfig(config, tuple(card.classes))
     beside = [Path(folder) for folder in card.folders]

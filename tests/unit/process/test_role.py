@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from distqat.distributed.process import notices
 from distqat.distributed.process.notices import announce_ready
 from distqat.distributed.process.role import StopSignals
 
@@ -17,6 +18,12 @@ def test_the_second_signal_means_at_once() -> None:
 def test_pkill_and_the_launcher_are_one_gesture() -> None:
     signals = StopSignals(gesture_s=0.5)
     assert [signals.is_second(now) for now in (7.0, 7.1, 7.49, 7.6)] == [False, False, False, True]
+
+
+@pytest.fixture(autouse=True)
+def no_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipes of these tests are closed again, and must not be used later."""
+    monkeypatch.setattr(notices, "_pipe", notices._Pipe())
 
 
 def test_ready_is_one_line_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from distqat.distributed.process import told_wait, waiting
+from distqat.distributed.process import notices, told_wait, waiting
 from distqat.distributed.process.command import READY_FD
 from distqat.distributed.process.notices import adopt_pipe
 
@@ -16,6 +16,7 @@ from distqat.distributed.process.notices import adopt_pipe
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     reading, writing = os.pipe()
+    monkeypatch.setattr(notices, "_pipe", notices._Pipe())  # it is closed again, and must not be used later
     monkeypatch.setenv(READY_FD, str(writing))
     adopt_pipe()
     yield reading
