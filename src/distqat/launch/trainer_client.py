@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distqat.distributed.process import (
     PRELOAD,
+    Ended,
     PortClaim,
     RoleCommand,
     Supervisor,
@@ -102,10 +103,16 @@ class TrainerClient:
         self._supervisor = Supervisor(
             zygote,
             on_start=self._reporter.started,
-            on_end=self._reporter.ended,
+            on_end=self._ended,
             on_notice=self._reporter.noticed,
         )
         self._watching = self._watch(began)
+
+    def _ended(self, ended: Ended) -> None:
+        # The monitor may be asked to leave by itself; the client's end is that of the launcher.
+        if ended.command.name == "monitor" and ended.code == 0 and ended.consequence != "stopped":
+            self._reporter.say(self._reporter.told(ended))
+        self._reporter.ended(ended)
 
     async def train(self, stop: asyncio.Event) -> int:
         """Exit code 0: the client has finished, or was stopped in order. Raises what a role ended with."""
