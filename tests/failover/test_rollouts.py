@@ -42,11 +42,12 @@ def config_of(**options: Any) -> Config:
 def trainer_over(swarm: MemorySwarm, driver: Driver) -> Trainer:
     """A real trainer whose directory is what the driver knows."""
     peer: Any = SimpleNamespace(
-        transport=swarm.trainer, directory=None, identity=SimpleNamespace(peer="trainer")
+        transport=swarm.trainer, directory=None, host="", identity=SimpleNamespace(peer="trainer")
     )
     sink: Any = SimpleNamespace(write=lambda record: None)
     trainer = Trainer(swarm.config, peer, 0, None, sink)
-    trainer._watch = SimpleNamespace(snapshot=driver._snapshot)  # type: ignore[assignment]
+    watch: Any = SimpleNamespace(snapshot=driver._snapshot)
+    trainer._watch = trainer._routes._watch = watch
     return trainer
 
 
@@ -100,11 +101,12 @@ async def test_a_trainer_that_is_stopped_while_nobody_serves_ends() -> None:
     async with MemorySwarm(config_of()) as swarm:
         driver = Driver(swarm)
         trainer = trainer_over(swarm, driver)
-        trainer._router.failed(driver._snapshot.servers[0].expert, time.monotonic())
-        trainer._watch = SimpleNamespace(  # type: ignore[assignment]
+        trainer._routes._router.failed(driver._snapshot.servers[0].expert, time.monotonic())
+        watch: Any = SimpleNamespace(
             snapshot=driver._snapshot.__class__(driver._snapshot.stages, ()),
             next_change=asyncio.Event().wait,
         )
+        trainer._watch = trainer._routes._watch = watch
         asking = asyncio.ensure_future(trainer._data.next(32))
         trainer._stop.set()
         with pytest.raises(Stopped):
