@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 from distqat.checkpoint.trainer_part import TrainerPart, write_trainer_part
 from distqat.config import Config
 from distqat.distributed.marker import TrainerProgress
-from distqat.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
+from distqat.distributed.process import notice
+from distqat.failures import describe
 
 
 class PartWriter:
@@ -24,6 +22,7 @@ class PartWriter:
         self._pipeline = pipeline
         self._life = life
         self._writing: asyncio.Future[None] | None = None
+        self._warned = False
 
     def begin(
         self,
@@ -58,5 +57,8 @@ class PartWriter:
     async def _write(self, part: TrainerPart) -> None:
         try:
             await asyncio.to_thread(write_trainer_part, self._config.checkpoint_dir, part)
-        except CheckpointError as error:
-            logger.warning("checkpoint step %s is not on disk: %s; training goes on", part.mark, error)
+            self._warned = False
+        except Exception as error:  # noqa: BLE001  whatever the disk does, training goes on
+            if not self._warned:  # once: a full disk stays full for a while
+                notice(f"checkpoint step {part.mark} is not on disk: {describe(error)}; training goes on")
+            self._warned = True

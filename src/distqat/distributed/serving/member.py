@@ -247,6 +247,7 @@ class RoundMember:
             )
         except SwarmError as error:
             logger.warning("round %d: no result here: %s", own.round, error)
+            self._end_if_repeated(error)
             return None, included
 
     async def _fetch(self, own: _Published, member: Any) -> Named:
