@@ -32,15 +32,16 @@ ENDS = (
     "replica.forward", "replica.loss", "replica.backward", "replica.optimizer", "activation.encode",
     "stage.prepare", "stage.commit.before_apply", "stage.commit.after_apply",
     "round.encode", "round.sending", "round.reducing", "round.before_vote", "round.before_merge",
-    "round.before_log", "round.after_log",
+    "round.before_log",
     "client.slot", "client.beat", "client.zero", "client.joined", "client.ready", "client.contribute",
     "client.vote", "client.report", "trainer.step", "model.write",
 )  # fmt: skip
 """Raised at every passage: without it there is no run."""
 GOES_ON = (
     "checkpoint.temp_file", "checkpoint.manifest", "checkpoint.rename", "checkpoint.trainer_part.rename",
+    "round.after_log",  # the round stands, and the client that is started again goes on from it
 )  # fmt: skip
-"""Beside training: it is told and the run comes to its end."""
+"""Beside training, or made good by a new start: it is told and the run comes to its end."""
 ONCE = (
     "data.next.before_reply@3", "replica.forward@2", "replica.loss@3", "replica.backward@4",
     "stage.prepare@2", "round.sending@1", "client.report@2", "client.ready@1", "checkpoint.manifest@1",
