@@ -35,10 +35,11 @@ ENDS = (
     "round.before_log",
     "client.slot", "client.beat", "client.zero", "client.joined", "client.ready", "client.contribute",
     "client.vote", "client.report", "trainer.step", "model.write",
+    "checkpoint.temp_file",  # which the trained model passes, too: it could be written nowhere
 )  # fmt: skip
 """Raised at every passage: without it there is no run."""
 GOES_ON = (
-    "checkpoint.temp_file", "checkpoint.manifest", "checkpoint.rename", "checkpoint.trainer_part.rename",
+    "checkpoint.manifest", "checkpoint.rename", "checkpoint.trainer_part.rename",
     "round.after_log",  # the round stands, and the client that is started again goes on from it
 )  # fmt: skip
 """Beside training, or made good by a new start: it is told and the run comes to its end."""
