@@ -11,7 +11,8 @@ CITED = re.compile(r"`([\w/]+\.py)?(?:::(\w+))?`")
 
 
 def test_every_row_has_a_test_that_exists() -> None:
-    rows = dict(ROW.findall((ROOT / "docs/faults.md").read_text(encoding="utf-8")))
+    page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    rows = dict(ROW.findall(page[: page.index("## Inputs and mistakes")]))
     assert list(rows) == [str(number) for number in range(1, 26)]
     for number, cited in rows.items():
         path = ""

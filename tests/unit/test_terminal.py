@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -185,7 +184,17 @@ def test_programs_speak_through_complain() -> None:
         for line in path.read_text().splitlines()
         if speak.search(line)
     ]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # importing it all changes nothing
+
+
+def test_importing_changes_no_handler() -> None:
+    done = run(
+        """
+    import signal
+    import distqat.terminal, distqat.distributed.process.child, distqat.launch.command
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    """
+    )
+    assert done.stdout == "True\n"
 
 
 def test_the_first_import_of_a_program_is_a_short_one() -> None:
