@@ -82,7 +82,11 @@ def whole(swarm: ProcessSwarm, since: float) -> bool:
 
 def heals(swarm: ProcessSwarm, fault: float) -> None:
     """As before the fault: four servers, two trainers, rounds with two members; then all is checked."""
-    until(lambda: whole(swarm, fault), "the swarm is whole again", HEAL_S)
+    try:
+        until(lambda: whole(swarm, fault), "the swarm is whole again", HEAL_S)
+    except AssertionError:
+        print(swarm.last_lines())
+        raise
     healed = time.time()
     until(lambda: whole(swarm, healed), "it stays whole", HEAL_S)
     print(f"whole again within {healed - fault:.1f} s")

@@ -318,6 +318,13 @@ class ProcessSwarm:
 
     # the end
 
+    def last_lines(self, count: int = 12) -> str:
+        """The end of every role's log: what each was doing when a test gave up waiting."""
+        logs = sorted(self.logs.glob("*.log"))
+        return "\n".join(
+            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-count:]) for log in logs
+        )
+
     def check_nothing_is_left(self) -> None:
         until(lambda: not [p for p in self.seen.values() if _lives(p)], "all processes ended", 5.0)
         until(lambda: not _marked(self.runtime), "no process of this run is left", 5.0)
