@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
 
 if __name__ == "__main__":
     begin("run_local")  # before the rest is imported: Ctrl-C may come at any moment
-    from distqat.launch.local import main
+    from distqat.launch.run_local import main
 
     leave(main())

@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
 
 if __name__ == "__main__":
     begin("servers")  # before the rest is imported: Ctrl-C may come at any moment
-    from distqat.launch.servers import main
+    from distqat.launch.start_servers import main
 
     leave(main())

@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
 
 if __name__ == "__main__":
     begin("test_failover")  # before the rest is imported: Ctrl-C may come at any moment
-    from distqat.launch.drill import main
+    from distqat.drill.failover_drill import main
 
     leave(main())

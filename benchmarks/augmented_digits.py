@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.quantization_work import augmented
-from distqat.data.digits import digits
 from distqat.data.embedded import EmbeddedSource, held_out
 from distqat.data.options import DataOptions
 from distqat.data.source import Source, register_dataset
+from distqat.data.sources.digits import digits
 
 VERSIONS = 40  # of every training image
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from distqat.config import Config
-from distqat.distributed.pipeline import Stepper, StepResult
-from distqat.distributed.wire import Hop
-from distqat.swarm.call import Traffic
-from distqat.swarm.channel import Answer
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.training.step_driver import Stepper, StepResult
+from distqat.swarm.call_channel import Answer
+from distqat.swarm.incoming_call import Traffic
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Gone, LinkLike, Transport
 from distqat.tasks.base import Batch
 

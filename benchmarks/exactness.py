@@ -26,6 +26,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
+
 from benchmarks.driver import Driver
 from benchmarks.harness import Stages, private_runtime
 from benchmarks.report import describe, facts, output, write_json
@@ -33,11 +35,10 @@ from benchmarks.scene import QUICK_CASES, Case, any_config, batches, chosen_case
 from benchmarks.stage import Stage
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.peer import Peer
-from distqat.distributed.process import run_role
-from distqat.distributed.wire import Hop
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.network.role_peer import Peer
+from distqat.process import run_role
+from distqat.swarm.peer_link import Address
 from distqat.tasks.base import Batch
 
 T = TypeVar("T")

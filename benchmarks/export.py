@@ -32,13 +32,13 @@ from benchmarks.export_models import TRAINED, UNTRAINED, Exportable, trained, un
 from benchmarks.quantization import section
 from benchmarks.quantization_work import Effort
 from benchmarks.report import describe, facts, output, write_json
-from distqat.distributed.building import task_settings
-from distqat.export.check import Expectations
-from distqat.export.description import Description
+from distqat.distributed.assembly.stage_factory import task_settings
+from distqat.export.agreement_report import Report
+from distqat.export.checker import Expectations
+from distqat.export.file_description import Description
 from distqat.export.latency import Latency, latency
-from distqat.export.onnx_export import FLOAT_MODEL, MODEL, export_onnx
-from distqat.export.report import Report
-from distqat.export.session import Session
+from distqat.export.onnx.onnx_export import FLOAT_MODEL, MODEL, export_onnx
+from distqat.export.onnx.ort_session import Session
 
 SETTINGS = ("W8A8", "W4A8", "W4A4")
 BATCHES = (1, 64)

@@ -14,8 +14,8 @@ from benchmarks.quantization_runs import one_process
 from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, Text, Work, augmented
 from distqat.config import Config
 from distqat.data.source import open_source
-from distqat.distributed.building import build_module, build_task
-from distqat.export.whole import Whole
+from distqat.distributed.assembly.stage_factory import build_module, build_task
+from distqat.export.joined_stages import Whole
 from distqat.quant import activate
 from distqat.tasks import Sample
 

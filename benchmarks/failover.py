@@ -39,10 +39,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.failover_scene import CONFIG, Counts, Figure
 from benchmarks.report import describe, facts, output, write_json
 from distqat.config import load_config
-from distqat.distributed.process import run_role, set_title
 from distqat.errors import DistqatError
-from distqat.launch.processes import private_runtime
-from distqat.launch.warm import Zygotes
+from distqat.launch.process_survey import private_runtime
+from distqat.launch.warm_processes import Zygotes
+from distqat.process import run_role, set_title
 
 Measure = Callable[[Figure, Zygotes, Counts], Awaitable[None]]
 QUICK = Counts(

@@ -17,7 +17,7 @@ from benchmarks.failover_writer import DIGEST, EXPERT, RUN, STAGE, moments, shar
 from benchmarks.report import ROOT
 from distqat.checkpoint import CheckpointStore, verify
 from distqat.errors import RoleError
-from distqat.launch.warm import Zygotes
+from distqat.launch.warm_processes import Zygotes
 
 LATEST_S = 0.25  # a writer is killed anywhere in so many seconds: some writes
 

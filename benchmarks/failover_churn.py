@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.failover_recovery import tell_invariants
 from benchmarks.failover_scene import BOUND_S, Counts, Figure, Row, Scene, running
-from distqat.launch.drill_swarm import Replica
-from distqat.launch.processes import cpu_seconds
-from distqat.launch.warm import Zygotes
+from distqat.drill.drill_swarm import Replica
+from distqat.launch.process_survey import cpu_seconds
+from distqat.launch.warm_processes import Zygotes
 
 TAIL = 0.2  # the loss at N samples is the mean over this share of the samples before
 POINTS = (0.25, 0.5, 0.75, 1.0)

@@ -18,8 +18,8 @@ import psutil
 from benchmarks.failover_scene import BOUND_S, CONFIG, Counts, Figure, Row, Scene, running
 from benchmarks.report import ROOT
 from distqat.errors import RoleError
-from distqat.launch.processes import RUNTIME, family, lives, marked, told
-from distqat.launch.warm import Zygotes
+from distqat.launch.process_survey import RUNTIME, family, lives, marked, told
+from distqat.launch.warm_processes import Zygotes
 
 AFTER_S = 2.0
 ROLES = ("monitor", "client", "trainer", "data-server", "server", "launcher")

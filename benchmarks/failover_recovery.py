@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.failover_scene import BOUND_S, STAGES, Counts, Figure, Row, Scene, quantile, running
 from benchmarks.report import ROOT
-from distqat.launch.drill_swarm import Replica
-from distqat.launch.warm import Zygotes
+from distqat.drill.drill_swarm import Replica
+from distqat.launch.warm_processes import Zygotes
 
 PHASE_S = 2.0  # a kill falls anywhere in so many seconds after the last replacement trains
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.failover_recovery import invariants
 from benchmarks.failover_scene import STAGES, Counts, Figure, Row, Scene, arm, running
+from distqat.drill.drill_swarm import Replica
 from distqat.errors import RoleError
-from distqat.launch.drill_swarm import Replica
-from distqat.launch.warm import Zygotes
+from distqat.launch.warm_processes import Zygotes
 
 ANY_TIME = "any time"
 POINTS = ("round.before_contribute", "round.before_vote", "round.before_merge", ANY_TIME)

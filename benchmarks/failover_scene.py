@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from distqat.config import load_config
-from distqat.distributed.process import RestartPolicy
+from distqat.drill.acts import Watch
+from distqat.drill.drill_swarm import DrillSwarm, Replica
+from distqat.drill.verdict import Evidence, judge
 from distqat.failpoints import ENVIRONMENT_VARIABLE
-from distqat.launch.drill_script import Watch
-from distqat.launch.drill_swarm import DrillSwarm, Replica
-from distqat.launch.drill_verdict import Evidence, judge
-from distqat.launch.roles import Settings
-from distqat.launch.warm import Zygotes
+from distqat.launch.launcher_roles import Settings
+from distqat.launch.warm_processes import Zygotes
+from distqat.process import RestartPolicy
 
 CONFIG = "configs/resnet18.yaml"
 STAGES = ("front", "back")

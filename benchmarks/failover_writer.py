@@ -16,7 +16,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distqat.checkpoint import CheckpointStore, ShardState
-from distqat.diloco.digest import state_digest
+from distqat.diloco.tensor_digest import state_digest
 
 RUN, STAGE, EXPERT, DIGEST = "kills", "front", "front.0.0.0", "a" * 64
 SIZE = 60_000  # numbers in a tensor: a write takes some milliseconds

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.family_configs import BLOCKS, FAMILIES, VOCABULARY
 from benchmarks.report import describe, facts, output, write_json
 from distqat.models import build_stage, full_state_dict
+from distqat.models.block_costs import balanced, costs_of
 from distqat.models.causal_lm import model_class, model_config
-from distqat.models.costs import balanced, costs_of
-from distqat.models.outline import outline
+from distqat.models.causal_lm_outline import outline
 
 CUTS = ((0, 1), (1, 4), (4, BLOCKS))
 

@@ -16,9 +16,9 @@ import psutil
 
 from benchmarks.report import ROOT
 from benchmarks.scene import Case
-from distqat.distributed.process.parent import PARENT_PID
-from distqat.distributed.process.runtime import HOST_ID
-from distqat.distributed.wire import Hop
+from distqat.distributed.network.call_fields import Hop
+from distqat.process.parent_death import PARENT_PID
+from distqat.process.runtime_folder import HOST_ID
 
 START_S = 120.0
 ANSWER_S = 900.0

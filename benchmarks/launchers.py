@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import private_runtime
 from benchmarks.report import ROOT, describe, facts, write_json
-from distqat.metrics.reading import read_records
+from distqat.metrics.record_files import read_records
 
 GOAL = 0.95
 PIPELINES = 2

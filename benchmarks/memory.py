@@ -90,7 +90,7 @@ class Child:
         build_stage("gptneo.body", tiny)(torch.zeros(1, 4, 16)).sum().backward()
 
     def _load(self) -> Any:
-        from distqat.distributed.building import build_module
+        from distqat.distributed.assembly.stage_factory import build_module
 
         module = build_module(self.config, self.stage)
         self.parts["weights"] = nbytes(module.parameters())
@@ -100,10 +100,10 @@ class Child:
     def _train(self, module: Any, *, averages: bool) -> None:
         import torch
 
-        from distqat.diloco import outer
-        from distqat.distributed.serving.precision import Precision
+        from distqat.diloco import outer_optimizer
+        from distqat.distributed.serving.committed_state import Shared, initial
+        from distqat.distributed.serving.forward_precision import Precision
         from distqat.distributed.serving.replica import StageReplica
-        from distqat.distributed.serving.shared import Shared, initial
 
         config, device = self.config, torch.device("cpu")
         precision = Precision.resolve("fp32", device)
@@ -123,7 +123,9 @@ class Child:
             self.peaks["an outer round, before the first step"] = resident("VmHWM")
         else:  # as after a round that moved nothing
             nothing = {name: torch.zeros_like(tensor) for name, tensor in shared.anchor.items()}
-            anchor, state = outer.update(shared.anchor, nothing, shared.outer, config.diloco.outer_optim)
+            anchor, state = outer_optimizer.update(
+                shared.anchor, nothing, shared.outer, config.diloco.outer_optim
+            )
             shared = Shared(1, anchor, state, shared.steps, shared.buffers)
             del nothing, anchor, state
         forget_peak()
@@ -140,7 +142,7 @@ class Child:
     def _inner_step(self, replica: Any, step: int) -> None:
         import torch
 
-        from distqat.distributed.building import stage_kwargs
+        from distqat.distributed.assembly.stage_factory import stage_kwargs
         from distqat.models import sample_input
 
         entry = self.config.model_pipeline.pipeline[self.config.stages.index(self.stage)]
@@ -159,7 +161,7 @@ class Child:
 def _outer_round(config: Any, module: Any, shared: Any) -> Any:
     """Contribution, result and merge of a round with one member."""
     from distqat.codec import get_codec
-    from distqat.distributed.serving.shared import Local, Rounds
+    from distqat.distributed.serving.committed_state import Local, Rounds
 
     rounds = Rounds(config.diloco, get_codec(config.diloco.codec), module)
     base = Local.of(module)
@@ -239,7 +241,7 @@ def _parameters(path: str, stage: str) -> int:
     import torch
 
     from distqat.config import load_config
-    from distqat.distributed.building import build_module
+    from distqat.distributed.assembly.stage_factory import build_module
 
     with torch.device("meta"):
         return nbytes(build_module(load_config(path), stage).parameters())

@@ -7,7 +7,7 @@ outputs in eval mode, which must be 0, and in training mode outputs and gradient
 sizes that people train and on the meta device, so without their weights: parameters of each stage, bytes that
 a sample takes across each boundary in float32, and shares of the multiply-accumulates of a forward pass. The
 goal for the largest share is 1.25 times the mean; above it, default cuts are marked as the best that cutting
-between blocks allows (models/balance.py is exact).
+between blocks allows (models/balanced_cuts.py is exact).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.contract.small_models import MODELS, Cut, SmallModel, SmallStage, ful
 from benchmarks.model_sizes import NETWORKS, sizes
 from benchmarks.report import describe, facts, output, write_json
 from distqat.models import MODEL_TYPES, full_state_dict, named_tensors
-from distqat.models.block_stage import BlockStage
+from distqat.models.causal_lm_stage import BlockStage
 
 GOAL = 1.25  # largest share over the mean
 BATCH = 4

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quantization_work import Work
-from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
-from distqat.distributed.building import build_module
+from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.distributed.assembly.stage_factory import build_module
 from distqat.models import named_tensors
 from distqat.quant import ActivationQuantizer, WeightQuantizer
-from distqat.quant.joint import quantizer_of
-from distqat.quant.layers import QuantizedLayer
+from distqat.quant.output_quantizer import quantizer_of
+from distqat.quant.quantized_layers import QuantizedLayer
 
 COLLECTING = 16  # batches whose statistics give the first scales: as many as calibrate ours
 

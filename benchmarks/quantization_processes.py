@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.quantization_work import Digits, Work
 from benchmarks.report import ROOT
-from distqat.checkpoint.assembled import read_model
-from distqat.distributed.evaluation import build_all, load_all
+from distqat.checkpoint.assembled_model import read_model
+from distqat.distributed.assembly.evaluation import build_all, load_all
 
 PLUGIN = Path(__file__).with_name("augmented_digits.py")
 

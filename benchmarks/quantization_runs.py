@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from tests.failover.round_scene import STAGE, Convening, Replica, RoundSwarm
+from tests.fakes.memory_transport import MemoryNetwork
 from torch import nn
 
 from benchmarks.quantization_work import Work
 from distqat.config import Config
+from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_module
-from distqat.distributed.serving.shared import as_local, initial
+from distqat.distributed.serving.committed_state import as_local, initial
 from distqat.models import named_tensors
 from distqat.quant.ptq import end_observing, load_float, start_observing
-from distqat.swarm.memory import MemoryNetwork
 
 CALIBRATION = 16  # batches
 REPLICAS = 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.data.source import open_source
-from distqat.distributed.building import build_task
+from distqat.distributed.assembly.stage_factory import build_task
 from distqat.models import named_tensors
 from distqat.tasks.base import Batch
 

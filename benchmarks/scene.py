@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from distqat.config import Config
-from distqat.distributed.building import build_module, build_task
+from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.models import named_tensors
 from distqat.quant import leaving
 from distqat.tasks.base import Batch

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from distqat.config import Config
-from distqat.distributed.building import build_module, build_task
-from distqat.distributed.serving.compute import ComputeThread
-from distqat.distributed.serving.precision import Precision
+from distqat.distributed.assembly.stage_factory import build_module, build_task
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.serving.activation_encoder import Sending
+from distqat.distributed.serving.compute_thread import ComputeThread
+from distqat.distributed.serving.forward_precision import Precision
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.sending import Sending
-from distqat.distributed.serving.steps import Steps
-from distqat.distributed.wire import Hop
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
+from distqat.distributed.serving.step_service import Steps
+from distqat.swarm.call_channel import Call
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
 LEASE_S = 120.0

@@ -44,9 +44,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.report import ROOT, describe, facts
 from benchmarks.story_record import Story, read_story
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.config.cli import to_argv
+from distqat.config.flags import to_argv
 from distqat.errors import ConfigError
-from distqat.metrics.reading import Tail
+from distqat.metrics.record_files import Tail
 
 CONFIG = "configs/resnet18.yaml"
 PICTURE = "story.png"
@@ -138,8 +138,8 @@ def finish(story: Story, folder: Path, flags: Sequence[str], config: Config) -> 
 
 def write_digit(path: Path, config: Config) -> tuple[str, list[list[float]]]:
     """The first held-out digit as a PNG file; what it is, and its pixels in [0, 1]."""
-    from distqat.distributed.building import open_data
-    from distqat.tasks.picture import png
+    from distqat.distributed.assembly.stage_factory import open_data
+    from distqat.tasks.png_writer import png
 
     sample = next(itertools.islice(open_data(config).heldout(), 1))
     image_1HW: Any = sample["image"]

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distqat.metrics.reading import read_records
+from distqat.metrics.record_files import read_records
 
 Record = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.wire_cases import WireCase, wire_batches
 from distqat.quant import leaving
-from distqat.swarm.frame import Message
+from distqat.swarm.tensor_frame import Message
 
 GOAL = 0.26
 WIRES = ("fp32", "auto")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from distqat.config import Config
-from distqat.distributed.building import build_task
+from distqat.distributed.assembly.stage_factory import build_task
 from distqat.tasks.base import Batch
 
 SEED = 3

@@ -19,12 +19,12 @@ from benchmarks.driver import Driver
 from benchmarks.scene import Case, any_config, batches, config_of
 from benchmarks.stage import Stage
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.peer import Peer
-from distqat.distributed.process import run_role
-from distqat.distributed.wire import Hop
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.network.role_peer import Peer
+from distqat.process import run_role
+from distqat.swarm.call_channel import Call
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
 BATCHES = 4  # different ones, in turn

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from distqat.config import plugins
-from distqat.data import embedded_sets  # noqa: F401  registers its data sets before they are remembered
 from distqat.data.source import DATASETS
+from distqat.data.sources import embedded_sets  # noqa: F401  registers its data sets before they are remembered
 from distqat.models import MODEL_TYPES
 from distqat.models import registry as models
 from distqat.tasks import TASKS

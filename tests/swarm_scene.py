@@ -7,21 +7,21 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 
 import torch
+from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from typing_extensions import Self
 
 from distqat.config import Config
-from distqat.distributed.building import build_module, build_task
-from distqat.distributed.pipeline import Stepper, StepResult
-from distqat.distributed.serving.compute import ComputeThread
-from distqat.distributed.serving.precision import Precision
+from distqat.distributed.assembly.stage_factory import build_module, build_task
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.serving.compute_thread import ComputeThread
+from distqat.distributed.serving.forward_precision import Precision
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.steps import Steps
-from distqat.distributed.wire import Hop
+from distqat.distributed.serving.step_service import Steps
+from distqat.distributed.training.step_driver import Stepper, StepResult
 from distqat.errors import SwarmError
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.call_channel import Call
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
 AT: ContextVar[str] = ContextVar("AT", default="")

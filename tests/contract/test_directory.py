@@ -18,13 +18,13 @@ from typing import Any
 
 import msgpack
 import pytest
+from tests.fakes.memory_directory import MemoryDirectory, MemorySwarm
 
 from distqat.errors import DirectoryUnavailable
+from distqat.swarm.dht_node import Engine, EngineOptions, dht_time
 from distqat.swarm.directory import DhtDirectory, DirectoryWatch, keep_announced
-from distqat.swarm.engine import Engine, EngineOptions, dht_time
-from distqat.swarm.identity import Identity
-from distqat.swarm.link import Address
-from distqat.swarm.memory_directory import MemoryDirectory, MemorySwarm
+from distqat.swarm.peer_identity import Identity
+from distqat.swarm.peer_link import Address
 from distqat.topology.snapshot import ServerRecord
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from distqat.errors import PeerGone, Refused, SwarmError
-from distqat.swarm import frame, hello, transport
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import CONTROL, DATA, Admission, Hello
-from distqat.swarm.link import MAX_LINKS_PER_PEER, Address
-from distqat.swarm.silence import Heartbeat
+from distqat.protocol.peer_silence import Heartbeat
+from distqat.swarm import handshake, tensor_frame, transport
+from distqat.swarm.call_channel import Call
+from distqat.swarm.handshake import CONTROL, DATA, Admission, Hello
+from distqat.swarm.peer_link import MAX_LINKS_PER_PEER, Address
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.enable_socket]
@@ -41,15 +41,15 @@ class Scene:
     async def open(self, peer: str, purpose: int, link: bytes) -> Stream:
         """A stream whose hello was welcome. Raises Refused."""
         reader, writer = await self.connect()
-        await hello.greet(reader, writer, Admission("run", peer), "server", Hello(peer, purpose, link))
+        await handshake.greet(reader, writer, Admission("run", peer), "server", Hello(peer, purpose, link))
         return reader, writer
 
     async def alive(self, stream: Stream) -> bool:
         """Whether a ping is answered."""
         reader, writer = stream
-        writer.writelines(frame.encode(frame.PING, 0, "ping", Message()))
-        raw = await asyncio.wait_for(reader.read(frame.PREFIX.size), 5)
-        return bool(raw) and frame.Prefix.unpack(raw, 1 << 20).kind == frame.PONG
+        writer.writelines(tensor_frame.encode(tensor_frame.PING, 0, "ping", Message()))
+        raw = await asyncio.wait_for(reader.read(tensor_frame.PREFIX.size), 5)
+        return bool(raw) and tensor_frame.Prefix.unpack(raw, 1 << 20).kind == tensor_frame.PONG
 
 
 @pytest.fixture
@@ -146,13 +146,13 @@ async def test_half_open_hellos_are_bounded(scene: Scene, monkeypatch: pytest.Mo
 
 
 async def test_a_hello_that_never_ends_is_dropped(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hello, "HELLO_TIMEOUT", 0.02)
+    monkeypatch.setattr(handshake, "HELLO_TIMEOUT", 0.02)
     reader, writer = await scene.connect()
     writer.write(b"DQAT")
     assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
-@pytest.mark.parametrize("raw", [bytes(hello.HELLO.size), b"GET / HTTP/1.1\r\n" * 20])
+@pytest.mark.parametrize("raw", [bytes(handshake.HELLO.size), b"GET / HTTP/1.1\r\n" * 20])
 async def test_a_hello_of_another_protocol_is_dropped(scene: Scene, raw: bytes) -> None:
     reader, writer = await scene.connect()
     writer.write(raw)
@@ -163,14 +163,14 @@ async def test_a_hello_of_another_protocol_is_dropped(scene: Scene, raw: bytes) 
 
 async def test_another_protocol_version_is_told_so(scene: Scene) -> None:
     reader, writer = await scene.connect()
-    writer.write(hello.HELLO.pack(hello.MAGIC, 99, DATA, LINK, bytes(16), bytes(32), b"peer"))
-    verdict = hello.ANSWER.unpack(await asyncio.wait_for(reader.readexactly(hello.ANSWER.size), 5))
+    writer.write(handshake.HELLO.pack(handshake.MAGIC, 99, DATA, LINK, bytes(16), bytes(32), b"peer"))
+    verdict = handshake.ANSWER.unpack(await asyncio.wait_for(reader.readexactly(handshake.ANSWER.size), 5))
     assert b"protocol version 99" in verdict[3]
 
 
 async def test_an_acceptor_that_is_no_server_of_ours(tmp_path: Path) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"x" * hello.ANSWER.size)
+        writer.write(b"x" * handshake.ANSWER.size)
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
-from distqat.diloco.outer import OuterState
-from distqat.distributed.serving import donor as donor_module
-from distqat.distributed.serving import download as download_module
-from distqat.distributed.serving.donor import Donor, Held, Moments
-from distqat.distributed.serving.download import WINDOW, Download, Giver, Pieces, Wish
-from distqat.distributed.serving.parcel import Parcel
-from distqat.distributed.serving.shared import Shared
-from distqat.distributed.serving.token_bucket import TokenBucket
-from distqat.distributed.serving.transfer import Fetched, fetch
+from distqat.diloco.outer_optimizer import OuterState
+from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.transfer import donor as donor_module
+from distqat.distributed.transfer import download as download_module
+from distqat.distributed.transfer.donor import Donor, Held, Moments
+from distqat.distributed.transfer.download import WINDOW, Download, Giver, Pieces, Wish
+from distqat.distributed.transfer.snapshot_exchange import Fetched, fetch
+from distqat.distributed.transfer.state_chunks import Parcel
+from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import PeerGone, StageUnavailable
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import Admission
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.call_channel import Call
+from distqat.swarm.handshake import Admission
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
-from distqat.codec.activations import encode_activation
+from distqat.codec.activation_codec import encode_activation
 from distqat.codec.aligned import Grid
 from distqat.errors import CallTimeout, PeerGone, ProtocolMismatch, Refused, StaleAttempt, SwarmError
-from distqat.swarm.channel import Call
-from distqat.swarm.engine import Engine, EngineOptions, P2PStreams
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import Admission
-from distqat.swarm.identity import Identity
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.call_channel import Call
+from distqat.swarm.dht_node import Engine, EngineOptions, P2PStreams
+from distqat.swarm.handshake import Admission
+from distqat.swarm.peer_identity import Identity
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]

@@ -10,7 +10,7 @@ from typing import Any
 
 from distqat.config.authority import schema as config_schema
 from distqat.options import Options
-from distqat.tasks.augment import ImageOptions
+from distqat.tasks.image_augmentation import ImageOptions
 from distqat.tasks.image_gen import GanOptions
 from distqat.tasks.node_pred import GraphOptions
 from distqat.tasks.rl import PPOOptions

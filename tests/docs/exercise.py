@@ -23,13 +23,14 @@ from tests.docs.pages import ROOT
 
 from distqat.checkpoint import CheckpointStore, ShardState
 from distqat.config import Config, ConfigParser, config_from_args, load_config
-from distqat.diloco.digest import state_digest
-from distqat.distributed.evaluation import build_all
-from distqat.distributed.peer import TOKEN
-from distqat.distributed.process.title import title
-from distqat.distributed.serving.shared import initial
+from distqat.diloco.tensor_digest import state_digest
+from distqat.distributed.assembly.evaluation import build_all
+from distqat.distributed.network.role_peer import TOKEN
+from distqat.distributed.serving.committed_state import initial
+from distqat.drill import failover_drill
 from distqat.errors import CheckpointError, ExportError, StageUnavailable
-from distqat.launch import cli, drill, local
+from distqat.launch import cli, run_local
+from distqat.process.process_title import title
 
 PEERS = "/ip4/203.0.113.7/tcp/50000/p2p/QmTest,/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
 PLACEHOLDERS = {
@@ -40,9 +41,9 @@ PLACEHOLDERS = {
     "...": PEERS,
 }
 SCRIPTS = {
-    "run_local.py": "distqat.launch.local",
-    "test_failover.py": "distqat.launch.drill",
-    "start_servers.py": "distqat.launch.servers",
+    "run_local.py": "distqat.launch.run_local",
+    "test_failover.py": "distqat.drill.failover_drill",
+    "start_servers.py": "distqat.launch.start_servers",
     "start_trainer_client.py": "distqat.launch.trainer_client",
 }
 KINDS = ("run_local", "trainer-client", "servers", "monitor", "client", "trainer", "data-server", "server")
@@ -69,7 +70,7 @@ class Commands:
             return self.parsed[-1]
 
         monkeypatch.setattr(ConfigParser, "parse_args", parse_args)
-        monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
+        monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
         monkeypatch.chdir(ROOT)
 
     def work_in(self, folder: Path) -> None:
@@ -101,7 +102,7 @@ class Commands:
     def main(self, name: str, flags: Sequence[str]) -> Config:
         """The main of a module, up to where it would run."""
         module = importlib.import_module(name)
-        if module in (local, drill):
+        if module in (run_local, failover_drill):
             module.parse(flags)
         else:
             for attribute, stub in (
@@ -125,7 +126,7 @@ def python(commands: Commands, words: list[str]) -> None:
 
 def only_flags(commands: Commands, words: list[str]) -> None:
     """The configuration is the reader's own; test_extending.py runs the command with it."""
-    local.parse(words[2:])
+    run_local.parse(words[2:])
 
 
 def distqat(commands: Commands, words: list[str]) -> None:

@@ -20,13 +20,13 @@ from tests.plugin_scene import forgotten_plugins
 from distqat import models
 from distqat.config import load_config, plugins
 from distqat.data.source import open_source
+from distqat.distributed.assembly.evaluation import evaluate, judge
+from distqat.distributed.assembly.model_check import check_batch, tell
+from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task, check_model
-from distqat.distributed.checking import check_batch, tell
-from distqat.distributed.evaluation import evaluate, judge
 from distqat.distributed.model import SwarmBaselineModel
 from distqat.models import MODEL_TYPES
-from distqat.models.auxiliary import take_auxiliary_loss
+from distqat.models.auxiliary_loss import take_auxiliary_loss
 from distqat.tasks import Batch
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -34,7 +34,7 @@ MODEL, CONFIG = "src/distqat/models/mymodel.py", "configs/mymodel.yaml"
 CHECK = """
 import torch
 from distqat.config import load_config
-from distqat.distributed.building import check_model
+from distqat.distributed.assembly.stage_factory import check_model
 from distqat.distributed.model import SwarmBaselineModel
 
 config = load_config("configs/mymodel.yaml")

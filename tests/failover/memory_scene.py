@@ -15,12 +15,12 @@ import torch
 from tests.swarm_scene import AT, MemorySwarm
 
 from distqat.config import Config
-from distqat.distributed.building import build_task
-from distqat.distributed.pipeline import StepResult
-from distqat.distributed.serving import member, microbatches, steps
-from distqat.distributed.wire import Hop
+from distqat.distributed.assembly.stage_factory import build_task
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.serving import microbatches, round_member, step_service
+from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
-from distqat.swarm.link import Address
+from distqat.swarm.peer_link import Address
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Router
@@ -97,7 +97,7 @@ def arm(patch: pytest.MonkeyPatch, kill: Callable[[str], None], *faults: Fault) 
         for fault in faults:
             fault.passage(point, AT.get(), kill)
 
-    for module in (member, microbatches, steps):
+    for module in (round_member, microbatches, step_service):
         patch.setattr(module, "failpoint", passage)
     return passage
 

@@ -18,19 +18,19 @@ import pytest
 import torch
 from tests.failover.memory_scene import batches
 from tests.failover.relay import BadNetwork
+from tests.fakes.memory_directory import MemoryDirectory, MemorySwarm
 from typing_extensions import Self
 
 from distqat.config import Config
-from distqat.data.client import LeasedBatch
+from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed import server as server_module
 from distqat.distributed.client import Client
 from distqat.distributed.server import Server
-from distqat.distributed.serving.tenancy import Tenancy
+from distqat.distributed.serving.held_slot import Tenancy
 from distqat.distributed.trainer import Trainer
 from distqat.swarm.directory import keep_announced
-from distqat.swarm.hello import Admission
-from distqat.swarm.link import Address, gone
-from distqat.swarm.memory_directory import MemoryDirectory, MemorySwarm
+from distqat.swarm.handshake import Admission
+from distqat.swarm.peer_link import Address, gone
 from distqat.swarm.transport import OnStream, StreamTransport
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 if __name__ == "__main__":
-    from distqat.swarm import frame
+    from distqat.swarm import tensor_frame
 
-    frame.PROTOCOL_VERSION += 1  # before anybody has imported it by name
+    tensor_frame.PROTOCOL_VERSION += 1  # before anybody has imported it by name
     sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))

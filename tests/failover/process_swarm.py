@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import psutil
 from typing_extensions import Self
 
-from distqat.distributed.peer import sweep_dead_sockets
+from distqat.distributed.network.role_peer import sweep_dead_sockets
+from distqat.drill.step_ledger import check_ledger
 from distqat.failpoints import ENVIRONMENT_VARIABLE
-from distqat.metrics.ledger import check_ledger
-from distqat.metrics.reading import read_records
+from distqat.metrics.record_files import read_records
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -322,7 +322,8 @@ class ProcessSwarm:
         """The end of every role's log: what each was doing when a test gave up waiting."""
         logs = sorted(self.logs.glob("*.log"))
         return "\n".join(
-            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-count:]) for log in logs
+            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-count:])
+            for log in logs
         )
 
     def check_nothing_is_left(self) -> None:

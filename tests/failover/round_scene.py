@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 from tests.failover.memory_scene import batches
+from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from tests.swarm_scene import AT, Stage
 from typing_extensions import Self
 
 from distqat.codec import get_codec
 from distqat.config import Config
-from distqat.distributed.building import feeds_norms
+from distqat.distributed.assembly.stage_factory import feeds_norms
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.rounds import RoundService
-from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.pipeline import Stepper
-from distqat.distributed.serving.compute import Priority
-from distqat.distributed.serving.donor import Donor, Held, Moments, upload_bucket
-from distqat.distributed.serving.member import RoundMember
-from distqat.distributed.serving.member_parts import MemberParts
-from distqat.distributed.serving.shared import Rounds, Shared, as_local, initial
-from distqat.distributed.serving.transfer import fetch_newest, inner_state, load_inner_state
-from distqat.distributed.wire import Hop, take
+from distqat.distributed.coordination.round_service import RoundService
+from distqat.distributed.network.call_fields import Hop, take
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.serving.committed_state import Rounds, Shared, as_local, initial
+from distqat.distributed.serving.compute_thread import Priority
+from distqat.distributed.serving.round_member import RoundMember
+from distqat.distributed.serving.round_member_parts import MemberParts
+from distqat.distributed.training.step_driver import Stepper
+from distqat.distributed.transfer.donor import Donor, Held, Moments, upload_bucket
+from distqat.distributed.transfer.snapshot_exchange import fetch_newest, inner_state, load_inner_state
 from distqat.errors import BadFrame
-from distqat.swarm.channel import Call
+from distqat.swarm.call_channel import Call
 from distqat.swarm.directory import Finish
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryNetwork, MemoryTransport
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 
 STAGE, CLIENT = "full", "client"
 

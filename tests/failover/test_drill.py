@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distqat.launch.drill import conclude
-from distqat.launch.drill_timeline import Timeline
-from distqat.launch.drill_verdict import Evidence, judge
+from distqat.drill.failover_drill import conclude
+from distqat.drill.timeline import Timeline
+from distqat.drill.verdict import Evidence, judge
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds roles and their daemons in /proc"),

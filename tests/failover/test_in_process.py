@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 from tests.failover.memory_scene import Driver, batches, mlp
 from tests.failover.round_scene import OnlyClient
+from tests.fakes.memory_directory import MemoryDirectory
+from tests.fakes.memory_directory import MemorySwarm as Records
+from tests.fakes.memory_transport import MemoryLink, MemoryNetwork, MemoryTransport
 from tests.swarm_scene import MemorySwarm
 
 from distqat.checkpoint import CheckpointStore, tensor_file
 from distqat.config import Config
 from distqat.distributed.client import Client
-from distqat.distributed.coordination import gate
-from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.serving.keeper import Keeper, Moment
-from distqat.distributed.serving.shared import initial
-from distqat.distributed.serving.slot import Slot, ask_for_slot
+from distqat.distributed.coordination import preflight
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.serving.checkpoint_loop import Keeper, Moment
+from distqat.distributed.serving.committed_state import initial
+from distqat.distributed.serving.slot_request import Slot, ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import Nothing
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
-from distqat.swarm.memory_directory import MemoryDirectory
-from distqat.swarm.memory_directory import MemorySwarm as Records
+from distqat.swarm.peer_link import Address
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
@@ -215,8 +215,8 @@ async def test_nobody_gets_a_slot_before_the_checks_are_over(
 ) -> None:
     """A server that asks early is told to ask again, and hears then what its model is to be checked with."""
     client, newcomer = claims
-    monkeypatch.setattr(gate, "HOLD_S", 0.0)
-    client.gate = gate.Gate(mlp())
+    monkeypatch.setattr(preflight, "HOLD_S", 0.0)
+    client.gate = preflight.Gate(mlp())
     asked = asyncio.ensure_future(newcomer().ask(0))
     held = asyncio.get_running_loop().create_future()
     passed = client.gate.passed
@@ -230,7 +230,7 @@ async def test_nobody_gets_a_slot_before_the_checks_are_over(
     await held
     assert not asked.done()
     client.gate.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
-    monkeypatch.setattr(gate, "HOLD_S", 10.0)
+    monkeypatch.setattr(preflight, "HOLD_S", 10.0)
     client.gate.open()
     slot = await asyncio.wait_for(asked, 10)
     assert slot.expert.stage in ("front", "back")

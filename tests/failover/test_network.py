@@ -12,10 +12,10 @@ from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, RelayStreams, quiet_titles, until
 from tests.failover.relay import BadNetwork
 
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import Admission
-from distqat.swarm.link import Address
+from distqat.swarm.call_channel import Call
+from distqat.swarm.handshake import Admission
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.enable_socket, pytest.mark.faults]

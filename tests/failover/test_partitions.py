@@ -9,7 +9,7 @@ import pytest
 from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, quiet_titles, until
 
-from distqat.distributed.serving import member
+from distqat.distributed.serving import round_member
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.enable_socket, pytest.mark.faults]
 VICTIM = "front.0.0.0"
@@ -115,7 +115,7 @@ async def test_a_member_that_cannot_learn_the_outcome(
         assert tenancy._member is not None
         vote, cut_at = tenancy._member._vote, []
 
-        async def cut_off_and_vote(own: member._Published, digest: str | None) -> dict[str, object]:
+        async def cut_off_and_vote(own: round_member._Published, digest: str | None) -> dict[str, object]:
             if not cut_at:
                 running.network.cut({name}, {"client"})
                 running.directory.cut_off.add(name)

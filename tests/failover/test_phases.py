@@ -10,8 +10,8 @@ from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, eq
 from tests.failover.test_steps import BACK, FRONT, next_trainer, routes
 from tests.swarm_scene import MemorySwarm
 
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
+from distqat.swarm.call_channel import Call
+from distqat.swarm.tensor_frame import Message
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("one_thread")]
 PHASES = (frozenset({0}), frozenset({1}))  # the back is trained, then the front

@@ -9,8 +9,8 @@ import pytest
 from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, quiet_titles, until
 
-from distqat.distributed import unreached
-from distqat.distributed.coordination import reach
+from distqat.distributed.coordination import reachability
+from distqat.distributed.network import unreachable_peers
 from distqat.errors import Unreachable
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.enable_socket, pytest.mark.faults]
@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.timeout(90), pytest.mark.enable_socket, pytest.mark.fa
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet_titles(monkeypatch)
-    monkeypatch.setattr(reach, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(reach, "LOOK_S", 0.2)
-    monkeypatch.setattr(unreached, "EVERY_S", 0.2)
+    monkeypatch.setattr(reachability, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(reachability, "LOOK_S", 0.2)
+    monkeypatch.setattr(unreachable_peers, "EVERY_S", 0.2)
 
 
 async def ends(swarm: NetworkSwarm, name: str) -> str:

@@ -142,7 +142,7 @@ def test_with_replicas(tmp_path: Path) -> None:
         run.result()
 
 
-@pytest.mark.slow  # unit/distributed/test_start.py has the rules
+@pytest.mark.slow  # unit/distributed/coordination/test_run_start.py has the rules
 def test_what_may_change(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
         run.start("--resume")

@@ -13,12 +13,12 @@ from tests.failover.memory_scene import Driver
 from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
+from distqat.distributed.assembly.stage_factory import check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.baseline_ends import batch_feed
-from distqat.distributed.building import check_model
-from distqat.distributed.feed import BatchFeed, Stopped
-from distqat.distributed.rollout import RolloutFeed
 from distqat.distributed.trainer import Trainer
+from distqat.distributed.training.baseline_batches import batch_feed
+from distqat.distributed.training.batch_source import BatchFeed, Stopped
+from distqat.distributed.training.rollout import RolloutFeed
 
 
 def config_of(**options: Any) -> Config:

@@ -10,8 +10,8 @@ import torch
 from tests.failover.memory_scene import Fault, arm, equal
 from tests.failover.round_scene import RoundSwarm, one_stage
 
-from distqat.distributed.serving.shared import Local, Shared
-from distqat.distributed.serving.transfer import inner_state
+from distqat.distributed.serving.committed_state import Local, Shared
+from distqat.distributed.transfer.snapshot_exchange import inner_state
 from distqat.errors import BadContribution
 
 pytestmark = [pytest.mark.timeout(40), pytest.mark.usefixtures("one_thread")]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, equal, mlp, state
+from tests.fakes.memory_transport import MemoryLink, MemoryNetwork, MemoryTransport
 from tests.swarm_scene import MemorySwarm
 
-from distqat.distributed.wire import step_fields
+from distqat.distributed.network.call_fields import step_fields
 from distqat.errors import PeerGone, StaleAttempt, SwarmError
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
-from distqat.swarm.memory import MemoryLink, MemoryNetwork, MemoryTransport
+from distqat.protocol.step_attempts import StepId
+from distqat.swarm.call_channel import Call
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
-from distqat.topology.attempts import StepId
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK, SPARE = "front.0.0.0", "back.0.0.0", 1

@@ -21,7 +21,7 @@ from tests.failover.invariants import check, died, heals
 from tests.failover.process_swarm import STAGES, ProcessSwarm, until
 
 from distqat.checkpoint import CheckpointStore
-from distqat.checkpoint.rounds import RoundFolder
+from distqat.checkpoint.round_index import RoundFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="mounts, memory groups and /proc"),

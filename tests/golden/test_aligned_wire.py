@@ -12,7 +12,7 @@ from tests.swarm_scene import MemorySwarm
 from torch import Tensor
 
 from distqat.config import Config
-from distqat.swarm.frame import Message
+from distqat.swarm.tensor_frame import Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 4

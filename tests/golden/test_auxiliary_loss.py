@@ -15,10 +15,10 @@ from tests.swarm_scene import MemorySwarm
 from torch import Tensor, nn
 
 from distqat.config import Config
+from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task
 from distqat.distributed.model import EventLoopThread, SwarmModel
-from distqat.distributed.phases import PhaseStep
+from distqat.distributed.training.batch_phases import PhaseStep
 from distqat.models import register_expert_class
 from distqat.tasks.base import Batch
 

@@ -11,7 +11,7 @@ from tests.golden.test_exactness import batches, config_of, largest_relative_dif
 from tests.swarm_scene import MemorySwarm
 
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.phases import PhaseStep
+from distqat.distributed.training.batch_phases import PhaseStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRONT, BACK = "front.0.0.0", "back.0.0.0"

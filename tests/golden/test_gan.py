@@ -11,9 +11,9 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
 from distqat.data.source import open_source
+from distqat.distributed.assembly.evaluation import judge
+from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task, check_model
-from distqat.distributed.evaluation import judge
 from distqat.tasks import Batch, Drawing
 
 pytestmark = pytest.mark.usefixtures("one_thread")

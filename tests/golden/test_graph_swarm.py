@@ -10,9 +10,9 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
 from distqat.data.source import open_source
+from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task, check_model
-from distqat.swarm.frame import Message
+from distqat.swarm.tensor_frame import Message
 
 
 def config_of() -> Config:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from distqat.config import Config
+from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task, check_model
 from distqat.quant import quantizers
 from distqat.tasks.base import Batch
 

@@ -11,9 +11,9 @@ import torch
 from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
+from distqat.distributed.assembly.model_check import check_batch, tell
+from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.building import build_task, check_model
-from distqat.distributed.checking import check_batch, tell
 from distqat.distributed.model import EventLoopThread, SwarmModel
 from distqat.errors import ConfigError, ModelError
 from distqat.models import build_stage
@@ -116,7 +116,7 @@ def test_a_custom_loop_sends_lengths_along() -> None:
 @pytest.mark.slow
 def test_four_sentences_are_learned_by_heart() -> None:
     """Synthesised speech, front end, blocks, loss and decoding together."""
-    from distqat.data.synthetic_speech import utterances
+    from distqat.data.sources.synthetic_speech import utterances
     from distqat.tasks.speech import SpeechOptions, SpeechRecognition
 
     options = SpeechOptions(sampling_rate=8000, max_seconds=1.5, prompts="synthesised")

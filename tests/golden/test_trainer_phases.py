@@ -13,7 +13,7 @@ from tests.failover.memory_scene import Driver, equal, state
 from tests.golden.test_gan import batches, config_of
 from tests.swarm_scene import MemorySwarm
 
-from distqat.data.client import LeasedBatch
+from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.serving.replica import Prepared
 from distqat.distributed.trainer import Trainer

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distqat.distributed.process import announce_ready, claim_port, notice, run_role
 from distqat.errors import ConfigError
+from distqat.process import announce_ready, claim_port, notice, run_role
 
 ROOT = Path(__file__).parents[2]
 PEER = "/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
     launcher = importlib.import_module(f"distqat.launch.{sys.argv[1]}")
-    roles = importlib.import_module("distqat.launch.roles")
+    roles = importlib.import_module("distqat.launch.launcher_roles")
     roles.entry_of = lambda kind: f"tests.integration.launch_scene:{kind}"
     launcher.PRELOAD = ()
     sys.exit(launcher.main(sys.argv[2:]))

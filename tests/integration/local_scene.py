@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distqat.distributed.process import announce_ready, claim_port, host_id, run_role, runtime_dir
 from distqat.errors import ConfigError, RunFailed
+from distqat.process import announce_ready, claim_port, host_id, run_role, runtime_dir
 
 ROOT = Path(__file__).parents[2]
 MONITOR = "/ip4/127.0.0.1/tcp/50000/p2p/QmMonitor"
@@ -44,9 +44,9 @@ def server(argv: Sequence[str]) -> int:
 
 def client(argv: Sequence[str]) -> int:
     """Answers a few statuses, the last of which says that all rounds are done; then the run is finished."""
-    from distqat.swarm.channel import Call
-    from distqat.swarm.frame import Message
-    from distqat.swarm.hello import Admission
+    from distqat.swarm.call_channel import Call
+    from distqat.swarm.handshake import Admission
+    from distqat.swarm.tensor_frame import Message
     from distqat.swarm.transport import StreamTransport, UnixStreams
 
     local = "DISTQAT_RUN_LOCALLY" in os.environ
@@ -108,11 +108,12 @@ def summary(local: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
-    from distqat.launch import drill, local, local_run, roles, warm
+    from distqat.drill import failover_drill
+    from distqat.launch import launcher_roles, local_swarm, run_local, warm_processes
 
-    roles.entry_of = lambda kind: f"tests.integration.local_scene:{kind}"
-    warm.PRELOAD = warm.NETWORK = ()
-    warm.module_of = roles.module_of
-    local_run.LEAVE_S = 0.1  # these servers do not hear that the run is finished
-    launcher = drill if "LAUNCHER" in os.environ else local
+    launcher_roles.entry_of = lambda kind: f"tests.integration.local_scene:{kind}"
+    warm_processes.PRELOAD = warm_processes.NETWORK = ()
+    warm_processes.module_of = launcher_roles.module_of
+    local_swarm.LEAVE_S = 0.1  # these servers do not hear that the run is finished
+    launcher = failover_drill if "LAUNCHER" in os.environ else run_local
     sys.exit(launcher.main(sys.argv[1:]))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from distqat.distributed.process import (
+from distqat.errors import ConfigError, RoleError
+from distqat.process import (
     RoleCommand,
     RoleProcess,
     Supervisor,
@@ -22,8 +23,7 @@ from distqat.distributed.process import (
     notice,
     run_role,
 )
-from distqat.distributed.process.command import READY_FD
-from distqat.errors import ConfigError, RoleError
+from distqat.process.role_command import READY_FD
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.integration.process_scene"

@@ -17,11 +17,11 @@ import pytest
 import pytest_asyncio
 import torch
 
-from distqat.data import message
-from distqat.data.client import DataClient, LeasedBatch
 from distqat.data.options import DataOptions
-from distqat.data.server import DataServer, listen
-from distqat.data.slots import SlotMemory
+from distqat.data.serving import batch_messages
+from distqat.data.serving.batch_client import DataClient, LeasedBatch
+from distqat.data.serving.batch_memory import SlotMemory
+from distqat.data.serving.batch_server import DataServer, listen
 from distqat.data.source import open_source
 from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch
 from distqat.tasks import Batch, Sample, TaskSettings, get_task
@@ -118,7 +118,8 @@ async def test_released_batches_are_next(server: DataServer, path: Path) -> None
 
 async def test_a_killed_trainers_batches_come_back(server: DataServer, path: Path) -> None:
     code = (
-        "import asyncio, sys; from pathlib import Path; from distqat.data.client import DataClient\n"
+        "import asyncio, sys; from pathlib import Path\n"
+        "from distqat.data.serving.batch_client import DataClient\n"
         "async def main():\n"
         "    client = await DataClient.connect(Path(sys.argv[1]), trainer='1', count=32)\n"
         "    lease = await client.next(32); print(lease.batch_id, flush=True); await asyncio.sleep(600)\n"
@@ -420,14 +421,30 @@ async def test_a_socket_left_behind_is_replaced(path: Path) -> None:
     [
         b"\xff" * 64,
         b"\x00\x00\x00\x00",
-        message.encode({"op": "next", "id": 0}),
-        message.encode(
-            {"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": 5, "count": 1, "slots": 1}
+        batch_messages.encode({"op": "next", "id": 0}),
+        batch_messages.encode(
+            {
+                "op": "hello",
+                "id": 0,
+                "protocol": batch_messages.PROTOCOL,
+                "trainer": 5,
+                "count": 1,
+                "slots": 1,
+            }
         ),
-        message.encode(
-            {"op": "hello", "id": 0, "protocol": message.PROTOCOL, "trainer": "x", "count": -1, "slots": 1}
+        batch_messages.encode(
+            {
+                "op": "hello",
+                "id": 0,
+                "protocol": batch_messages.PROTOCOL,
+                "trainer": "x",
+                "count": -1,
+                "slots": 1,
+            }
         ),
-        message.encode({"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1, "slots": 1}),
+        batch_messages.encode(
+            {"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1, "slots": 1}
+        ),
     ],
 )
 async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: bytes) -> None:
@@ -435,7 +452,7 @@ async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: by
     writer.write(sent)
     answer = await asyncio.wait_for(reader.read(), 10)
     if answer:
-        assert message.decode(answer[4:])["ok"] is False
+        assert batch_messages.decode(answer[4:])["ok"] is False
     writer.close()
     client = await connect(path)
     assert places(await client.next(4)) == [(0, i) for i in range(4)]
@@ -444,8 +461,10 @@ async def test_hostile_hellos_end_alone(server: DataServer, path: Path, sent: by
 
 async def test_protocols_must_agree(server: DataServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hello = {"op": "hello", "id": 0, "protocol": 99, "trainer": "x", "count": 1, "slots": 1}
-    real = message.encode
-    monkeypatch.setattr(message, "encode", lambda sent: real(hello if sent.get("op") == "hello" else sent))
+    real = batch_messages.encode
+    monkeypatch.setattr(
+        batch_messages, "encode", lambda sent: real(hello if sent.get("op") == "hello" else sent)
+    )
     with pytest.raises(ProtocolMismatch, match="protocol 1, the trainer 99"):
         await connect(path)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distqat.checkpoint.assembled import read_model
+from distqat.checkpoint.assembled_model import read_model
 from distqat.launch import cli
 
 pytestmark = [

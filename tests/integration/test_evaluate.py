@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from distqat.config import load_config
-from distqat.distributed.coordination.saving import save_model
-from distqat.distributed.evaluation import build_all, judge
+from distqat.distributed.assembly.evaluation import build_all, judge
+from distqat.distributed.coordination.model_saving import save_model
 from distqat.launch.evaluate_command import main
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ NAME = "acme/read"
 TEXTS = ["SAY", "THESE WORDS", "TO ME", "AND NOT THESE", "MORE"]
 
 CODE = """
-from distqat.tasks.alphabet import Alphabet
+from distqat.tasks.ctc_alphabet import Alphabet
 given = dict(dataset_name="acme/read", dataset_split="train.100", task_type="speech",
              options={"sampling_rate": 8000, "max_seconds": 1.0})
 source = open_source(options(**given), seed=1)

@@ -15,8 +15,8 @@ import pytest
 from tests.integration.launch_scene import PEER, ROOT
 
 from distqat.config import ConfigParser, add_config_arguments, config_from_args
-from distqat.launch import servers, trainer_client
-from distqat.launch.roles import read_settings
+from distqat.launch import start_servers, trainer_client
+from distqat.launch.launcher_roles import read_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and PR_SET_PDEATHSIG are Linux's")
 SCENE = Path(__file__).with_name("launch_scene.py")
@@ -105,10 +105,10 @@ class NoZygote:
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for module in (servers, trainer_client):
+    for module in (start_servers, trainer_client):
         monkeypatch.setattr(module, "Zygote", NoZygote)
         monkeypatch.setattr(module, "set_title", lambda *_: None)
-    monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -117,7 +117,7 @@ def test_a_given_port_that_is_busy_is_refused(capsys: pytest.CaptureFixture[str]
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        assert servers.main([f"--server-base-port={port}", f"--initial-peers={PEER}"]) == 1
+        assert start_servers.main([f"--server-base-port={port}", f"--initial-peers={PEER}"]) == 1
     said = capsys.readouterr().err
     assert re.fullmatch(rf"distqat servers: port {port} is in use by PID {os.getpid()} \(.*\n", said)
 
@@ -126,9 +126,9 @@ def test_a_given_port_that_is_busy_is_refused(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("main", "flags", "said"),
     [
-        (servers.main, [], "--initial-peers is missing"),
-        (servers.main, ["--num-servers=0", f"--initial-peers={PEER}"], "--num-servers 0: at least 1"),
-        (servers.main, ["--data-precision=fp17"], "fp17"),
+        (start_servers.main, [], "--initial-peers is missing"),
+        (start_servers.main, ["--num-servers=0", f"--initial-peers={PEER}"], "--num-servers 0: at least 1"),
+        (start_servers.main, ["--data-precision=fp17"], "fp17"),
         (trainer_client.main, ["--diloco-inner-step=5"], "did you mean '--diloco-inner-steps'?"),
     ],
 )
@@ -150,7 +150,7 @@ def test_what_a_server_is_given(tmp_path: Path) -> None:
     parser = ConfigParser()
     add_config_arguments(parser)
     flags = [f"--initial-peers={PEER}", "--device=cpu", "--diloco-inner-steps=7", "--server-base-port=0"]
-    plans = servers.plan_servers(read_settings(parser.parse_args(flags)), 2)
+    plans = start_servers.plan_servers(read_settings(parser.parse_args(flags)), 2)
     first, second = (plan.command for plan in plans)
     assert (first.name, second.name) == ("server 0", "server 1")
     assert first.log_path == Path("logs/resnet18/server_0.log")

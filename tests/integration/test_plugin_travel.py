@@ -11,9 +11,9 @@ import pytest
 from tests.plugin_scene import forgotten_plugins
 
 from distqat.distributed.data_server import DATA_SOCKET
-from distqat.distributed.process import RoleCommand, Zygote
-from distqat.launch import local
-from distqat.launch.roles import entry_of, read_settings
+from distqat.launch import run_local
+from distqat.launch.launcher_roles import entry_of, read_settings
+from distqat.process import RoleCommand, Zygote
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's"),
@@ -41,13 +41,13 @@ async def test_a_forked_role_knows_what_the_plugin_registers(
 ) -> None:
     (tmp_path / "greys.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
     words = (
         "--config-path=", "--plugin", "greys.py", "--data-dataset-name=greys", "--data-task-type=shades",
         "--data-img-size=4", "--data-num-channels=1", "--diloco-batch-size-per-step=3",
     )  # fmt: skip
     with forgotten_plugins():
-        argv = read_settings(local.parse(words)).argv()
+        argv = read_settings(run_local.parse(words)).argv()
     monkeypatch.chdir(os.sep)  # the path was made absolute where it was typed
     zygote = Zygote.start(())
     env = {DATA_SOCKET: str(tmp_path / "data.sock")}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from distqat.distributed.process.ports import CLAIMED_PORTS, claim_port
 from distqat.errors import RoleError
+from distqat.process.port_claims import CLAIMED_PORTS, claim_port
 
 HOST = "127.0.0.1"
 
@@ -55,7 +55,7 @@ def test_a_default_port_moves_on(listener: socket.socket) -> None:
 
 def test_a_claim_of_another_process_holds_until_it_ends() -> None:
     code = (
-        "from distqat.distributed.process.ports import claim_port; import sys\n"
+        "from distqat.process.port_claims import claim_port; import sys\n"
         f"claim = claim_port('{HOST}', 0, given=True); print(claim.port, flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from tests.integration.process_scene import ROOT, command
 
-from distqat.distributed.process import Ended, RestartPolicy, RoleCommand, Supervisor, Zygote
 from distqat.errors import RoleError
+from distqat.process import Ended, RestartPolicy, RoleCommand, Supervisor, Zygote
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and PR_SET_PDEATHSIG are Linux's")
 SCENE = Path(__file__).with_name("process_scene.py")
@@ -119,7 +119,7 @@ def test_sigkill_of_the_owner_leaves_no_process(start: Start, watch: Any, way: s
 
 def test_sigkill_of_the_owner_while_the_fork_server_imports(start: Start, watch: Any) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from distqat.distributed.process import Zygote; import os, signal, time\n"
+        [sys.executable, "-c", "from distqat.process import Zygote; import os, signal, time\n"
          "print(Zygote.start(('torch', 'torch._dynamo', 'hivemind')).pid, flush=True); signal.pause()"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from distqat.data.client import DataClient
 from distqat.data.embedded import EmbeddedSource
-from distqat.data.server import DataServer
+from distqat.data.serving.batch_client import DataClient
+from distqat.data.serving.batch_server import DataServer
 from distqat.tasks import TaskSettings, get_task
 
 RATE, LONGEST = 1000, 30.0

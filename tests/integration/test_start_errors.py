@@ -13,7 +13,7 @@ from tests.plugin_scene import forgotten_plugins
 
 from distqat.data.options import DataOptions
 from distqat.distributed import client, data_server, monitor, server, trainer
-from distqat.launch import local, servers, trainer_client
+from distqat.launch import run_local, start_servers, trainer_client
 
 MODEL = """
 import torch
@@ -97,7 +97,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for module in (servers, trainer_client, local, client):
+    for module in (start_servers, trainer_client, run_local, client):
         for name in ("Zygote", "Zygotes"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Nothing)
@@ -105,7 +105,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for role in (server, data_server, client, trainer, monitor):
         monkeypatch.setattr(role, "set_title", lambda *_: None)
         monkeypatch.setattr(role, "set_up_logging", lambda *_: None)
-    monkeypatch.setattr("distqat.launch.roles.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
     monkeypatch.setattr(data_server, "OPEN_S", 0.5)
     with forgotten_plugins():
         yield tmp_path
@@ -179,14 +179,14 @@ LANGUAGE = "[{model_name: distilgpt2.full, n_layer: 1, n_embd: 8, n_head: 2, voc
         (server.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
         (client.main, ("--config-path=",), ["--initial-peers is missing", "logs/distqat/initial_peers.txt"]),
         (trainer.main, ("--config-path=",), ["is started by its client", "--run-locally"]),
-        (local.main, ("--config-path=", "--data-dataset-name=./nothing"), ["there is no file or folder"]),
+        (run_local.main, ("--config-path=", "--data-dataset-name=./nothing"), ["there is no file or folder"]),
         (
             trainer_client.main,
             ("--config-path=", "--data-dataset-name=./nothing"),
             ["there is no file or folder"],
         ),
-        (local.main, ("--plugin=broken.py",), ["broken.py:2: ZeroDivisionError: division by zero"]),
-        (servers.main, ("--plugin=nothing.py",), ["nothing.py: no such file"]),
+        (run_local.main, ("--plugin=broken.py",), ["broken.py:2: ZeroDivisionError: division by zero"]),
+        (start_servers.main, ("--plugin=nothing.py",), ["nothing.py: no such file"]),
         (trainer_client.main, ("--plugin=no_such_module",), ["no module 'no_such_module' can be imported"]),
     ],
     ids=[

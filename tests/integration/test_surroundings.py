@@ -61,7 +61,8 @@ def test_local_text_is_read_where_the_hubs_cache_cannot_be_written(tmp_path: Pat
     (tmp_path / "tmp").mkdir()
     code = (
         "from distqat.environment import prepare; prepare()\n"
-        "from distqat.data.local import open_local; from distqat.data.options import DataOptions\n"
+        "from distqat.data.sources.local_set import open_local\n"
+        "from distqat.data.options import DataOptions\n"
         "options = DataOptions(dataset_name='./data', task_type='llm', tokenizer='bytes', "
         "sequence_length=16)\n"
         "print(len(open_local(options, seed=0).take(3)))"

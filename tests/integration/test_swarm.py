@@ -17,7 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from distqat.config import load_config
-from distqat.distributed.building import build_module
+from distqat.distributed.assembly.stage_factory import build_module
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for leftovers in /proc"),

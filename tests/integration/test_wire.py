@@ -15,8 +15,8 @@ from benchmarks.harness import Stages, private_runtime
 from benchmarks.scene import QUICK_CASES, any_config, batches, config_of
 from torch import Tensor
 
-from distqat.distributed.peer import Peer
-from distqat.distributed.process.runtime import HOST_ID
+from distqat.distributed.network.role_peer import Peer
+from distqat.process.runtime_folder import HOST_ID
 
 pytestmark = [
     pytest.mark.slow,

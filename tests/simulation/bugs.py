@@ -11,9 +11,9 @@ from tests.simulation.stage import Stage
 from tests.simulation.steps import Replica, Trainer
 from tests.simulation.swarm import Swarm
 
-from distqat.diloco.convener import Action, Commit, Convener
-from distqat.topology.attempts import StepId, Verdict
-from distqat.topology.windows import StepWindows
+from distqat.protocol.round_convener import Action, Commit, Convener
+from distqat.protocol.step_attempts import StepId, Verdict
+from distqat.protocol.step_lock import StepWindows
 
 
 class SkipsTheVote(Client):

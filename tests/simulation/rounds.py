@@ -9,13 +9,13 @@ from typing import Any
 from tests.simulation.calls import Caller, Reply
 from tests.simulation.world import World
 
-from distqat.diloco.assembly import Assembly, Committed, Discarded, Missed
-from distqat.diloco.convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
-from distqat.diloco.grace import Grace
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.slots import Slots
-from distqat.distributed.wire import Hop
-from distqat.swarm.link import Address
+from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.network.call_fields import Hop
+from distqat.protocol.round_answers import Assembly, Committed, Discarded, Missed
+from distqat.protocol.round_convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
+from distqat.protocol.round_grace import Grace
+from distqat.swarm.peer_link import Address
 from distqat.topology.snapshot import SwarmSnapshot
 
 STAGE = "back"

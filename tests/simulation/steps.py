@@ -9,9 +9,9 @@ from typing import Any
 from tests.simulation.world import Node, World
 
 from distqat.errors import SwarmError
-from distqat.topology.attempts import StepId, Verdict
-from distqat.topology.resolution import Resolution
-from distqat.topology.windows import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
+from distqat.protocol.prepared_outcome import Resolution
+from distqat.protocol.step_attempts import StepId, Verdict
+from distqat.protocol.step_lock import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
 
 RETRY_S = 0.3
 LEASE_S = 3.0

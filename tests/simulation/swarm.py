@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from tests.simulation.steps import Replica, Trainer
 from tests.simulation.world import Faults, Node, Violation, World
 
-from distqat.topology.attempts import StepId
+from distqat.protocol.step_attempts import StepId
 
 FAULTY_S, BACK_S, QUIET_S = 14.0, 9.0, 7.0
 Trace = Callable[[str], None] | None

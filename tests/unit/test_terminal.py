@@ -21,8 +21,8 @@ def run(text: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 NOISE = """
     import logging, os, sys, warnings
-    from distqat.distributed.process import guarded, set_up_logging
-    from distqat.distributed.process.logs import warn_at_terminal
+    from distqat.process import guarded, set_up_logging
+    from distqat.process.role_logs import warn_at_terminal
     from distqat.terminal import complain, keep_clean, kept_log, log_to
 
     def noise():
@@ -190,7 +190,7 @@ def test_importing_changes_no_handler() -> None:
     done = run(
         """
     import signal
-    import distqat.terminal, distqat.distributed.process.child, distqat.launch.command
+    import distqat.terminal, distqat.process.forked_child, distqat.launch.command_frame
     print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     """
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from distqat.checkpoint.assembled import Assembled, assemble, write_model
-from distqat.checkpoint.marks import Mark, newest_common
-from distqat.checkpoint.report import ShardReport, verify
-from distqat.checkpoint.rounds import RoundFolder
+from distqat.checkpoint.assembled_model import Assembled, assemble, write_model
+from distqat.checkpoint.checkpoint_steps import Mark, newest_common
+from distqat.checkpoint.integrity_report import ShardReport, verify
+from distqat.checkpoint.round_index import RoundFolder
 from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped
 from distqat.checkpoint.store import CheckpointStore, Search
 from distqat.checkpoint.trainer_part import TrainerPart, read_trainer_parts, write_trainer_part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from distqat.checkpoint.rounds import RoundFolder, list_rounds
+from distqat.checkpoint.round_index import RoundFolder, list_rounds
 
 MODEL = "model.safetensors"
 PREVIOUS = "previous"

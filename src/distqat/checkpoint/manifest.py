@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from distqat.checkpoint.parts import PrivatePart
-from distqat.checkpoint.sealed import believed, seal, unseal
+from distqat.checkpoint.digested_json import believed, seal, unseal
+from distqat.checkpoint.replica_parts import PrivatePart
 from distqat.checkpoint.tensor_file import FileEntry
 from distqat.errors import CheckpointError
 from distqat.options import Options

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distqat.checkpoint.folders import is_temporary, locked, remove_leftovers, set_aside
+from distqat.checkpoint.atomic_folders import is_temporary, locked, remove_leftovers, set_aside
+from distqat.checkpoint.checkpoint_steps import rounds_of_last_marks
 from distqat.checkpoint.manifest import MANIFEST, read_manifest
-from distqat.checkpoint.marks import rounds_of_last_marks
-from distqat.checkpoint.rounds import RoundFolder
+from distqat.checkpoint.round_index import RoundFolder
 from distqat.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

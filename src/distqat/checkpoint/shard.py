@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from distqat.checkpoint.digested_json import as_json
 from distqat.checkpoint.manifest import SHARED, Manifest, read_manifest
-from distqat.checkpoint.parts import PrivatePart, check_mark, check_words, chosen
-from distqat.checkpoint.sealed import as_json
+from distqat.checkpoint.replica_parts import PrivatePart, check_mark, check_words, chosen
 from distqat.checkpoint.tensor_file import FileEntry, read_tensors
-from distqat.diloco.digest import state_digest
+from distqat.diloco.tensor_digest import state_digest
 from distqat.errors import CheckpointError
 
 Named = dict[str, Tensor]

@@ -10,9 +10,9 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from distqat.checkpoint.folders import locked, set_aside, sync_folder, temporary_folder
+from distqat.checkpoint.atomic_folders import locked, set_aside, sync_folder, temporary_folder
 from distqat.checkpoint.manifest import MANIFEST, SHARED, Manifest, read_manifest, round_name
-from distqat.checkpoint.parts import PrivatePart, renewed
+from distqat.checkpoint.replica_parts import PrivatePart, renewed
 from distqat.checkpoint.shard import ShardState
 from distqat.checkpoint.tensor_file import FileEntry, check_file, disk_errors, write_synced, write_tensors
 from distqat.errors import CheckpointError

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distqat.checkpoint.checkpoint_steps import Mark, marks_of
 from distqat.checkpoint.manifest import Manifest, read_manifest
-from distqat.checkpoint.marks import Mark, marks_of
 from distqat.checkpoint.pruning import prune
-from distqat.checkpoint.rounds import RoundFolder, list_rounds
+from distqat.checkpoint.round_index import RoundFolder, list_rounds
 from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped, differing, load_shard
 from distqat.checkpoint.shard_writer import write_shard
 from distqat.errors import CheckpointError

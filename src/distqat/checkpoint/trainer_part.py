@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue
 
-from distqat.checkpoint.folders import remove_leftovers, sync_folder, temporary_folder
-from distqat.checkpoint.parts import check_mark
-from distqat.checkpoint.sealed import as_json, believed, seal, unseal
+from distqat.checkpoint.atomic_folders import remove_leftovers, sync_folder, temporary_folder
+from distqat.checkpoint.digested_json import as_json, believed, seal, unseal
+from distqat.checkpoint.replica_parts import check_mark
 from distqat.checkpoint.tensor_file import disk_errors, write_synced
 from distqat.errors import CheckpointError
 from distqat.failpoints import failpoint

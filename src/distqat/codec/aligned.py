@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distqat.codec.protocol import check_parts, numel_of
+from distqat.codec.codec_interface import check_parts, numel_of
 from distqat.errors import BadContribution
 
 _CHUNK = 2**18  # elements worked on at once on a CPU, so that temporaries stay in the cache

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from distqat.codec.protocol import check_parts, flat_float32, numel_of
+from distqat.codec.codec_interface import check_parts, flat_float32, numel_of
 from distqat.errors import BadContribution
 
 BLOCK = 64

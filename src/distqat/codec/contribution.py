@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distqat.codec.protocol import Codec
+from distqat.codec.codec_interface import Codec
 from distqat.errors import BadContribution
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from distqat.codec.protocol import check_parts, flat_float32, is_finite, numel_of
+from distqat.codec.codec_interface import check_parts, flat_float32, is_finite, numel_of
 from distqat.errors import BadContribution
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from distqat.codec.blocks import Int4Codec, Int8Codec
+from distqat.codec.codec_interface import Codec
 from distqat.codec.plain import Float16Codec, Float32Codec
-from distqat.codec.protocol import Codec
 from distqat.errors import UnknownName
 
 CODECS: dict[str, Codec] = {

@@ -12,11 +12,11 @@ from distqat.config.agreement import (
     structure_digest,
 )
 from distqat.config.authority import Authority, authority_of, keys_of, run_settings, with_run_settings
-from distqat.config.cli import ConfigParser, add_config_arguments, config_from_args, to_argv
+from distqat.config.flags import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
+from distqat.config.pipeline_check import check_folders
 from distqat.config.recipe import differences, from_recipe, recipe
 from distqat.config.schema import Config
-from distqat.config.stages import check_folders
 
 __all__ = [
     "DEFAULT_CONFIG",

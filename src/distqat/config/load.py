@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from distqat.config.fields import config_fields, nearest, section_at
+from distqat.config.pipeline_check import check_names
 from distqat.config.plugins import absolute, is_path, load_installed, load_plugin
 from distqat.config.schema import Config, split_list
-from distqat.config.source import KeyPath, Source, dotted, parse
-from distqat.config.stages import check_names
+from distqat.config.yaml_source import KeyPath, Source, dotted, parse
+from distqat.config_paths import count_also_from, find, looked_at, refuse_twice
 from distqat.errors import ConfigError
-from distqat.places import count_also_from, find, looked_at, refuse_twice
 
 DEFAULT_CONFIG = "configs/resnet18.yaml"
 PLUGINS: KeyPath = ("plugins",)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from distqat.config.stages import model_types
+from distqat.config.pipeline_check import model_types
 from distqat.errors import ConfigError, DistqatError
 from distqat.failures import missing_import
 
@@ -181,8 +181,8 @@ def _registering() -> Iterator[Callable[[], set[tuple[str, str]]]]:
 def _registries() -> dict[str, dict[str, Any]]:
     """Everything that a plugin may add to. The built-in entries are there first, so that none is taken."""
     from distqat.codec.registry import CODECS
-    from distqat.data import embedded_sets  # noqa: F401  registers them
     from distqat.data.source import DATASETS
+    from distqat.data.sources import embedded_sets  # noqa: F401  registers them
     from distqat.models import MODEL_TYPES
     from distqat.tasks import TASKS
 

@@ -10,7 +10,7 @@ from distqat.config.agreement import differing_keys
 from distqat.config.load import resolve
 from distqat.config.plugins import is_path
 from distqat.config.schema import Config
-from distqat.config.source import KeyPath, Source, dotted
+from distqat.config.yaml_source import KeyPath, Source, dotted
 from distqat.errors import ConfigError
 
 OF_A_HOST = {

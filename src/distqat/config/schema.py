@@ -20,7 +20,7 @@ from distqat.data.options import DataOptions
 from distqat.diloco.options import DilocoOptions
 from distqat.options import Options
 from distqat.quant.options import QuantOptions
-from distqat.swarm.addresses import public_addresses
+from distqat.swarm.role_addresses import public_addresses
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -111,7 +111,7 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
         HubUnavailable: the hub cannot be reached.
         DataError: there is no such data set, configuration or split.
     """
-    from distqat.data import embedded_sets  # noqa: F401  registers them
+    from distqat.data.sources import embedded_sets  # noqa: F401  registers them
 
     try:
         return _opener(options.dataset_name)(options, seed)
@@ -125,15 +125,15 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
 
 def _opener(name: str) -> Opener:
     """Of a name that was registered, of a path, or of the hub."""
-    from distqat.data.local_files import is_local
+    from distqat.data.sources.local_files import is_local
 
     if name in DATASETS:
         return DATASETS[name]
     if is_local(name):
-        from distqat.data.local import open_local
+        from distqat.data.sources.local_set import open_local
 
         return lambda options, seed: open_local(options, seed=seed)
-    from distqat.data.hub import open_hub
+    from distqat.data.sources.hub import open_hub
 
     return lambda options, seed: open_hub(options, seed=seed)
 

@@ -14,27 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
-from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
-from distqat.distributed.baseline_ending import Figures, conclude_baseline, trained_before, write_trained
-from distqat.distributed.baseline_ends import batch_feed, reports_to_client
-from distqat.distributed.building import build_task, feeds_norms
-from distqat.distributed.coordination.finish import mean
-from distqat.distributed.feed import BatchFeed
-from distqat.distributed.finite_steps import FiniteSteps, all_finite
-from distqat.distributed.loss_watch import LossWatch, tell
+from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
+from distqat.distributed.coordination.run_end import mean
 from distqat.distributed.model import SwarmBaselineModel
-from distqat.distributed.phases import BatchTally, PhaseStep, phase_steps
-from distqat.distributed.process import announce_ready, notice, resolve_device
-from distqat.distributed.serving.precision import Precision
+from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.training.baseline_batches import batch_feed, reports_to_client
+from distqat.distributed.training.baseline_result import (
+    Figures,
+    conclude_baseline,
+    trained_before,
+    write_trained,
+)
+from distqat.distributed.training.batch_phases import BatchTally, PhaseStep, phase_steps
+from distqat.distributed.training.batch_source import BatchFeed
+from distqat.distributed.training.loss_jumps import LossWatch, tell
+from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
 from distqat.errors import QuantError, RunFailed
 from distqat.metrics import Sink, open_sinks
-from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
+from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
+from distqat.process import announce_ready, notice, resolve_device
 from distqat.quant import (
     begin_measuring,
     drop_weights,
     hold_weights,
     look_again,
-    schedule,
+    quant_schedule,
     settle_weights,
     step_parameter_names,
     weight_step_names,
@@ -89,7 +94,7 @@ class BaselineTrainer:
         self.total_steps = self._trained + last
         """With those at the end in which weights stand."""
         self._shown = 0  # microbatches that were for calibration
-        self.moment = schedule.Moment()  # of the last step
+        self.moment = quant_schedule.Moment()  # of the last step
         self._measured = set[int]()  # stages whose weights stand by now
 
     @torch.no_grad()
@@ -239,12 +244,12 @@ def _steps(config: Config, norms: bool, wanted: float | None) -> tuple[int, int]
     `wanted`: how many they should be together; None: as many train as in all replicas of the swarm.
     """
     diloco, warmup = config.diloco, config.quant.warmup
-    measured = norms and schedule.measures(diloco.outer_steps, warmup)
+    measured = norms and quant_schedule.measures(diloco.outer_steps, warmup)
     last = min(diloco.inner_steps, warmup.calibrate_batches) if measured else 0
     if wanted is None:
         return diloco.total_steps * config.world_size, last
     total = max(1, round(wanted))
-    last = min(last, total // schedule.FEWEST_ROUNDS)
+    last = min(last, total // quant_schedule.FEWEST_ROUNDS)
     return total - last, last
 
 

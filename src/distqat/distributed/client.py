@@ -20,27 +20,33 @@ from torch import nn
 
 from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
 from distqat.config.authority import run_settings
-from distqat.distributed.building import build_task
+from distqat.distributed.assembly.evaluation import build_all
+from distqat.distributed.assembly.keep_earlier_runs import note_end
+from distqat.distributed.assembly.stage_factory import build_task
+from distqat.distributed.assembly.tied_weights import twin_stages
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.committed import collect_states
 from distqat.distributed.coordination.discarded_rounds import DiscardedRounds
-from distqat.distributed.coordination.evaluating import Evaluating
-from distqat.distributed.coordination.farewell import Farewell
-from distqat.distributed.coordination.finish import Run, conclude
-from distqat.distributed.coordination.gate import SERVERS_CHECK, Gate
-from distqat.distributed.coordination.mirror import Mirror
-from distqat.distributed.coordination.reach import Reach
-from distqat.distributed.coordination.resume import Decision
+from distqat.distributed.coordination.failure_broadcast import Farewell
+from distqat.distributed.coordination.fetch_committed import collect_states
+from distqat.distributed.coordination.parameter_mirror import Mirror
+from distqat.distributed.coordination.periodic_evaluation import Evaluating
+from distqat.distributed.coordination.preflight import SERVERS_CHECK, Gate
+from distqat.distributed.coordination.reachability import Reach
+from distqat.distributed.coordination.resume_decision import Decision
 from distqat.distributed.coordination.round_calls import round_call
-from distqat.distributed.coordination.rounds import RoundService
+from distqat.distributed.coordination.round_service import RoundService
+from distqat.distributed.coordination.run_end import Run, conclude
+from distqat.distributed.coordination.run_start import RESUME, Start, note_settings
 from distqat.distributed.coordination.servers_seen import ServersSeen
-from distqat.distributed.coordination.slots import Slots, check_agreement
-from distqat.distributed.coordination.start import RESUME, Start, note_settings
-from distqat.distributed.coordination.trainers import RUN_LOCALLY, Trainers
-from distqat.distributed.earlier_runs import note_end
-from distqat.distributed.evaluation import build_all
-from distqat.distributed.peer import Peer, first_failure, first_of, need_log_dir, need_peers
-from distqat.distributed.process import (
+from distqat.distributed.coordination.slot_grants import Slots, check_agreement
+from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY, Trainers
+from distqat.distributed.network.call_fields import Hop, take
+from distqat.distributed.network.role_peer import Peer, first_failure, first_of, need_log_dir, need_peers
+from distqat.distributed.training.rollout import check_play
+from distqat.errors import ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
+from distqat.failpoints import failpoint
+from distqat.metrics import Sink, open_sinks
+from distqat.process import (
     PRELOAD,
     Zygote,
     announce_ready,
@@ -49,16 +55,10 @@ from distqat.distributed.process import (
     set_up_logging,
     told_wait,
 )
-from distqat.distributed.rollout import check_play
-from distqat.distributed.tying import twin_stages
-from distqat.distributed.wire import Hop, take
-from distqat.errors import ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
-from distqat.failpoints import failpoint
-from distqat.metrics import Sink, open_sinks
-from distqat.swarm.channel import Call
+from distqat.swarm.call_channel import Call
 from distqat.swarm.directory import DirectoryWatch, keep_announced
-from distqat.swarm.frame import Message
-from distqat.swarm.link import Address
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Interactive
 from distqat.topology.expert import ExpertId
 

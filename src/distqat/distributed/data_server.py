@@ -16,16 +16,19 @@ from functools import partial
 from pathlib import Path
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.data.edge import told
-from distqat.data.rows import account_of, leaves_out
-from distqat.data.server import DataServer
+from distqat.data.reading_errors import told
+from distqat.data.serving.batch_server import DataServer
+from distqat.data.serving.daemon_threads import DaemonThreads
 from distqat.data.source import Source, open_source
-from distqat.data.threads import DaemonThreads
-from distqat.distributed.building import build_task
-from distqat.distributed.checking import Told, tell
-from distqat.distributed.first_batch import look_at
-from distqat.distributed.heldout import heldout_problem
-from distqat.distributed.process import (
+from distqat.data.sources.rows import account_of, leaves_out
+from distqat.distributed.assembly.first_batch import look_at
+from distqat.distributed.assembly.held_out_batches import heldout_problem
+from distqat.distributed.assembly.model_check import Told, tell
+from distqat.distributed.assembly.run_notes import note_classes
+from distqat.distributed.assembly.stage_factory import build_task
+from distqat.distributed.assembly.vocabulary_check import check_tokenizer
+from distqat.errors import ConfigError, DataError, DistqatError, ModelError, TaskError
+from distqat.process import (
     announce_ready,
     notice,
     run_role,
@@ -33,9 +36,6 @@ from distqat.distributed.process import (
     set_title,
     set_up_logging,
 )
-from distqat.distributed.run_card import note_classes
-from distqat.distributed.vocabulary import check_tokenizer
-from distqat.errors import ConfigError, DataError, DistqatError, ModelError, TaskError
 from distqat.swarm.deadline import within
 from distqat.tasks.base import Batch, Task
 

@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
-from distqat.distributed.building import build_module
-from distqat.distributed.other_runs import check_run_is_there
-from distqat.distributed.peer import Peer
-from distqat.distributed.pipeline import clipping
-from distqat.distributed.tying import tie
-from distqat.distributed.wire import Hop, step_fields, take
+from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.assembly.tied_weights import tie
+from distqat.distributed.network.call_fields import Hop, step_fields, take
+from distqat.distributed.network.other_runs import check_run_is_there
+from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.training.step_driver import clipping
 from distqat.models import named_tensors
-from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
+from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
+from distqat.protocol.step_attempts import StepId
 from distqat.quant import (
     activate,
     calibrated,
     check_observed,
     look_again,
     observe_data,
+    quant_schedule,
     quantizers,
     reasons,
-    schedule,
 )
-from distqat.swarm.frame import Message
+from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
-from distqat.topology.attempts import StepId
 from distqat.topology.routing import Router
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class SwarmBaselineModel(nn.Module):
 
     def follow_schedule(
         self, steps: Sequence[int], total_steps: int, measuring: Collection[int] = ()
-    ) -> schedule.Moment:
+    ) -> quant_schedule.Moment:
         """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
 
         `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. Only here may
@@ -85,13 +85,15 @@ class SwarmBaselineModel(nn.Module):
         """
         moments = []
         for position, (stage, step) in enumerate(zip(self.stages.values(), steps, strict=True)):
-            now = schedule.moment(step, total_steps, self._quant.warmup, measuring=position in measuring)
+            now = quant_schedule.moment(
+                step, total_steps, self._quant.warmup, measuring=position in measuring
+            )
             if now.steps_frozen:
                 look_again(stage, last=True)
-            schedule.apply(stage, now)
+            quant_schedule.apply(stage, now)
             observe_data(stage, on=step >= self._quant.warmup.float_steps)
             moments.append(now)
-        return max(moments, key=lambda now: schedule.PHASES.index(now.phase))
+        return max(moments, key=lambda now: quant_schedule.PHASES.index(now.phase))
 
     def activate_if_calibrated(self, shown: int) -> list[str]:
         """As servers do after each calibration batch: a stage that has seen enough becomes active.

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distqat.atomic_files import write_whole
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.distributed.other_runs import OtherRuns
-from distqat.distributed.peer import Peer, first_of, need_log_dir
-from distqat.distributed.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.distributed.network.other_runs import OtherRuns
+from distqat.distributed.network.role_peer import Peer, first_of, need_log_dir
 from distqat.errors import ConfigError, SwarmError
-from distqat.files import write_whole
 from distqat.metrics import Sink, open_sinks
-from distqat.metrics.waits import waits_of
+from distqat.metrics.status_waits import waits_of
+from distqat.process import announce_ready, run_role, set_title, set_up_logging
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
 
 logger = logging.getLogger(__name__)

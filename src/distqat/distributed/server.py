@@ -18,26 +18,17 @@ from typing import Any
 import torch
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.distributed.building import build_module
-from distqat.distributed.checking import check_batch, check_run, check_served
-from distqat.distributed.coordinator_link import Coordinator
-from distqat.distributed.earlier_runs import make_room
-from distqat.distributed.peer import Peer, first_of, need_log_dir, need_peers
-from distqat.distributed.process import (
-    LOG_NAME,
-    CoreShare,
-    resolve_device,
-    run_role,
-    set_title,
-    set_up_logging,
-    threads_per_server,
-)
-from distqat.distributed.run_card import note_run_of_server
-from distqat.distributed.serving.compute import ComputeThread
+from distqat.distributed.assembly.keep_earlier_runs import make_room
+from distqat.distributed.assembly.model_check import check_batch, check_run, check_served
+from distqat.distributed.assembly.run_notes import note_run_of_server
+from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.network.role_peer import Peer, first_of, need_log_dir, need_peers
+from distqat.distributed.network.unreachable_peers import Unreached
+from distqat.distributed.serving.compute_thread import ComputeThread
+from distqat.distributed.serving.held_slot import Tenancy
 from distqat.distributed.serving.run_settings import most_samples, take_over
-from distqat.distributed.serving.slot import ask_for_slot
-from distqat.distributed.serving.tenancy import Tenancy
-from distqat.distributed.unreached import Unreached
+from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.errors import (
     ConfigError,
     ProtocolMismatch,
@@ -49,8 +40,17 @@ from distqat.errors import (
     Unreachable,
 )
 from distqat.metrics import Sink, open_sinks
-from distqat.swarm.channel import Call
-from distqat.swarm.frame import Message
+from distqat.process import (
+    LOG_NAME,
+    CoreShare,
+    resolve_device,
+    run_role,
+    set_title,
+    set_up_logging,
+    threads_per_server,
+)
+from distqat.swarm.call_channel import Call
+from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
 

@@ -18,28 +18,28 @@ from typing import Any
 from torch import Tensor
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.data.client import DataClient, LeasedBatch
-from distqat.distributed.building import build_task
-from distqat.distributed.coordinator_link import Coordinator
+from distqat.data.serving.batch_client import DataClient, LeasedBatch
+from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
-from distqat.distributed.feed import BatchFeed, Stopped
-from distqat.distributed.marker import Marker, TrainerProgress
-from distqat.distributed.part_writer import PartWriter
-from distqat.distributed.peer import Peer, first_of
-from distqat.distributed.phases import PhaseStep, phase_steps
-from distqat.distributed.pipeline import Stepper, StepResult
-from distqat.distributed.process import Wait, announce_ready, run_role, set_title, set_up_logging, waiting
-from distqat.distributed.rollout import RolloutFeed
-from distqat.distributed.route_choice import RouteChoice
-from distqat.distributed.scaler import LossScaler, wants_scaling
-from distqat.distributed.step_failures import BatchFailures, StepFailures
-from distqat.distributed.step_records import StepRecords
-from distqat.distributed.step_size import StepSize
-from distqat.distributed.unreached import Unreached
-from distqat.distributed.wire import Hop
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.network.role_peer import Peer, first_of
+from distqat.distributed.network.unreachable_peers import Unreached
+from distqat.distributed.training.batch_phases import PhaseStep, phase_steps
+from distqat.distributed.training.batch_source import BatchFeed, Stopped
+from distqat.distributed.training.checkpoint_schedule import Marker, TrainerProgress
+from distqat.distributed.training.loss_scaler import LossScaler, wants_scaling
+from distqat.distributed.training.part_writer import PartWriter
+from distqat.distributed.training.rollout import RolloutFeed
+from distqat.distributed.training.route_choice import RouteChoice
+from distqat.distributed.training.step_driver import Stepper, StepResult
+from distqat.distributed.training.step_failures import BatchFailures, StepFailures
+from distqat.distributed.training.step_records import StepRecords
+from distqat.distributed.training.step_size import StepSize
 from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
+from distqat.process import Wait, announce_ready, run_role, set_title, set_up_logging, waiting
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
 from distqat.topology.routing import Route

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from distqat.checkpoint import write_model
-from distqat.checkpoint.assembled import read_model
+from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
 from distqat.export.agreement import compare
-from distqat.export.check import Expectations, FakeQuantized, batches, versions
-from distqat.export.description import Description
-from distqat.export.report import Report, Sizes
-from distqat.export.whole import Whole
+from distqat.export.agreement_report import Report, Sizes
+from distqat.export.checker import Expectations, FakeQuantized, batches, versions
+from distqat.export.file_description import Description
+from distqat.export.joined_stages import Whole
 from distqat.quant import WeightQuantizer, quantizers
-from distqat.quant.layers import QuantizedLayer
 from distqat.quant.parametrized import settle_computed_weights
+from distqat.quant.quantized_layers import QuantizedLayer
 from distqat.tasks import Sample
 
 MODEL, CODES = "model.safetensors", ".codes"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distqat.export.graph import Array
-from distqat.export.session import Session
+from distqat.export.onnx.onnx_graph import Array
+from distqat.export.onnx.ort_session import Session
 
 WARM_UP, LEAST, MOST = 3, 10, 200
 

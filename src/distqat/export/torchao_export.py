@@ -18,15 +18,15 @@ from torch import nn
 
 from distqat.errors import ExportError
 from distqat.export.agreement import compare
-from distqat.export.check import Expectations, FakeQuantized, batches
+from distqat.export.agreement_report import Operations, Report
+from distqat.export.checker import Expectations, FakeQuantized, batches
 from distqat.export.codes_file import export_codes, weight_codes
-from distqat.export.description import Description
-from distqat.export.report import Operations, Report
-from distqat.export.whole import Whole
+from distqat.export.file_description import Description
+from distqat.export.joined_stages import Whole
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
-from distqat.quant.layers import QuantizedLayer, channel_axis
-from distqat.quant.token import TokenQuantizer
+from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
+from distqat.quant.token_quantizer import TokenQuantizer
 from distqat.tasks import Sample
 
 ACTIVATION_BITS = 8

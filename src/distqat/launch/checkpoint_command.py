@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from distqat.config import ConfigParser
 from distqat.errors import CheckpointError
-from distqat.launch.command import run_command
-from distqat.launch.outputs import check_output
+from distqat.launch.command_frame import run_command
+from distqat.launch.output_check import check_output
 from distqat.terminal import complain
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from distqat.checkpoint.marks import newest_common
-    from distqat.checkpoint.rounds import list_rounds
+    from distqat.checkpoint.checkpoint_steps import newest_common
+    from distqat.checkpoint.round_index import list_rounds
     from distqat.checkpoint.trainer_part import read_trainer_parts
 
     rounds = list_rounds(args.folder)
@@ -75,7 +75,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _marks(rounds: Sequence[RoundFolder]) -> dict[str, list[Mark]]:
     """The checkpoint steps of each stage of the model."""
-    from distqat.checkpoint.marks import marks_of
+    from distqat.checkpoint.checkpoint_steps import marks_of
 
     return {stage: marks_of(rounds, stage) for stage in rounds[-1].wanted}
 
@@ -135,8 +135,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _assemble(args: argparse.Namespace) -> int:
     from distqat.checkpoint import assemble, write_model
-    from distqat.checkpoint.assembled import TOLD
-    from distqat.checkpoint.card import METADATA, read_card
+    from distqat.checkpoint.assembled_model import TOLD
+    from distqat.checkpoint.run_card import METADATA, read_card
     from distqat.config import quantization
 
     check_output(args.out, "--out")
@@ -167,7 +167,7 @@ def _names(config: Config) -> dict[str, list[str]]:
     """The names in the state dict of each stage; built without memory for the numbers."""
     import torch
 
-    from distqat.distributed.building import build_module
+    from distqat.distributed.assembly.stage_factory import build_module
 
     with torch.device("meta"):
         return {stage: list(build_module(config, stage).state_dict()) for stage in config.stages}

@@ -13,10 +13,10 @@ from distqat.terminal import begin, complain, leave
 
 # name: (where, arguments that come first, what it does)
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "run": ("distqat.launch.local:main", (), "train in a swarm on this machine"),
-    "baseline": ("distqat.launch.local:main", ("--baseline",), "train the unsplit model on this machine"),
+    "run": ("distqat.launch.run_local:main", (), "train in a swarm on this machine"),
+    "baseline": ("distqat.launch.run_local:main", ("--baseline",), "train the unsplit model on this machine"),
     "trainer-client": ("distqat.launch.trainer_client:main", (), "start a swarm: monitor and client"),
-    "servers": ("distqat.launch.servers:main", (), "join a swarm with servers of this host"),
+    "servers": ("distqat.launch.start_servers:main", (), "join a swarm with servers of this host"),
     "monitor": ("distqat.distributed.monitor:main", (), "one role: bootstrap and metrics"),
     "client": ("distqat.distributed.client:main", (), "one role: trainers, data, commit log"),
     "trainer": ("distqat.distributed.trainer:main", (), "one role: drives one pipeline"),
@@ -30,7 +30,11 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (),
         "run an exported model on an image, text or sound",
     ),
-    "config": ("distqat.config.command:config_command", (), "print the resolved configuration or its schema"),
+    "config": (
+        "distqat.config.config_command:config_command",
+        (),
+        "print the resolved configuration or its schema",
+    ),
 }
 
 LAUNCHERS = ("run", "baseline", "trainer-client", "servers")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
-from distqat.launch.progress import Frame, panel, plain_line
+from distqat.launch.progress_text import Frame, panel, plain_line
 from distqat.terminal import show_through, stream
 
 if TYPE_CHECKING:

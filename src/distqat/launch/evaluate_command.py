@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments
-from distqat.distributed.process import run_alone
 from distqat.errors import ConfigError
-from distqat.launch.command import run_command
+from distqat.launch.command_frame import run_command
 from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 from distqat.launch.saved_model import SavedModel
+from distqat.process import run_alone
 
 if TYPE_CHECKING:
-    from distqat.distributed.evaluation import Judged
+    from distqat.distributed.assembly.evaluation import Judged
 
 TIMEOUT_S = 60.0  # for finding the client, and for each stage's way here
 
@@ -62,9 +62,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _checkpoint(own: SavedConfig, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
     from distqat.data.source import class_names
-    from distqat.distributed.building import open_data
-    from distqat.distributed.evaluation import build_all, judge, load_all
-    from distqat.distributed.run_card import check_classes
+    from distqat.distributed.assembly.evaluation import build_all, judge, load_all
+    from distqat.distributed.assembly.run_notes import check_classes
+    from distqat.distributed.assembly.stage_factory import open_data
 
     config, saved = own.config, SavedModel.read(own.config, path, round)
     saved.hold_to(config)
@@ -77,7 +77,7 @@ def _checkpoint(own: SavedConfig, path: Path, round: int | None) -> tuple[Judged
 
 def _print_both(config: Config, path: Path | None, round: int | None, *, as_json: bool) -> None:
     """The float model and what quantization without training leaves of it."""
-    from distqat.distributed.post_training import quantize_and_judge
+    from distqat.distributed.assembly.post_training import quantize_and_judge
 
     if path is None:
         raise ConfigError("--ptq needs a checkpoint folder or a model file")
@@ -88,11 +88,11 @@ def _print_both(config: Config, path: Path | None, round: int | None, *, as_json
 
 async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
     """Mirror the committed stages of a swarm, as a guest that holds no slot, and judge them here."""
-    from distqat.distributed.coordinator_link import Coordinator
-    from distqat.distributed.evaluation import build_all, judge
-    from distqat.distributed.peer import Peer
-    from distqat.distributed.serving.shared import as_local
-    from distqat.distributed.serving.transfer import fetch_committed_now
+    from distqat.distributed.assembly.evaluation import build_all, judge
+    from distqat.distributed.network.coordinator_link import Coordinator
+    from distqat.distributed.network.role_peer import Peer
+    from distqat.distributed.serving.committed_state import as_local
+    from distqat.distributed.transfer.snapshot_exchange import fetch_committed_now
     from distqat.errors import StageUnavailable
     from distqat.swarm.deadline import within
 
@@ -122,7 +122,7 @@ async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
 
 def _print(judged: Judged, what: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        from distqat.metrics.record import plain
+        from distqat.metrics.record_values import plain
 
         told = {"metric": judged.metric, "value": judged.value, "loss": judged.loss, "count": judged.count}
         sys.stdout.write(json.dumps(plain({**told, **what}), allow_nan=False) + "\n")

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments
-from distqat.data.edge import heldout_of
+from distqat.data.reading_errors import heldout_of
 from distqat.errors import ConfigError
-from distqat.launch.command import run_command
-from distqat.launch.outputs import check_output
+from distqat.launch.command_frame import run_command
+from distqat.launch.output_check import check_output
 from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 
 if TYPE_CHECKING:
-    from distqat.export.description import Description
-    from distqat.export.report import Report
+    from distqat.export.agreement_report import Report
+    from distqat.export.file_description import Description
 
 FORMATS = ("onnx-int8", "torchao", "safetensors")
 
@@ -73,12 +73,12 @@ def _parser() -> ConfigParser:
 
 def _export(own: SavedConfig, args: Any) -> Report:
     from distqat.data.source import class_names
-    from distqat.distributed.building import open_data
-    from distqat.distributed.evaluation import build_all, load_all
-    from distqat.distributed.run_card import check_classes
-    from distqat.export.check import Expectations
-    from distqat.export.description import refuse_task
-    from distqat.export.whole import Whole
+    from distqat.distributed.assembly.evaluation import build_all, load_all
+    from distqat.distributed.assembly.run_notes import check_classes
+    from distqat.distributed.assembly.stage_factory import open_data
+    from distqat.export.checker import Expectations
+    from distqat.export.file_description import refuse_task
+    from distqat.export.joined_stages import Whole
     from distqat.launch.saved_model import SavedModel
 
     config = own.config
@@ -108,15 +108,15 @@ def _export(own: SavedConfig, args: Any) -> Report:
         write = export_codes if args.format == "safetensors" else export_torchao
         blank, fields = Whole(build_all(config)), config.model_dump(mode="json")
         return write(model, blank, samples, description, args.out, fields, expected)
-    from distqat.export.onnx_export import export_onnx
+    from distqat.export.onnx.onnx_export import export_onnx
 
     return export_onnx(model, samples, description, args.out, expected)
 
 
 def _description(config: Config) -> Description:
     """Classes are called by their numbers where nobody names them."""
-    from distqat.distributed.building import task_settings
-    from distqat.export.description import Description
+    from distqat.distributed.assembly.stage_factory import task_settings
+    from distqat.export.file_description import Description
 
     settings = task_settings(config)
     labels = tuple(str(number) for number in range(settings.num_classes or 0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distqat.config import ConfigParser
-from distqat.launch.command import run_command
+from distqat.launch.command_frame import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ def config_of(args: argparse.Namespace, path: Path | None) -> SavedConfig:
     A `--config-path` comes before it, and what differs from the run's is told. A checkpoint of a release that
     did not note its configuration is read with the default one, as it was then.
     """
-    from distqat.checkpoint.card import read_card
+    from distqat.checkpoint.run_card import read_card
 
     try:
         card = read_card(model_in(path, args.round)) if path is not None and path.exists() else None

@@ -29,7 +29,7 @@ class SavedModel:
     def read(cls, config: Config, path: Path, round: int | None) -> SavedModel:
         """From a model file, or the newest whole round (or this one) of a folder; CheckpointError."""
         from distqat.checkpoint import assemble
-        from distqat.checkpoint.assembled import read_model, read_told
+        from distqat.checkpoint.assembled_model import read_model, read_told
 
         if not path.exists():
             raise CheckpointError(_nothing_at(path))
@@ -66,7 +66,7 @@ class SavedModel:
 def model_in(path: Path, round: int | None) -> Path:
     """The model file of a folder without rounds, as a baseline leaves it; else the path itself."""
     from distqat.checkpoint.inventory import MODEL
-    from distqat.checkpoint.rounds import list_rounds
+    from distqat.checkpoint.round_index import list_rounds
 
     alone = round is None and (path / MODEL).is_file() and not list_rounds(path)
     return path / MODEL if alone else path

@@ -9,21 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distqat.distributed.process import (
-    PRELOAD,
-    Ended,
-    PortClaim,
-    RoleCommand,
-    Supervisor,
-    Zygote,
-    claim_port,
-    guarded,
-    run_role,
-    set_title,
-)
 from distqat.environment import prepare
-from distqat.launch.folder import SUMMARY, check_checkpoint_folder, set_aside
-from distqat.launch.roles import (
+from distqat.launch.launcher_roles import (
     LAUNCHER_GRACE_S,
     OLDEST,
     STOP_GRACE_S,
@@ -37,13 +24,26 @@ from distqat.launch.roles import (
     read_settings,
     role_command,
 )
-from distqat.swarm.addresses import bound_hosts
+from distqat.launch.log_folder import SUMMARY, check_checkpoint_folder, set_aside
+from distqat.process import (
+    PRELOAD,
+    Ended,
+    PortClaim,
+    RoleCommand,
+    Supervisor,
+    Zygote,
+    claim_port,
+    guarded,
+    run_role,
+    set_title,
+)
+from distqat.swarm.role_addresses import bound_hosts
 from distqat.terminal import begin, leave
 
 if TYPE_CHECKING:
     from distqat.launch.display import Display
-    from distqat.launch.reporter import Reporter
-    from distqat.launch.watching import Watching
+    from distqat.launch.role_reporter import Reporter
+    from distqat.launch.run_watch import Watching
 
 NAME = "trainer-client"
 
@@ -91,7 +91,7 @@ class TrainerClient:
     def __init__(
         self, settings: Settings, zygote: Zygote, display: Display, start: Mapping[str, str], began: float
     ) -> None:
-        from distqat.launch.reporter import Reporter
+        from distqat.launch.role_reporter import Reporter
 
         self._settings = settings
         self._zygote = zygote
@@ -168,8 +168,8 @@ class TrainerClient:
         return role_command(kind, self._settings, log, changes=changes, env=environment)
 
     def _watch(self, began: float) -> Watching:
-        from distqat.launch.plan import goal_of
-        from distqat.launch.watching import Watching
+        from distqat.launch.run_plan import goal_of
+        from distqat.launch.run_watch import Watching
 
         config = self._settings.config
         return Watching(
@@ -184,7 +184,7 @@ class TrainerClient:
 
     def _conclude(self) -> None:
         """The summary, where this run of the client has written one."""
-        from distqat.launch.summary import Summary, conclude
+        from distqat.launch.summary_table import Summary, conclude
 
         path = Path(self._settings.log_dir) / SUMMARY
         if path.exists() and path.stat().st_mtime >= self._began:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from distqat.metrics.sink import Fanout, JsonLines, Nothing, Sink, open_sinks
-from distqat.metrics.table import swarm_table
+from distqat.metrics.swarm_tables import swarm_table
 
 __all__ = ["Fanout", "JsonLines", "Nothing", "Sink", "open_sinks", "swarm_table"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from distqat.metrics.record import numbers
+from distqat.metrics.record_values import numbers
 
 log = logging.getLogger(__name__)
 

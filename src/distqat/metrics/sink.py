@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from distqat.metrics.background import Background
-from distqat.metrics.record import plain
+from distqat.metrics.background_sink import Background
+from distqat.metrics.record_values import plain
 from distqat.metrics.services import TensorBoard, WandbRun
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from distqat.models import causal_lm, chain, dcgan, gcn, gpt, mlp, ppo, resnet, wav2vec2
+from distqat.models import block_chain, causal_lm, dcgan, gcn, gpt, mlp, ppo, resnet, wav2vec2
 from distqat.models.registry import (
     MODEL_TYPES,
     build_stage,
@@ -49,7 +49,7 @@ from distqat.models.registry import (
     stages_of,
 )
 
-for _stage in chain.STAGES:
+for _stage in block_chain.STAGES:
     register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
     register_stage(f"gcn.{_stage}", partial(gcn.build, _stage), partial(gcn.sample_input, _stage))
     register_stage(f"ppo.{_stage}", partial(ppo.build, _stage), partial(ppo.sample_input, _stage))

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.balancing import WEIGHTS
-from distqat.models.block_stage import BlockStage, cut, stand_in
-from distqat.models.costs import Costs, balanced, costs_of
-from distqat.models.hollow import materialize, weights_on_meta
-from distqat.models.outline import outline
+from distqat.models.block_costs import Costs, balanced, costs_of
+from distqat.models.causal_lm_outline import outline
+from distqat.models.causal_lm_stage import BlockStage, cut, stand_in
+from distqat.models.meta_init import materialize, weights_on_meta
 from distqat.models.pretrained import load_weights, pretrained_config
+from distqat.models.router_loss import WEIGHTS
 
 StageName = Literal["full", "head", "body", "tail"]
 AVERAGE = "average"

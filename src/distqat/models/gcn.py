@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, Chain, Cut, StageName
 
 SAMPLE_NODES, SAMPLE_EDGES = 5, 12  # of a sample input; any other number does as well
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distqat.config_paths import find, looked_elsewhere
 from distqat.errors import HubUnavailable, ModelError
-from distqat.nearby import is_path, missing_folder
-from distqat.places import find, looked_elsewhere
+from distqat.path_hints import is_path, missing_folder
 
 
 def fetch(source: str, file: str) -> Path | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, Chain, Cut, StageName
 
 
 class MLP(nn.Module):

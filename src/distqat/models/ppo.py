@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError
-from distqat.models.chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, Chain, Cut, StageName
 
 OUT = "out"
 HIDDEN_GAIN, POLICY_GAIN, VALUE_GAIN = math.sqrt(2), 0.01, 1.0  # of orthogonal weights: arXiv:2006.05990, 3.2

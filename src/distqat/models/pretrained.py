@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distqat.config_paths import find
 from distqat.errors import ModelError
 from distqat.models.hub_files import fetch
-from distqat.models.layouts import Recipe, recipes
-from distqat.models.stored import StoredWeights
-from distqat.places import find
+from distqat.models.stored_layouts import Recipe, recipes
+from distqat.models.stored_weights import StoredWeights
 
 CONFIG = "config.json"
 QUANTIZATION = "quantization_config"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.chain import Chain, Cut, StageName
+from distqat.models.block_chain import Chain, Cut, StageName
 from distqat.models.resnet_blocks import EXPANSION, BlockShape, convolution, halved
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}

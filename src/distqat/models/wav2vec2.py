@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from distqat.errors import ModelError
-from distqat.models.block_stage import Blocks
+from distqat.models.audio_frames import MelFrontEnd, Windows, frame_counts, mel_window
+from distqat.models.block_costs import Costs
 from distqat.models.causal_lm import Part, StageName, block_range
-from distqat.models.costs import Costs
-from distqat.models.frames import MelFrontEnd, Windows, frame_counts, mel_window
-from distqat.models.hollow import materialize
+from distqat.models.causal_lm_stage import Blocks
+from distqat.models.meta_init import materialize
 from distqat.models.pretrained import load_weights, pretrained_config
-from distqat.models.speech_stage import SpeechStage
+from distqat.models.wav2vec2_stage import SpeechStage
 
 logger = logging.getLogger(__name__)
 

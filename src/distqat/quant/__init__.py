@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from distqat.quant.options import QuantOptions
 
 if TYPE_CHECKING:
-    from distqat.quant import schedule
-    from distqat.quant.flow import Flow, record
-    from distqat.quant.held import drop_weights, hold_weights, settle_weights
-    from distqat.quant.joint import CarriedInput, SharedInput, joints, leaving
-    from distqat.quant.placement import Boundary
+    from distqat.quant.batchnorm_statistics import Statistics, begin_measuring, tracked_norms
+    from distqat.quant.late_calibration import look_again, reasons
+    from distqat.quant.layer_rules import check_patterns, module_names
+    from distqat.quant.output_quantizer import CarriedInput, SharedInput, joints, leaving
+    from distqat.quant.quant_report import LayerReport, QuantReport
+    from distqat.quant.quantize_stage import edges, quantize_module, report_of
+    from distqat.quant.quantized_share import Coverage, coverage
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
-    from distqat.quant.report import LayerReport, QuantReport
-    from distqat.quant.rules import check_patterns, module_names
-    from distqat.quant.shares import Coverage, coverage
-    from distqat.quant.states import (
+    from distqat.quant.quantizer_placement import Boundary
+    from distqat.quant.quantizer_states import (
         activate,
         calibrated,
         check_observed,
@@ -40,20 +40,19 @@ if TYPE_CHECKING:
         step_parameter_names,
         weight_step_names,
     )
-    from distqat.quant.statistics import Statistics, begin_measuring, tracked_norms
-    from distqat.quant.waiting import look_again, reasons
-    from distqat.quant.wrap import edges, quantize_module, report_of
+    from distqat.quant.tensor_producers import Flow, record
+    from distqat.quant.weight_cache import drop_weights, hold_weights, settle_weights
 
 _WHERE = {
-    "flow": ("Flow", "record"),
-    "held": ("drop_weights", "hold_weights", "settle_weights"),
-    "joint": ("CarriedInput", "SharedInput", "joints", "leaving"),
-    "placement": ("Boundary",),
+    "tensor_producers": ("Flow", "record"),
+    "weight_cache": ("drop_weights", "hold_weights", "settle_weights"),
+    "output_quantizer": ("CarriedInput", "SharedInput", "joints", "leaving"),
+    "quantizer_placement": ("Boundary",),
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
-    "rules": ("check_patterns", "module_names"),
-    "shares": ("Coverage", "coverage"),
-    "report": ("LayerReport", "QuantReport"),
-    "states": (
+    "layer_rules": ("check_patterns", "module_names"),
+    "quantized_share": ("Coverage", "coverage"),
+    "quant_report": ("LayerReport", "QuantReport"),
+    "quantizer_states": (
         "activate",
         "calibrated",
         "check_observed",
@@ -65,9 +64,9 @@ _WHERE = {
         "step_parameter_names",
         "weight_step_names",
     ),
-    "statistics": ("Statistics", "begin_measuring", "tracked_norms"),
-    "waiting": ("look_again", "reasons"),
-    "wrap": ("edges", "quantize_module", "report_of"),
+    "batchnorm_statistics": ("Statistics", "begin_measuring", "tracked_norms"),
+    "late_calibration": ("look_again", "reasons"),
+    "quantize_stage": ("edges", "quantize_module", "report_of"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -106,7 +105,6 @@ __all__ = [
     "reasons",
     "record",
     "report_of",
-    "schedule",
     "set_state",
     "settle_weights",
     "step_parameter_names",
@@ -116,8 +114,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "schedule":
-        return import_module(f"{__name__}.schedule")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from distqat.errors import QuantError
+from distqat.quant.late_calibration import must_wait, reasons
 from distqat.quant.quantizer import ActivationQuantizer, Quantizer
-from distqat.quant.states import activate, check_observed, quantizers, set_state
-from distqat.quant.waiting import must_wait, reasons
+from distqat.quant.quantizer_states import activate, check_observed, quantizers, set_state
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@
 calibrating: values pass in float; activation quantizers count what they see in training mode.
 active: values are fake-quantized and log(step) learns. frozen: the same, and the step stays.
 waiting: of a tensor that calibration saw nothing of but zeros; as calibrating, while the rest of the stage
-trains (`distqat.quant.waiting`).
+trains (`distqat.quant.late_calibration`).
 
 There is no way back. Everything a quantizer knows is a parameter (`log_step`) or a persistent buffer, so a
 state dict carries it to the bit and a snapshot of the buffers undoes what an aborted attempt observed.
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import QuantError
-from distqat.quant import mse
-from distqat.quant.lsq import step_size
+from distqat.quant import mse_step
+from distqat.quant.fake_quantize import step_size
 from distqat.quant.methods import get_method
 from distqat.quant.methods.method import Grid
 from distqat.quant.options import InitName
@@ -136,7 +136,11 @@ class WeightQuantizer(Quantizer):
         """The first step, for each output channel where there is one each."""
         rows = weight.detach().flatten()[None] if self.axis is None else weight.detach().movedim(self.axis, 0)
         rows = rows.flatten(1)
-        steps = mse.largest_steps(rows, self.qmax) if self._extremes else mse.channel_steps(rows, self.qmax)
+        steps = (
+            mse_step.largest_steps(rows, self.qmax)
+            if self._extremes
+            else mse_step.channel_steps(rows, self.qmax)
+        )
         return steps.view(self.log_step.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ class WeightQuantizer(Quantizer):
         return leaf
 
     def hold(self) -> None:
-        """Quantize once, at the next call, until `drop`; see `distqat.quant.held`."""
+        """Quantize once, at the next call, until `drop`; see `distqat.quant.weight_cache`."""
         self._holds, self._made = True, None
 
     def settle(self) -> None:
@@ -209,7 +213,7 @@ class ActivationQuantizer(Quantizer):
         self.leaves_stage = False
         """Whether its codes travel to the next stage: then no zero is negative, as no integer is."""
         self.register_buffer("signed", torch.tensor(signed is not False, device=device))
-        self.register_buffer("counts", torch.zeros(2, mse.BINS, dtype=torch.int64, device=device))
+        self.register_buffer("counts", torch.zeros(2, mse_step.BINS, dtype=torch.int64, device=device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
         self.looked = {"zeros": 0, "not finite": 0}
         """Batches that were not counted, by why: for people, so an aborted attempt stays in it."""
@@ -238,8 +242,8 @@ class ActivationQuantizer(Quantizer):
         if not bool(torch.isfinite(x).all()):
             self.looked["not finite"] += 1
             return
-        counts = mse.histogram(x)
-        if not any(mse.seen_values(counts)):
+        counts = mse_step.histogram(x)
+        if not any(mse_step.seen_values(counts)):
             self.looked["zeros"] += 1
             return
         self.counts += counts
@@ -252,20 +256,20 @@ class ActivationQuantizer(Quantizer):
 
     def can_begin(self, counts: Tensor) -> bool:
         """Whether `counts` tell of values that its codes can hold."""
-        above, below = mse.seen_values(counts)
+        above, below = mse_step.seen_values(counts)
         return above or (below and (self.signed_option is not False or self.offset is not None))
 
     def initial_step(self, counts: Tensor | None = None) -> tuple[Tensor, bool, Tensor]:
         """(first step, signed, offset) for what was observed, or for these counts; QuantError if nothing."""
         counts = self.counts if counts is None else counts
-        above, below = mse.seen_values(counts)
+        above, below = mse_step.seen_values(counts)
         if not above and not below:
             raise QuantError(
                 f"{self.name} has seen no real data; run real batches through it in training mode before "
                 f"activating it, or put its layer under quant.skip"
             )
         if self.offset is not None:
-            step, lowest = mse.shifted_step(counts, 2**self.bits - 1, search=self.how.init == "mse")
+            step, lowest = mse_step.shifted_step(counts, 2**self.bits - 1, search=self.how.init == "mse")
             return torch.tensor(step), below, torch.tensor(lowest)
         signed = below if self.signed_option == "auto" else self.signed_option
         if not signed and not above:
@@ -274,14 +278,14 @@ class ActivationQuantizer(Quantizer):
             )
         qmax = 2 ** (self.bits - 1) - 1 if signed else 2**self.bits - 1
         if self.how.init == "minmax" or self.how.method == "minmax":
-            step = mse.largest_value(counts, negative=signed) / qmax
+            step = mse_step.largest_value(counts, negative=signed) / qmax
         else:
-            step = mse.histogram_step(counts, -qmax if signed else 0, qmax)
+            step = mse_step.histogram_step(counts, -qmax if signed else 0, qmax)
         return torch.tensor(step), signed, torch.tensor(0.0)
 
     def check_observed(self) -> None:
         """Raises QuantError if only NaN and infinity came, or nothing that unsigned codes can hold."""
-        above, below = mse.seen_values(self.counts)
+        above, below = mse_step.seen_values(self.counts)
         if not above and not below and self.looked["not finite"] and not self.looked["zeros"]:
             raise QuantError(
                 f"{self.name}: every batch of calibration has NaN or infinity here, before anything was "

@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 from distqat.errors import RoleError
-from distqat.swarm import guard
+from distqat.swarm import hivemind_patches
 from distqat.swarm.deadline import within
-from distqat.swarm.link import Address, gone
+from distqat.swarm.peer_link import Address, gone
 
 DIAL_S = 6.0  # libp2p itself gives a TCP connection five seconds
 START_S, STOP_S = 30.0, 2.0
@@ -36,7 +36,7 @@ async def dial_afresh(to: Address) -> None:
 
     RoleError: nothing is known, because the daemon that was to dial did not start.
     """
-    guard.install()
+    hivemind_patches.install()
     from hivemind.p2p import P2P, PeerID
     from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
     from hivemind.utils.multiaddr import Multiaddr

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from distqat.errors import DirectoryUnavailable
-from distqat.swarm.link import Address
-from distqat.swarm.records import MAX_TTL_S, Found
+from distqat.swarm.peer_link import Address
+from distqat.swarm.record_validator import MAX_TTL_S, Found
 from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 logger = logging.getLogger(__name__)

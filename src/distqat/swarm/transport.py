@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from distqat.errors import Busy, CallTimeout, PeerGone, Refused, SwarmError
-from distqat.swarm import hello
-from distqat.swarm.channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
+from distqat.protocol.peer_silence import Heartbeat
+from distqat.swarm import handshake
+from distqat.swarm.call_channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
 from distqat.swarm.deadline import within
-from distqat.swarm.frame import Message
-from distqat.swarm.hello import Admission, Hello
-from distqat.swarm.link import Address, InboundLinks, Link, gone
-from distqat.swarm.silence import Heartbeat
+from distqat.swarm.handshake import Admission, Hello
+from distqat.swarm.peer_link import Address, InboundLinks, Link, gone
+from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +198,8 @@ class StreamTransport:
             self._gone(peer, silent)
 
     async def _dial(self, to: Address) -> Link:
-        data = Hello(self.peer, hello.DATA)
-        control = Hello(self.peer, hello.CONTROL, data.link)
+        data = Hello(self.peer, handshake.DATA)
+        control = Hello(self.peer, handshake.CONTROL, data.link)
         first = await self._open(to, data)
         try:
             second = await self._open(to, control)
@@ -246,7 +246,7 @@ class StreamTransport:
         except OSError as error:
             raise self._unreached(to, f"it cannot be connected to ({error})") from error
         try:
-            await hello.greet(reader, writer, self._admission, to.peer, greeting)
+            await handshake.greet(reader, writer, self._admission, to.peer, greeting)
         except BaseException:  # also when it is cancelled
             writer.close()
             raise
@@ -276,7 +276,7 @@ class StreamTransport:
         assert self._answer is not None
         channel = self._channel(writer, greeting.peer, self._answer)
         self._inbound.add(greeting, channel)
-        hello.welcome(writer)
+        handshake.welcome(writer)
         await channel.closed
 
     async def _greeted(
@@ -286,13 +286,13 @@ class StreamTransport:
             raise Busy(f"{self._greeting} streams are in the middle of their hello")
         self._greeting += 1
         try:
-            greeting = await hello.receive(reader, writer, self._admission, peer)
+            greeting = await handshake.receive(reader, writer, self._admission, peer)
         finally:
             self._greeting -= 1
         try:
             self._inbound.check(greeting)
         except Refused as error:
-            hello.refuse(writer, str(error))
+            handshake.refuse(writer, str(error))
             raise
         return greeting
 

@@ -56,8 +56,8 @@ __all__ = [
 
 @register_task("cv")
 def _cv(settings: TaskSettings) -> Task:
-    from distqat.tasks.augment import ImageOptions
     from distqat.tasks.cv import ImageClassification
+    from distqat.tasks.image_augmentation import ImageOptions
     from distqat.tasks.options import parse_options
 
     return ImageClassification(

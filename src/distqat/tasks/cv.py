@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.errors import TaskError
-from distqat.tasks.augment import ImageOptions, chance_at, mirrored, resized_crop, shifted, statistics
 from distqat.tasks.base import Batch, Place, Sample
-from distqat.tasks.images import picture
+from distqat.tasks.image_augmentation import (
+    ImageOptions,
+    chance_at,
+    mirrored,
+    resized_crop,
+    shifted,
+    statistics,
+)
+from distqat.tasks.image_decoder import picture
 from distqat.tasks.labels import class_index, column
 
 IMAGE_COLUMNS = ("image", "img")

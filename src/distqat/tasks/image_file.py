@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distqat.errors import TaskError
-from distqat.tasks.pixels import Array, in_bytes, in_unit_range
+from distqat.tasks.pixel_ranges import Array, in_bytes, in_unit_range
 
 Background = Literal["white", "grey", "black"]
 GREYS: dict[Background, int] = {"white": 255, "grey": 128, "black": 0}

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
-from distqat.tasks.augment import ImageOptions
 from distqat.tasks.base import Batch, Forward, Phase, Place, Sample
 from distqat.tasks.cv import LABEL_COLUMNS, ImageClassification
-from distqat.tasks.frechet import features_of, frechet_distance
+from distqat.tasks.frechet_distance import features_of, frechet_distance
+from distqat.tasks.image_augmentation import ImageOptions
 from distqat.tasks.image_file import Background
 from distqat.tasks.options import parse_options
-from distqat.tasks.picture import png, sheet
+from distqat.tasks.png_writer import png, sheet
 
 LATENT = 64
 DISCRIMINATOR, GENERATOR = 1, 2  # who learns: `phase` of inputs and labels

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
-from distqat.tasks.advantages import advantages
+from distqat.tasks.advantage_estimation import advantages
 from distqat.tasks.base import Batch, Experience, Forward, Sample
-from distqat.tasks.environments import Environments, Shapes, seed_of, shapes_of
+from distqat.tasks.gym_environments import Environments, Shapes, seed_of, shapes_of
 
 JUDGED_EPISODES = 20
 JUDGED_STEPS = 20_000  # of an environment without a time limit; the rewards so far count then

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
-from distqat.tasks.alphabet import BLANK, WAV2VEC2, Alphabet, collapse, edit_distance
-from distqat.tasks.audio import AUDIO_COLUMNS, TEXT_COLUMNS, Waveform, waveform
+from distqat.tasks.audio_decoder import AUDIO_COLUMNS, TEXT_COLUMNS, Waveform, waveform
 from distqat.tasks.base import Batch, Sample
+from distqat.tasks.ctc_alphabet import BLANK, WAV2VEC2, Alphabet, collapse, edit_distance
 from distqat.tasks.labels import column
 
 CHARACTERS_PER_SECOND = 30  # twice what the fastest speakers reach; bounds the labels of a batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState, TrainerPart
-from distqat.diloco.digest import state_digest
+from distqat.diloco.tensor_digest import state_digest
 
 RUN = "digits"
 AGREEMENT: dict[str, Any] = {"run": RUN, "stages": ["front", "back"], "model.hidden": 8}

@@ -24,9 +24,9 @@ from tests.unit.checkpoint.states import (
 )
 
 from distqat.checkpoint import CheckpointStore, tensor_file
-from distqat.checkpoint.folders import locked, set_aside, temporary_folder
+from distqat.checkpoint.atomic_folders import locked, set_aside, temporary_folder
 from distqat.checkpoint.manifest import MANIFEST, SHARED, read_manifest
-from distqat.distributed.serving.shared import Shared
+from distqat.distributed.serving.committed_state import Shared
 from distqat.errors import CheckpointError
 
 

@@ -11,7 +11,7 @@ import torch
 from tests.unit.checkpoint.states import RUN, shard_state, temporary_files, trainer_part
 
 from distqat.checkpoint import CheckpointStore, read_trainer_parts, verify, write_trainer_part
-from distqat.checkpoint.folders import temporary_folder
+from distqat.checkpoint.atomic_folders import temporary_folder
 from distqat.checkpoint.trainer_part import FORMAT, TRAINERS, read_trainer_part
 from distqat.errors import CheckpointError
 

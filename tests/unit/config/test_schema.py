@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from distqat.config import Config, load_config
-from distqat.config.source import parse
+from distqat.config.yaml_source import parse
 
 DOCUMENTED = """\
 wandb_project: "distqat"

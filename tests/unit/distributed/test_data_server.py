@@ -11,15 +11,15 @@ import pytest
 
 from distqat.config import Config
 from distqat.distributed import data_server
-from distqat.distributed.process import notices
-from distqat.distributed.process.command import READY_FD
+from distqat.process import launcher_notices
+from distqat.process.role_command import READY_FD
 
 
 async def test_it_is_ready_when_its_first_batch_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = os.pipe()
-    monkeypatch.setattr(notices, "_pipe", notices._Pipe())
+    monkeypatch.setattr(launcher_notices, "_pipe", launcher_notices._Pipe())
     monkeypatch.setenv(READY_FD, str(writing))
     monkeypatch.setenv(data_server.DATA_SOCKET, str(tmp_path / "data.sock"))
     config = Config.model_validate(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from distqat.config import Config, load_config
-from distqat.distributed.building import build_module, build_task, open_data
-from distqat.export.whole import Whole
+from distqat.distributed.assembly.stage_factory import build_module, build_task, open_data
+from distqat.export.joined_stages import Whole
 from distqat.quant import activate
 from distqat.tasks import Batch, Sample, Task
 

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from tests.unit.export.quantized import first_batch, quantized, tiny_config
 
-from distqat.distributed.building import task_settings
-from distqat.distributed.evaluation import build_all
+from distqat.distributed.assembly.evaluation import build_all
+from distqat.distributed.assembly.stage_factory import task_settings
 from distqat.errors import ExportError
-from distqat.export.check import Expectations
+from distqat.export.checker import Expectations
 from distqat.export.codes_file import export_codes, integer_state, load_codes
-from distqat.export.description import Description
-from distqat.export.whole import Whole
+from distqat.export.file_description import Description
+from distqat.export.joined_stages import Whole
 from distqat.quant import quantizers
 
 HOW: dict[str, dict[str, Any]] = {

@@ -8,8 +8,8 @@ from tests.unit.export.quantized import first_batch, quantized, tiny_config
 
 from distqat.export.agreement import overlapping
 from distqat.export.codes_file import integer_state
-from distqat.export.onnx_model import onnx_models
-from distqat.export.session import Session, executed
+from distqat.export.onnx.onnx_model import onnx_models
+from distqat.export.onnx.ort_session import Session, executed
 from distqat.quant import joints
 
 POSITIONS = "full.wav2vec2.encoder.pos_conv_embed.conv"

@@ -36,7 +36,7 @@ def test_flags_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cli, "load", load)
     assert cli.main(["baseline", "--seed", "3"]) == 7
-    assert seen == ["distqat.launch.local:main", ["--baseline", "--seed", "3"]]
+    assert seen == ["distqat.launch.run_local:main", ["--baseline", "--seed", "3"]]
 
 
 @pytest.mark.parametrize("name", ["trainer-client", "servers", "config"])

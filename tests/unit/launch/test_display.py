@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from distqat.launch.display import LiveDisplay, PlainDisplay
-from distqat.launch.progress import Frame, Goal, Reading
+from distqat.launch.progress_text import Frame, Goal, Reading
 from distqat.terminal import complain
 
 

@@ -14,10 +14,10 @@ from tests.unit.export.quantized import CHANGES, quantized, state_of, tiny_confi
 
 from distqat.checkpoint import write_model
 from distqat.config import load_config
-from distqat.distributed.building import open_data
-from distqat.distributed.coordination.saving import save_model
-from distqat.distributed.run_card import note_classes
-from distqat.export import weights
+from distqat.distributed.assembly.run_notes import note_classes
+from distqat.distributed.assembly.stage_factory import open_data
+from distqat.distributed.coordination.model_saving import save_model
+from distqat.export import integer_weights
 from distqat.launch import cli
 
 FLAGS = ["--config-path", "configs/mlp.yaml", "--latency-s", "0", "--samples", "64"]
@@ -93,13 +93,13 @@ def test_classes_are_called_by_their_names(
 def test_a_sabotaged_export_fails_and_names_the_layer(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    real = weights.quantized_codes
+    real = integer_weights.quantized_codes
 
     def sabotaged(weight: Any, *rest: Any) -> Any:
         codes = real(weight, *rest)
         return -codes if weight.shape == (128, 128) else codes  # layer2's
 
-    monkeypatch.setattr(weights, "quantized_codes", sabotaged)
+    monkeypatch.setattr(integer_weights, "quantized_codes", sabotaged)
     assert cli.main(["export", str(model_file), "--out", str(tmp_path), *FLAGS]) == 1
     said = capsys.readouterr().out
     assert "the first layer that disagrees is back.fc.input_quant" in said  # which takes what layer2 gives

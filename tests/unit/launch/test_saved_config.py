@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from distqat import places
+from distqat import config_paths
 from distqat.checkpoint import CheckpointStore, ShardState
 from distqat.config import Config, load_config, structure, structure_digest
-from distqat.diloco.digest import state_digest
-from distqat.distributed.coordination.saving import save_model
-from distqat.distributed.evaluation import build_all
-from distqat.distributed.run_card import note_classes, note_run
-from distqat.distributed.serving.shared import initial
+from distqat.diloco.tensor_digest import state_digest
+from distqat.distributed.assembly.evaluation import build_all
+from distqat.distributed.assembly.run_notes import note_classes, note_run
+from distqat.distributed.coordination.model_saving import save_model
+from distqat.distributed.serving.committed_state import initial
 from distqat.launch import cli
 
 
@@ -26,7 +26,7 @@ from distqat.launch import cli
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
-    places.count_also_from([])
+    config_paths.count_also_from([])
 
 
 def narrow(**changes: Any) -> Config:
@@ -126,7 +126,7 @@ def test_no_exception_is_a_traceback(
             super().__init__()
             raise ZeroDivisionError("of a plugin")
 
-    monkeypatch.setattr("distqat.distributed.evaluation.build_module", lambda *_: Broken())
+    monkeypatch.setattr("distqat.distributed.assembly.evaluation.build_module", lambda *_: Broken())
     code, _, error = evaluate(capsys, path)
     assert code == 1
     assert error.startswith("distqat evaluate: ZeroDivisionError: of a plugin (")

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from distqat.checkpoint import CheckpointStore, ShardState, write_model
-from distqat.checkpoint.assembled import TOLD, read_told
+from distqat.checkpoint.assembled_model import TOLD, read_told
 from distqat.config import Config, agreement, load_config, quantization
-from distqat.diloco.digest import state_digest
-from distqat.distributed.building import build_module
-from distqat.distributed.coordination.saving import save_model
+from distqat.diloco.tensor_digest import state_digest
+from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.coordination.model_saving import save_model
 from distqat.errors import CheckpointError, ConfigError
 from distqat.launch import cli
 from distqat.launch.saved_model import SavedModel

@@ -16,8 +16,8 @@ import pytest
 
 from distqat.metrics import Fanout, JsonLines, Nothing, open_sinks
 from distqat.metrics import sink as sink_module
-from distqat.metrics.background import Background
-from distqat.metrics.record import numbers
+from distqat.metrics.background_sink import Background
+from distqat.metrics.record_values import numbers
 from distqat.metrics.services import WandbRun
 
 

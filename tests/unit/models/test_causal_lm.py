@@ -14,8 +14,8 @@ from torch import Tensor
 
 from distqat.errors import HubUnavailable, ModelError, UnknownName
 from distqat.models import build_stage, sample_input
+from distqat.models.block_costs import Costs
 from distqat.models.causal_lm import Hf, block_range
-from distqat.models.costs import Costs
 
 GPT2 = {"model_type": "gpt2", **FAMILIES["gpt2"]}
 EVERYDAY = (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distqat.errors import ModelError
-from distqat.models import build_stage, hub_files, stored
+from distqat.models import build_stage, hub_files, stored_weights
 from distqat.models.pretrained import pretrained_config
 
 EVERYDAY = ("gpt_neox", "mixtral", "qwen2_moe", "phimoe", "deepseek_v3", "gpt_oss")
@@ -86,7 +86,7 @@ def test_only_what_a_stage_needs_is_fetched(tmp_path: Path, monkeypatch: pytest.
         fetched.add(file)
         return hub_files.fetch(source, file)
 
-    monkeypatch.setattr(stored, "fetch", noting)
+    monkeypatch.setattr(stored_weights, "fetch", noting)
     build_stage("hf.tail", {"pretrained": str(tmp_path), "layers": [BLOCKS - 1, BLOCKS]})
     behind = (f"model.layers.{BLOCKS - 1}.", "model.norm", "lm_head")
     own = {file for name, file in index.items() if name.startswith(behind)}

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distqat.errors import ModelError
 from distqat.models import build_stage, sample_input
-from distqat.models.balance import balanced_cuts, part_costs
+from distqat.models.balanced_cuts import balanced_cuts, part_costs
 from distqat.models.resnet import DEPTHS, block_shapes
 
 NARROW: dict[str, Any] = {"num_classes": 5, "num_channels": 1, "img_size": 16, "width": 0.125}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from distqat.errors import ModelError
 from distqat.models import build_stage, full_state_dict, sample_input
-from distqat.models.costs import balanced
-from distqat.models.speech_stage import spans
+from distqat.models.block_costs import balanced
 from distqat.models.wav2vec2 import costs_of
+from distqat.models.wav2vec2_stage import spans
 from distqat.quant import QuantOptions, activate, quantize_module
 
 BLOCKS = 5

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distqat.distributed.process import RoleCommand, Zygote
-from distqat.distributed.process.forkserver import warm
 from distqat.errors import ConfigError
+from distqat.process import RoleCommand, Zygote
+from distqat.process.forkserver import warm
 
 
 @pytest.fixture

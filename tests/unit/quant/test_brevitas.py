@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distqat.quant.lsq import fake_quantize
+from distqat.quant.fake_quantize import fake_quantize
 
 pytest.importorskip("brevitas")
 

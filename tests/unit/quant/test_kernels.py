@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distqat import native
-from distqat.quant import kernels, lsq
-from distqat.quant.lsq import fake_quantize
+from distqat.quant import fake_quantize, kernels
+from distqat.quant.fake_quantize import fake_quantize
 
 needs_a_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler on this machine")
 SHAPES = [((7,), None), ((3, 5, 41), None), ((4, 6, 3, 3), 0), ((33, 20), 0), ((33, 20), 1), ((2, 3, 70), 1)]
@@ -90,10 +90,12 @@ def test_what_gpus_run_has_the_same_bits(axis: int | None) -> None:
     x, grad = torch.randn(8, 33), torch.randn(8, 33)
     step = torch.full(() if axis is None else (8, 1), 0.05)
     inverse = step.reciprocal()
-    y = lsq._rounded(x, step, inverse, -7, 7)
-    assert torch.equal(lsq._fused(lsq._rounded)(x, step, inverse, -7, 7), y)
+    y = fake_quantize._rounded(x, step, inverse, -7, 7)
+    assert torch.equal(fake_quantize._fused(fake_quantize._rounded)(x, step, inverse, -7, 7), y)
     arguments = (grad, x, y, inverse, (-7.0, 7.0), True)
     for found, expected in zip(
-        lsq._fused(lsq._gradients)(*arguments), lsq._gradients(*arguments), strict=True
+        fake_quantize._fused(fake_quantize._gradients)(*arguments),
+        fake_quantize._gradients(*arguments),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected)

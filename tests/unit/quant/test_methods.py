@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from distqat.errors import UnknownName
 from distqat.quant import ActivationQuantizer, QuantOptions, activate, quantize_module, quantizers, set_state
-from distqat.quant.bias import snapped
+from distqat.quant.int32_bias import snapped
 from distqat.quant.methods import METHODS, get_method
 from distqat.quant.quantizer import How, WeightQuantizer
-from distqat.quant.token import TokenQuantizer
+from distqat.quant.token_quantizer import TokenQuantizer
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.5, momentum=0.9),

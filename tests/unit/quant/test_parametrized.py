@@ -21,8 +21,8 @@ from distqat.quant import (
     report_of,
     settle_weights,
 )
-from distqat.quant.layers import QuantConv1d, QuantizedLayer
 from distqat.quant.parametrized import settle_computed_weights
+from distqat.quant.quantized_layers import QuantConv1d, QuantizedLayer
 
 
 def stage() -> nn.Sequential:

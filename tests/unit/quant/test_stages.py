@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from distqat.config import Config
-from distqat.distributed.building import build_module
+from distqat.distributed.assembly.stage_factory import build_module
 from distqat.models import build_stage, full_state_dict
 from distqat.quant import CarriedInput, QuantOptions, activate, joints, quantize_module
 

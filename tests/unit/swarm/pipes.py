@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from distqat.swarm.channel import Answer, Channel, Traffic
+from distqat.swarm.call_channel import Answer, Channel, Traffic
 
 
 class End(asyncio.Transport):

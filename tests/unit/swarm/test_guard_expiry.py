@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distqat.swarm import guard
+from distqat.swarm import hivemind_patches
 
 
 @pytest.mark.parametrize("claimed", [math.inf, math.nan, 5.0])
@@ -30,7 +30,7 @@ async def test_a_claim_is_covered_by_the_records(claimed: float, monkeypatch: py
             }
 
         monkeypatch.setattr(DHTProtocol, "call_find", hostile)
-        guard._bound_claimed_expiry()
+        hivemind_patches._bound_claimed_expiry()
         found = await DHTProtocol.call_find(None, None, [])
     assert found["held"][0].expiration_time == 9.0
     assert found["empty"] == (None, {})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from distqat.swarm.link import InboundLinks
-from distqat.swarm.silence import Heartbeat
+from distqat.protocol.peer_silence import Heartbeat
+from distqat.swarm.peer_link import InboundLinks
 
 HEARTBEAT = Heartbeat(interval_s=1.0, silence_s=6.0, doubt_s=2.5)
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from distqat.errors import TaskError
 from distqat.tasks import TaskSettings, get_task
-from distqat.tasks.augment import ImageOptions
 from distqat.tasks.cv import ImageClassification
+from distqat.tasks.image_augmentation import ImageOptions
 
 
 def cv(**kwargs: Any) -> ImageClassification:

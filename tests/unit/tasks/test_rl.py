@@ -17,7 +17,7 @@ from torch.distributions import Categorical, Normal
 from distqat.errors import MissingExtra, TaskError
 from distqat.models import build_stage
 from distqat.tasks import Experience, Interactive, Judging, Player, TaskSettings, get_task
-from distqat.tasks.environments import Environments, seed_of, shapes_of
+from distqat.tasks.gym_environments import Environments, seed_of, shapes_of
 from distqat.tasks.rl import PPOOptions, ProximalPolicy, draw, greedy
 
 Outputs = Mapping[str, Tensor]

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.data.slots import batch_nbytes
+from distqat.data.serving.batch_memory import batch_nbytes
 from distqat.errors import TaskError
 from distqat.tasks import Bounded, TaskSettings, get_task
-from distqat.tasks.alphabet import collapse
+from distqat.tasks.ctc_alphabet import collapse
 from distqat.tasks.speech import SpeechRecognition
 
 RATE = 1_000

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from distqat.distributed.process import notice
+from distqat.process import notice
 
 IN_A_ROW = (3, 10, 30, 100)
 

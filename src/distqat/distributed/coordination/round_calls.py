@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from distqat.distributed.coordination.rounds import RoundService
-from distqat.distributed.coordination.slots import Slots
-from distqat.distributed.wire import take
+from distqat.distributed.coordination.round_service import RoundService
+from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.network.call_fields import take
 from distqat.errors import BadFrame, Refused
 from distqat.topology.expert import ExpertId
 

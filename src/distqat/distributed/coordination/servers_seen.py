@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from distqat.distributed.process import Wait, waiting
+from distqat.process import Wait, waiting
 from distqat.topology.snapshot import SwarmSnapshot
 
 logger = logging.getLogger(__name__)

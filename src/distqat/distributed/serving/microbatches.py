@@ -8,15 +8,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from distqat.distributed.serving.attempt import OpenAttempt
-from distqat.distributed.serving.compute import ComputeThread, Priority
+from distqat.distributed.network.call_fields import take
+from distqat.distributed.serving.activation_encoder import Outputs
+from distqat.distributed.serving.attempt_state import OpenAttempt
+from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica, Weighing
-from distqat.distributed.serving.sending import Outputs
-from distqat.distributed.wire import take
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
-from distqat.models.auxiliary import AUXILIARY
-from distqat.swarm.frame import Message
+from distqat.models.auxiliary_loss import AUXILIARY
+from distqat.swarm.tensor_frame import Message
 
 STANDS = "stands"
 """In a message with activations: no weights up to here move any more."""

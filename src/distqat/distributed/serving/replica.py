@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from distqat.diloco.inner import build_inner_optimizer, learning_rate, set_learning_rate
+from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.process import notice
-from distqat.distributed.serving.precision import Precision
-from distqat.distributed.serving.sending import Outputs, Sending
+from distqat.distributed.serving.activation_encoder import Outputs, Sending
+from distqat.distributed.serving.forward_precision import Precision
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models import named_tensors
-from distqat.models.auxiliary import AUXILIARY, take_auxiliary_loss
+from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
+from distqat.process import notice
 from distqat.quant import (
     QuantOptions,
     activate,
@@ -33,9 +33,9 @@ from distqat.quant import (
     check_observed,
     drop_weights,
     hold_weights,
+    quant_schedule,
     quantizers,
     reasons,
-    schedule,
     settle_weights,
     step_parameter_names,
     weight_step_names,
@@ -291,10 +291,10 @@ class StageReplica:
         self.sending = Sending(self.module, activations if self.task is None else "fp32", stage=self.stage)
 
     @property
-    def moment(self) -> schedule.Moment:
+    def moment(self) -> quant_schedule.Moment:
         """What holds at the next step."""
         total, warmup = self.options.total_steps, self._quant.warmup
-        return schedule.moment(self.step, total, warmup, measuring=self.measuring)
+        return quant_schedule.moment(self.step, total, warmup, measuring=self.measuring)
 
     def moved_before(self) -> None:
         """A stage before this one still trains, so what comes from it is not of its last weights."""
@@ -309,7 +309,7 @@ class StageReplica:
 
     def _follow_schedule(self) -> None:
         """Near the end of the run quantizers stand still, and then all weights."""
-        schedule.apply(self.module, self.moment)
+        quant_schedule.apply(self.module, self.moment)
         waiting = {each.name for _, each in quantizers(self.module) if each.state == "waiting"}
         for name in sorted(self._waiting - waiting):
             logger.info("%s: values have come, it has a step now", name)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from distqat.config import Config, differing_keys, run_settings, with_run_settings
-from distqat.distributed.process import notice
+from distqat.process import notice
 
 logger = logging.getLogger(__name__)
 

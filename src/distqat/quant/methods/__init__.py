@@ -25,11 +25,11 @@ class Entry:
 
 
 METHODS: dict[str, Entry] = {
-    "lsq": Entry("distqat.quant.methods.learned"),
-    "lsq+": Entry("distqat.quant.methods.offset", weights=False),
-    "pact": Entry("distqat.quant.methods.clipped", weights=False),
-    "minmax": Entry("distqat.quant.methods.extremes"),
-    "none": Entry("distqat.quant.methods.nothing"),
+    "lsq": Entry("distqat.quant.methods.lsq"),
+    "lsq+": Entry("distqat.quant.methods.lsq_plus", weights=False),
+    "pact": Entry("distqat.quant.methods.pact", weights=False),
+    "minmax": Entry("distqat.quant.methods.minmax"),
+    "none": Entry("distqat.quant.methods.none"),
 }
 """Every method; one line each."""
 

@@ -1,0 +1,182 @@
+"""Where a run goes on after its client has started: decided once, from what the servers say they hold.
+
+PROTOCOL.md, checkpoint and resume: with one replica per stage from the newest checkpoint step that all have,
+else from the newest committed round of every stage. Who still holds a stage in memory needs no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distqat.checkpoint.checkpoint_steps import newest_common
+from distqat.distributed.network.call_fields import take
+from distqat.errors import BadFrame
+from distqat.process import waiting
+from distqat.topology.expert import ExpertId
+
+logger = logging.getLogger(__name__)
+
+RECLAIM_S = 3.0  # how long servers that kept their state have to find a client that started again
+SETTLE_S = 1.5  # how long further replicas have to say what they hold, once every stage has one
+
+
+@dataclass(frozen=True)
+class Held:
+    """A state that a server can bring back; `mark` names a checkpoint step."""
+
+    generation: int
+    round: int
+    digest: str
+    step: int = 0
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one server holds of its stage, newest first."""
+
+    stage: str
+    rounds: tuple[Held, ...]
+    marks: tuple[Held, ...]
+
+    @classmethod
+    def parse(cls, stage: str, fields: Mapping[str, Any], *, oldest: int, finished: bool) -> Offer:
+        """From a request for a slot. States of runs before `oldest`, or that came to their end, do not count.
+
+        With `finished` those of a finished run do count: it is resumed for more rounds. Raises BadFrame.
+        """
+        live, held = fields.get("live"), fields.get("held")
+        if live is not None:
+            own = Held(take(live, "generation", int), take(live, "round", int), take(live, "digest", str))
+            return cls(stage, (own,), ())
+        if held is None:
+            return cls(stage, (), ())
+        over = -1 if finished else take(held, "finished", int)
+        of_stage = take(held, "stages", dict).get(stage, {})
+        try:
+            rounds = [Held(int(g), int(r), str(d)) for g, r, d in of_stage.get("rounds", ())]
+            marks = [
+                Held(int(g), int(r), str(d), int(s), str(m)) for m, g, r, d, s in of_stage.get("marks", ())
+            ]
+        except (TypeError, ValueError) as error:
+            raise BadFrame(f"what a server holds of {stage} cannot be read: {error}") from error
+
+        def counts(state: Held) -> bool:
+            return state.generation >= oldest and state.generation > over
+
+        return cls(stage, tuple(filter(counts, rounds)), tuple(filter(counts, marks)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who brings each stage back, and to what: a mark for all, or each its newest round (None: none)."""
+
+    mark: str
+    restorers: dict[str, str]
+    states: dict[str, Held | None]
+
+    def describe(self) -> str:
+        """One sentence for the log."""
+        rounds = ", ".join(f"{s} {'anew' if h is None else h.round}" for s, h in self.states.items())
+        step = f"checkpoint step {self.mark}" if self.mark else "the newest round of every stage"
+        return f"{step} (rounds: {rounds})"
+
+
+def decide(stages: Sequence[str], offers: Mapping[str, Offer], parts: Iterable[str]) -> Decision | None:
+    """The decision, or None while a stage has no server. `parts` are the marks that trainers have written.
+
+    A mark counts only with one replica per stage: with more, what the others did since is not in it.
+    """
+    by_stage = {stage: {uid: o for uid, o in offers.items() if o.stage == stage} for stage in stages}
+    if not all(by_stage.values()):
+        return None
+    mark = None
+    if all(len(group) == 1 for group in by_stage.values()):
+        marks = {stage: next(iter(group.values())).marks for stage, group in by_stage.items()}
+        mark = newest_common(marks, list(parts))
+    restorers: dict[str, str] = {}
+    states: dict[str, Held | None] = {}
+    for stage, group in by_stage.items():
+        best = max(group, key=lambda uid: _newest(group[uid]))
+        restorers[stage] = best
+        marked = [held for held in group[best].marks if held.mark == mark]
+        states[stage] = marked[0] if marked else next(iter(group[best].rounds), None)
+    return Decision(mark or "", restorers, states)
+
+
+def _newest(offer: Offer) -> tuple[int, int]:
+    return (offer.rounds[0].generation, offer.rounds[0].round) if offer.rounds else (-1, -1)
+
+
+@dataclass
+class Resumption:
+    """From the start of the client until it is known where the run goes on.
+
+    `waiting` is true while that is open: no stage is founded or restored meanwhile.
+    """
+
+    stages: Sequence[str]
+    parts: Sequence[str]  # marks of trainers, newest first
+    expected: int  # servers that are known to come; fewer are waited for only shortly
+    waiting: bool
+    decision: Decision | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    _offers: dict[str, Offer] = field(default_factory=dict)
+    _changed_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if not self.waiting:
+            self.over.set()
+
+    def offer(self, uid: str, offer: Offer, *, founded: bool) -> None:
+        """A server got slot `uid` and said what it holds; `founded`: some stage began anew already."""
+        if self.over.is_set() and not self.waiting and offer.rounds and not founded and not self.decision:
+            self.waiting = True  # no log, but servers can prove a round: go on from there
+            self.over.clear()
+        self._offers[uid] = offer
+        self._changed_at = time.monotonic()
+
+    def withdraw(self, uid: str) -> None:
+        """Its server is gone."""
+        self._offers.pop(uid, None)
+        self._changed_at = time.monotonic()
+
+    def cancel(self) -> None:
+        """Somebody still holds the run in memory, or it begins anew: nothing is to be decided."""
+        self.waiting = False
+        self.over.set()
+
+    async def decided(self) -> Decision | None:
+        """Wait for the decision; None when there was nothing to decide."""
+        if not self.over.is_set():
+            with waiting("servers") as wait:
+                while not self.over.is_set():
+                    self._decide_if_settled()
+                    wait.what = self._missing()
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self.over.wait(), 0.1)
+        return self.decision
+
+    def _decide_if_settled(self) -> None:
+        decision = decide(self.stages, self._offers, self.parts)
+        settled = time.monotonic() - self._changed_at > SETTLE_S or len(self._offers) >= self.expected
+        if decision is not None and settled:
+            logger.info("the run goes on from %s", decision.describe())
+            self.decision, self.waiting = decision, False
+            self.over.set()
+
+    def _missing(self) -> str:
+        held = {offer.stage for offer in self._offers.values()}
+        nobody = ", ".join(stage for stage in self.stages if stage not in held)
+        return f"servers that say what they hold of the run, to go on from there: nobody serves {nobody}"
+
+
+def stage_of(uid: str) -> str:
+    """`front` of `front.0.0.1`."""
+    return ExpertId.parse(uid).stage

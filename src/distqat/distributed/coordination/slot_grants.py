@@ -1,0 +1,113 @@
+"""Which peer holds which slot: granted from the commit log, freed when the peer's link ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distqat.distributed.coordination.commit_log import CommitLog, Grant
+from distqat.distributed.network.call_fields import Hop
+from distqat.errors import ProtocolMismatch
+from distqat.topology.expert import ExpertId
+from distqat.topology.slot_placement import Move, choose_move, choose_slot, gaps_since
+from distqat.topology.snapshot import SwarmSnapshot
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 3.0  # how long a stage must have been missing before somebody is asked to move
+
+
+@dataclass
+class Holder:
+    """A server that holds a slot."""
+
+    grant: Grant
+    hop: Hop
+    status: dict[str, Any] = field(default_factory=dict)
+    leaving: bool = False  # asked to move
+
+
+class Slots:
+    """Live grants of the run. One owner per slot, always: only this process decides, and it logs first."""
+
+    def __init__(self, log: CommitLog, stages: tuple[str, ...], max_expert_index: int) -> None:
+        self._log = log
+        self._stages = stages
+        self._max_expert_index = max_expert_index
+        self._holders: dict[str, Holder] = {}  # by peer
+        self._gaps: dict[str, float] = {}
+
+    @property
+    def holders(self) -> list[Holder]:
+        return list(self._holders.values())
+
+    def of_peer(self, peer: str) -> Holder | None:
+        return self._holders.get(peer)
+
+    def of_stage(self, stage: str) -> list[Holder]:
+        return [h for h in self._holders.values() if ExpertId.parse(h.grant.uid).stage == stage]
+
+    def grant(self, peer: str, hop: Hop, snapshot: SwarmSnapshot, holding: str | None) -> Holder:
+        """A slot for a server: the one that it holds if that is free, else where it is needed most."""
+        self.free(peer)
+        granted = self._granted()
+        if holding is not None and ExpertId.parse(holding) not in granted:
+            expert = ExpertId.parse(holding)
+        else:
+            expert = choose_slot(self.live(snapshot), granted, self._max_expert_index)
+        holder = Holder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
+        self._holders[peer] = holder
+        return holder
+
+    def free(self, peer: str) -> Holder | None:
+        """The peer is gone, leaves or asks anew; the slot that it held."""
+        return self._holders.pop(peer, None)
+
+    def next_move(self, snapshot: SwarmSnapshot) -> Move | None:
+        """Whom to ask to move to a stage that has nobody, if anybody can be spared."""
+        now, live = time.monotonic(), self.live(snapshot)
+        self._gaps = gaps_since(live, self._gaps, now)
+        return choose_move(
+            live,
+            self._granted(),
+            self._gaps,
+            now,
+            patience_s=PATIENCE_S,
+            max_expert_index=self._max_expert_index,
+        )
+
+    def _granted(self) -> dict[ExpertId, str]:
+        return {ExpertId.parse(h.grant.uid): peer for peer, h in self._holders.items()}
+
+    def live(self, snapshot: SwarmSnapshot) -> SwarmSnapshot:
+        """Without records of servers that are gone: their links told us before their leases run out."""
+        holding = {peer: h.grant.uid for peer, h in self._holders.items()}
+        servers = tuple(s for s in snapshot.servers if holding.get(s.peer_id) == str(s.expert))
+        return SwarmSnapshot(self._stages, servers)
+
+
+def check_agreement(ours: Mapping[str, Mapping[str, Any]], theirs: Any, peer: str) -> None:
+    """Refuse a server whose settings differ where replicas must agree, naming the keys."""
+    from distqat.config.agreement import differing_keys
+
+    if not isinstance(theirs, dict):
+        raise ProtocolMismatch(f"{peer} did not say what it agrees to; update it")
+    keys = set(differing_keys(ours, theirs))
+    for stage in ours.keys() & theirs.keys():
+        if isinstance(theirs[stage], dict):
+            keys.discard(stage)
+            keys |= set(differing_keys(ours[stage], theirs[stage]))
+    if "quant.enabled" in keys:  # then every other key of the section differs as well
+        keys = {key for key in keys if not key.startswith("quant.")} | {"quant.enabled"}
+    if keys:
+        advice = "use the configuration of this run"
+        if any(key.startswith("quant") for key in keys):
+            advice += "; quantization holds for the whole run, --disable-quant on one server cannot join it"
+        if any(key.startswith("code.") for key in keys):
+            advice += "; the plugin must be the same file as on the client's host"
+        raise ProtocolMismatch(
+            f"the server's settings differ from the run's in {', '.join(sorted(keys))}: {advice}"
+        )

@@ -1,0 +1,216 @@
+"""The client's children: the data server and one trainer per complete pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distqat.checkpoint.trainer_part import TrainerPart
+from distqat.config import Config
+from distqat.distributed.training.checkpoint_schedule import PROGRESS, TrainerProgress
+from distqat.errors import DistqatError
+from distqat.metrics import Sink
+from distqat.process import (
+    RoleCommand,
+    RoleProcess,
+    Supervisor,
+    Zygote,
+    claim_log,
+    runtime_dir,
+)
+
+logger = logging.getLogger(__name__)
+
+DATA_READY_S = 120.0  # the first batch may come from the hub
+PIPELINE_ID = "DISTQAT_PIPELINE"
+DATA_SOCKET = "DISTQAT_DATA_SOCKET"
+DATA_POSITION = "DISTQAT_DATA_POSITION"
+RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
+CLIENT_PEER = "DISTQAT_CLIENT_PEER"
+BEGAN = "DISTQAT_BEGAN"  # the generation of a baseline's run
+STOP_GRACE_S = 8.0
+LOG_EVERY = 10
+RETRY_S = 0.1
+
+
+class Trainers:
+    """Starts what the client needs, restarts what crashes, keeps what trainers report."""
+
+    def __init__(self, config: Config, argv: Sequence[str], zygote: Zygote, sink: Sink) -> None:
+        self.rounds: list[dict[str, Any]] = []
+        self.totals: dict[int, dict[str, Any]] = {}  # last report by pipeline
+        self.first_loss: float | None = None
+        self.recent_losses: list[float] = []
+        self.began: float | None = None
+        self.ended = 0.0
+        self.samples = 0
+        self.samples_before = 0  # of earlier starts of the run
+        self.account: dict[str, Any] = {}  # what the data set leaves out
+        self._config = config
+        self._argv = list(argv)
+        self._sink = sink
+        self._supervisor = Supervisor(zygote)
+        self._wanted: set[int] = set()
+        self._kept: dict[int, asyncio.Task[int]] = {}
+        self._data: asyncio.Task[int] | None = None
+        self._data_ready: asyncio.Future[dict[str, Any]] | None = None
+        self._starting: list[asyncio.Future[None]] = []
+        self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
+        # What a child finds when it is started (again): kept up to date, for the next time.
+        self._data_env = {DATA_SOCKET: str(self._socket)}
+        self._trainer_env: dict[int, dict[str, str]] = {}
+
+    async def start(self, parts: Sequence[TrainerPart] = (), *, serve_data: bool = True) -> None:
+        """Start the data server if the task has data; trainers follow when pipelines are complete.
+
+        `parts`: what trainers wrote at the checkpoint step that the run goes on from, newest first.
+        """
+        for part in reversed(parts):
+            self.samples_before += part.samples
+            progress = TrainerProgress(part.step, part.taken, part.samples, dict(part.scaler))
+            self._keep_up(part.pipeline, part.data, progress.fields())
+        if not serve_data:
+            self._data_ready = asyncio.get_running_loop().create_future()
+            self._data_ready.set_result({})
+            return
+        log = claim_log(Path(self._config.log_dir), "data_server")
+        command = RoleCommand(
+            "data-server",
+            "distqat.distributed.data_server:main",
+            tuple(self._argv),
+            log.path,
+            self._data_env,
+            threads=1,
+        )
+        self._data = self._supervisor.start(command, on_start=self._data_started)
+        self._data.add_done_callback(lambda task: self._give_up(command, task))
+
+    def _data_started(self, role: RoleProcess) -> None:
+        """Trainers wait for the (newest) data server: without it they could only crash."""
+        self._data_ready = asyncio.ensure_future(role.ready(DATA_READY_S))
+
+    async def failure(self) -> None:
+        """Raises what the data server or a trainer ended with when it is given up."""
+        await self._failed
+
+    async def run_baseline(
+        self, client_peer: str, generation: int, before: Callable[[], Awaitable[None]]
+    ) -> None:
+        """The documented baseline: one trainer that computes by itself; returns when it has finished.
+
+        `generation` names the run: a trainer that is started again takes a model that is written for it. It
+        does not wait for the gate, which is for servers, so `before` is done here, once the data serve.
+        """
+        await self.data_serves()
+        await before()
+        env = {CLIENT_PEER: client_peer, BEGAN: str(generation)}
+        task = self._start_trainer(0, ("--run-locally",), env)
+        await asyncio.wait({task})
+        if task.result() != 0:
+            await self._failed
+
+    def want(self, pipelines: list[int]) -> None:
+        """One trainer per complete pipeline; a trainer whose pipeline broke pauses and stays."""
+        for pipeline in pipelines:
+            if pipeline not in self._wanted:
+                self._wanted.add(pipeline)
+                self._starting.append(asyncio.ensure_future(self._start_when_data_serves(pipeline)))
+
+    def report(self, fields: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+        """What a trainer says of a step."""
+        pipeline, step = int(fields.get("pipeline", 0)), int(fields.get("step", 0))
+        loss = float(fields.get("loss", float("nan")))
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.recent_losses = [*self.recent_losses[-19:], loss]
+        now = asyncio.get_running_loop().time()
+        self.began = now - float(fields.get("seconds", 0.0)) if self.began is None else self.began
+        self.ended = now
+        self.samples += int(fields.get("samples", 0))
+        self._keep_up(pipeline, fields.pop("position", None), fields.pop("progress", None))
+        self.account = fields.pop("account", None) or self.account
+        self.totals[pipeline] = fields
+        if step == 1 or step % LOG_EVERY == 0:
+            sps = float(fields.get("sps", 0.0))
+            logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, sps)
+            if "tokens_per_s" in fields:
+                logger.info("Trainer %d reads %.0f tokens/s", pipeline, float(fields["tokens_per_s"]))
+        self._sink.write({"event": "step", **fields})
+        return {"finished": finished}
+
+    def _keep_up(self, pipeline: int, position: Any, progress: Any) -> None:
+        """A child that is started again goes on where the last one was when it last said so."""
+        if isinstance(position, Mapping):
+            self._data_env[DATA_POSITION] = json.dumps(position)
+        if isinstance(progress, Mapping):
+            self._trainer_env.setdefault(pipeline, {})[PROGRESS] = json.dumps(progress)
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The last report of every trainer."""
+        return [self.totals[pipeline] for pipeline in sorted(self.totals)]
+
+    def samples_per_s(self) -> float:
+        """Over all trainers, from the first step's begin to the last report."""
+        return self.samples / max(self.ended - (self.began or self.ended), 1e-9)
+
+    async def stop(self) -> None:
+        """End the trainers and the data server in order. May be repeated."""
+        for starting in self._starting:
+            starting.cancel()
+        await self._supervisor.stop(STOP_GRACE_S)
+        self._socket.unlink(missing_ok=True)
+
+    async def _start_when_data_serves(self, pipeline: int) -> None:
+        await self.data_serves()
+        self._start_trainer(pipeline)
+
+    async def data_serves(self) -> dict[str, Any]:
+        """What the data server said once it was ready; one that crashed is started again."""
+        while True:
+            ready = self._data_ready
+            try:
+                if ready is not None:
+                    return await asyncio.shield(ready)
+            except DistqatError as error:
+                logger.warning("the data server is not ready: %s", error)
+            await asyncio.sleep(RETRY_S)
+
+    def _start_trainer(
+        self, pipeline: int, flags: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    ) -> asyncio.Task[int]:
+        log = claim_log(Path(self._config.log_dir), "trainer", pipeline)
+        own = self._trainer_env.setdefault(pipeline, {})
+        own.update({PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket), **(env or {})})
+        command = RoleCommand(
+            f"trainer {pipeline}",
+            "distqat.distributed.trainer:main",
+            (*flags, *self._argv),
+            log.path,
+            own,
+            threads=None if flags else 1,
+        )
+
+        def said(role: RoleProcess) -> None:
+            logger.info("Spawned trainer %d with PID %d", pipeline, role.pid)
+
+        task = self._supervisor.start(command, on_start=said)
+        self._kept[pipeline] = task
+        task.add_done_callback(lambda done: self._give_up(command, done))
+        return task
+
+    def waits(self) -> list[dict[str, Any]]:
+        """What children say that they wait for: who, what, since when (Unix time)."""
+        told = [(role.command.name, role.wait_told) for role in self._supervisor.live]
+        return [{"role": name, "what": wait.what, "since": wait.since} for name, wait in told if wait]
+
+    def _give_up(self, command: RoleCommand, task: asyncio.Task[int]) -> None:
+        if task.cancelled() or self._failed.done() or task.result() == 0:
+            return
+        ended = self._supervisor.end_of(command)
+        assert ended is not None, "a task that is over has told how"
+        self._failed.set_exception(ended.failure())

@@ -1,8 +1,0 @@
-"""`python -m distqat.distributed.process SOCKET OWNER MODULE...`: a fork server, started by its owner."""
-
-from __future__ import annotations
-
-from distqat.distributed.process.forkserver import main
-
-if __name__ == "__main__":
-    main()

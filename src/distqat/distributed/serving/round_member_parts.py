@@ -1,0 +1,32 @@
+"""What a member of the rounds works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.serving.committed_state import Rounds
+from distqat.distributed.serving.compute_thread import ComputeThread
+from distqat.distributed.serving.step_service import Steps
+from distqat.distributed.transfer.tied_weight_exchange import Twin
+from distqat.swarm.transport import Transport
+
+
+@dataclass
+class MemberParts:
+    """The parts of one replica. `options` change when a client that was started again says so."""
+
+    options: DilocoOptions
+    rounds: Rounds
+    steps: Steps
+    compute: ComputeThread
+    transport: Transport
+    coordinator: Coordinator
+    twin: Twin | None = None
+
+    def follow(self, options: DilocoOptions) -> None:
+        """Go on by other options."""
+        self.options = self.rounds.options = options
+        if self.twin is not None:
+            self.twin.timeout_s = options.averaging_timeout

@@ -1,0 +1,1 @@
+"""The trainer's side of inner steps, and the baseline's: batches, routes, steps, records."""

@@ -1,0 +1,107 @@
+"""The two ends of the baseline: where its batches come from, and whom it tells of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from distqat.config import Config
+from distqat.data.serving.batch_client import DataClient
+from distqat.data.serving.batch_server import DataServer
+from distqat.data.source import open_source
+from distqat.distributed.assembly.first_batch import look_at
+from distqat.distributed.assembly.held_out_batches import check_heldout
+from distqat.distributed.assembly.run_notes import note_classes
+from distqat.distributed.assembly.stage_factory import build_task
+from distqat.distributed.assembly.vocabulary_check import check_tokenizer
+from distqat.distributed.coordination.trainer_processes import CLIENT_PEER
+from distqat.distributed.data_server import DATA_SOCKET, socket_path
+from distqat.distributed.network.role_peer import TOKEN
+from distqat.distributed.training.batch_source import BatchFeed
+from distqat.distributed.training.rollout import RolloutFeed, check_play
+from distqat.errors import SwarmError
+from distqat.process import host_id, runtime_dir
+from distqat.swarm.handshake import Admission
+from distqat.swarm.peer_link import Address
+from distqat.swarm.tensor_frame import Message
+from distqat.swarm.transport import StreamTransport, UnixStreams
+from distqat.tasks.base import Interactive
+
+Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+Report = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def batch_feed(config: Config, answer: Answer) -> AsyncIterator[BatchFeed]:
+    """Batches of the data server, or what the model does in this process, where `answer` asks it."""
+    task = build_task(config)
+    if isinstance(task, Interactive):
+
+        async def ask(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return await asyncio.to_thread(answer, inputs)
+
+        await asyncio.to_thread(check_play, config, task)
+        yield RolloutFeed(task, ask, seed=config.seed, pipeline=0)
+        return
+    options = config.diloco
+    async with data_socket(config) as path:
+        slots = options.gradient_accumulation_steps + 1
+        data = await DataClient.connect(path, trainer="0", count=options.batch_size_per_step, slots=slots)
+        try:
+            yield data
+        finally:
+            await data.close()
+
+
+@contextlib.asynccontextmanager
+async def data_socket(config: Config) -> AsyncIterator[Path]:
+    """The socket of the client's data server, or of one of our own when there is no client."""
+    if os.environ.get(DATA_SOCKET):
+        yield socket_path()
+        return
+    path = runtime_dir() / f"data-{os.getpid()}.sock"
+    source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
+    check_tokenizer(config)
+    note_classes(config, source)
+    task = build_task(config)
+    await asyncio.to_thread(check_heldout, config, task, source)
+    server = DataServer(source, task, workers=config.data.num_workers)
+    first = await server.first_batch(config.diloco.batch_size_per_step)
+    await asyncio.to_thread(look_at, config, task, source, first)
+    await server.start(path)
+    try:
+        yield path
+    finally:
+        await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def reports_to_client(config: Config) -> AsyncIterator[Report]:
+    """Tell the client of this host after each step, if there is one."""
+    client = os.environ.get(CLIENT_PEER)
+
+    async def nobody(record: dict[str, Any]) -> None:
+        return
+
+    if client is None:
+        yield nobody
+        return
+    own = f"baseline-{os.getpid()}"
+    admission = Admission(config.experiment_prefix, own, os.environ.get(TOKEN) or None)
+    transport = StreamTransport(admission, [UnixStreams(runtime_dir(), own, host_id())])
+
+    async def report(record: dict[str, Any]) -> None:
+        with contextlib.suppress(SwarmError):
+            link = await transport.link(Address(client, host_id()))
+            await link.call("report", Message(record), timeout=5.0, urgent=True)
+
+    try:
+        yield report
+    finally:
+        await transport.close()

@@ -1,0 +1,1 @@
+"""States that move between peers: chunks with digests, donors, downloads."""

@@ -1,0 +1,213 @@
+"""Snapshots: how a server that joins or fell behind gets the committed state, named by its digest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distqat.distributed.network.call_fields import Hop, take
+from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.transfer.download import (
+    MAX_MOMENTS,
+    WINDOW,
+    Download,
+    Downloaded,
+    Giver,
+    Pieces,
+    Wish,
+)
+from distqat.distributed.transfer.state_chunks import CHUNK_BYTES
+from distqat.errors import BadContribution, CheckpointError, StageUnavailable, SwarmError
+from distqat.failpoints import failpoint
+from distqat.swarm.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+DONOR_TIMEOUT = 3600.0  # how long a stage may be without a donor before the question is put again
+RETRY_S = 0.2
+MIRROR_ATTEMPTS, MIRROR_RETRY_S = 5, 1.0  # there is no other source that is as new
+MOST = 1e6  # an inner moment beyond this is no honest one
+
+
+class StageLost(SwarmError):
+    """Nobody holds the committed state of a stage any more, and we are asked to bring it back."""
+
+    code = "lost"
+
+    def __init__(
+        self, text: str, oldest: int = 0, mark: str = "", mirror: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.oldest = oldest  # checkpoints of older generations belong to other runs
+        self.mirror = mirror  # what the client has a copy of, and where: see `fetch_mirrored`
+        self.mark = mark  # the checkpoint step to go on from, where one was agreed on
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A verified committed state, and the donor's inner moments (they belong to the donor alone)."""
+
+    shared: Shared
+    inner: dict[str, Tensor]
+    step: int
+    givers: tuple[str, ...] = ()
+    """Who sent chunks of it."""
+
+
+async def fetch_newest(
+    transport: Transport,
+    coordinator: Coordinator,
+    stage: str,
+    *,
+    own_uid: str,
+    unless: str = "",
+    moments: bool = True,
+) -> Fetched | None:
+    """The committed state of a stage, from whoever has it; None if its digest is `unless`, which we hold.
+
+    Waits as long as its donors are just between two rounds; what it had from one that failed is kept. Raises
+    StageLost when there will be none.
+    """
+    pieces = Pieces()
+    while True:
+        known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
+        if known.get("restore"):
+            text = f"nobody holds stage {stage} any more"
+            oldest, mark = take(known, "oldest", int), str(known.get("mark") or "")
+            raise StageLost(text, oldest, mark, known.get("mirror"))
+        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        if wish.digest == unless:
+            return None
+        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+        givers = [Giver(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]
+        failpoint("join.before_fetch")
+        try:
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=moments)
+        except StageUnavailable as error:
+            logger.info("%s asks again for the state of %s: %s", own_uid, stage, error)
+            await asyncio.sleep(RETRY_S)
+
+
+async def fetch_committed_now(transport: Transport, coordinator: Coordinator, stage: str) -> Fetched:
+    """The committed state of a stage for a guest, without inner moments; asks until its members give one.
+
+    Raises Refused when the run has no such stage.
+    """
+    pieces = Pieces()
+    while True:
+        known = await coordinator.insist("members", {"stage": stage})
+        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
+        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        try:
+            givers = [Giver(donor.uid, donor.address) for donor in donors]
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
+        except StageUnavailable as error:
+            logger.info("asking again for the state of %s: %s", stage, error)
+            await asyncio.sleep(RETRY_S)
+
+
+async def fetch_snapshot(
+    transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, window: int = WINDOW
+) -> Fetched:
+    """The committed state of `round`, without inner moments; the digest is the commit log's.
+
+    Raises StageUnavailable when no donor gave it: all are gone, or further already.
+    """
+    givers = [Giver(donor.uid, donor.address) for donor in donors]
+    return await fetch(Download(transport, givers, Wish(round, digest, window)), round, moments=False)
+
+
+async def fetch_mirrored(
+    transport: Transport, stage: str, told: Mapping[str, Any] | None, newer_than: tuple[int, int]
+) -> Fetched | None:
+    """The client's copy of a stage, if it is of a later (generation, round) than `newer_than`, else None.
+
+    None, and a warning, when it cannot be had after some attempts.
+    """
+    if told is None:
+        return None
+    order = take(told, "generation", int), take(told, "round", int)
+    if order <= newer_than:
+        return None
+    givers = [Giver("the client's mirror", Hop.parse(told).address, {"stage": stage})]
+    wish, pieces = Wish(order[1], take(told, "digest", str)), Pieces()
+    for _ in range(MIRROR_ATTEMPTS):
+        try:
+            return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
+        except StageUnavailable as error:
+            logger.warning("the client's copy of %s did not come: %s", stage, error)
+            await asyncio.sleep(MIRROR_RETRY_S)
+    return None
+
+
+async def fetch(download: Download, round: int, *, moments: bool) -> Fetched:
+    """What a download brings, as a committed state; StageUnavailable when it brings none.
+
+    Inner moments that nobody gives are left out: the joiner starts with fresh ones.
+    """
+    got = await download.shared()
+    shared = await asyncio.to_thread(_as_shared, round, got)
+    inner, step = dict[str, Tensor](), got.step
+    if moments:
+        size = sum(tensor.nbytes for tensor in got.tensors.values())
+        private = await download.moments(MAX_MOMENTS * size + CHUNK_BYTES)
+        if private is not None:
+            inner, step = private.tensors, private.step
+    return Fetched(shared, inner, step, tuple(got.givers))
+
+
+def _as_shared(round: int, got: Downloaded) -> Shared:
+    try:
+        shared = Shared.from_tensors(round, got.tensors, {})
+    except CheckpointError as error:
+        raise BadContribution(str(error)) from error
+    _ = shared.digest  # computed here, off the event loop
+    return shared
+
+
+def inner_state(replica: StageReplica) -> dict[str, Tensor]:
+    """The inner optimizer's moments as `{parameter}/{key}`."""
+    names = {id(param): name for name, param in replica.module.named_parameters()}
+    return {
+        f"{names[id(param)]}/{key}": value.detach().to("cpu", copy=True)
+        for param, state in replica.optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+@torch.no_grad()
+def load_inner_state(replica: StageReplica, tensors: dict[str, Tensor]) -> bool:
+    """Take a donor's moments if they fit, are finite and bounded; otherwise keep fresh ones and say so."""
+    params = dict(replica.module.named_parameters())
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition("/")
+        param = params.get(name)
+        fits = param is not None and (tensor.ndim == 0 or tensor.shape == param.shape)
+        if param is None or not fits or not _credible(slot, tensor):
+            logger.warning("the donor's inner moments do not fit (%s); starting with fresh ones", key)
+            return False
+        on_device = tensor if tensor.ndim == 0 else tensor.to(param.device, copy=True)
+        state.setdefault(param, {})[slot] = on_device
+    for owner, slots in state.items():
+        replica.optimizer.state[owner] = slots
+    return bool(state)
+
+
+def _credible(slot: str, tensor: Tensor) -> bool:
+    """Finite and bounded, and where it is a mean of squares not negative: its root would be NaN."""
+    if not torch.isfinite(tensor).all():
+        return False
+    if slot == "step":
+        return bool((tensor >= 0).all())
+    lowest = 0.0 if slot.endswith("_sq") else -MOST
+    return bool((tensor >= lowest).all() and (tensor <= MOST).all())

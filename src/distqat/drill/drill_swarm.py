@@ -1,0 +1,272 @@
+"""A swarm on this machine whose servers nobody restarts: what drills and fault benchmarks do their harm to.
+
+Monitor and client are kept as `run_local.py` keeps them. Each server is a life of its own: what is killed
+stays dead until `add_server` starts another one, which asks the client for a slot like any server that joins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distqat.drill.verdict import Evidence
+from distqat.errors import DistqatError, RoleError
+from distqat.launch.launcher_roles import (
+    READY_S,
+    STOP_GRACE_S,
+    Settings,
+    claim_role_log,
+    keep_until_ready,
+    known_peers,
+    role_command,
+)
+from distqat.launch.log_folder import claim_folder
+from distqat.launch.process_survey import RUNTIME, Processes, left_behind, shared_memory
+from distqat.launch.status_poller import StatusFeed
+from distqat.launch.warm_processes import Zygotes
+from distqat.process import (
+    Ended,
+    LogClaim,
+    PortClaim,
+    RestartPolicy,
+    RoleCommand,
+    RoleProcess,
+    Supervisor,
+    claim_port,
+    threads_per_server,
+)
+from distqat.process.device_choice import LOCAL_INDEX
+from distqat.process.restart_policy import USAGE
+from distqat.process.role_endings import ending
+from distqat.swarm.role_addresses import bound_hosts
+from distqat.terminal import log_to
+
+NEVER_AGAIN = RestartPolicy(crashes=0)
+ONCE_MORE = RestartPolicy(crashes=2)
+
+
+@dataclass
+class Replica:
+    """One life of a server, from its start to its end."""
+
+    number: int
+    role: RoleProcess
+    port: PortClaim
+    started: float  # seconds since 1970
+    uid: str = ""  # as soon as it serves
+    peer: str = ""
+    served: float | None = None
+    killed: float | None = None
+    service: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.uid or self.role.command.name
+
+    @property
+    def stage(self) -> str:
+        return self.uid.partition(".")[0]
+
+    @property
+    def lives(self) -> bool:
+        return self.killed is None and self.role.returncode is None
+
+    @property
+    def died(self) -> bool:
+        return self.killed is not None or self.role.returncode not in (None, 0)
+
+    async def serves(self, timeout_s: float = READY_S) -> None:
+        """Return when it holds a slot and serves. RoleError: it ended, or did not within `timeout_s`."""
+        said = await self.role.ready(timeout_s)
+        if self.served is None:
+            self.uid, self.peer, self.served = str(said["uid"]), str(said["peer"]), time.time()
+
+
+@dataclass
+class DrillSwarm:
+    """The processes of one swarm. `say` is told of roles that end by themselves."""
+
+    settings: Settings
+    zygotes: Zygotes
+    say: Callable[[str], None] = lambda line: None
+    replicas: list[Replica] = field(default_factory=list)  # every life so far
+    processes: Processes = field(default_factory=Processes)
+    network_policy: RestartPolicy = ONCE_MORE  # of monitor and client
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every role
+    shared_before: set[Path] = field(default_factory=shared_memory)
+    _peers: list[str] = field(default_factory=list)
+    _ports: list[PortClaim] = field(default_factory=list)
+    _claim: LogClaim | None = None
+    _failures: asyncio.Queue[DistqatError] = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._noticed}
+        self._network = Supervisor(self.zygotes.network, **heard)
+        self._servers = Supervisor(self.zygotes.servers, **heard)
+        self.feed = StatusFeed(self.settings.config.experiment_prefix)
+
+    async def start(self) -> None:
+        """Start monitor and client; returns when both serve. DistqatError: what one of them ended with."""
+        config = self.settings.config
+        self._claim = claim_folder(self.settings.log_dir)
+        log_to(self._claim.path)
+        said = await self._keep("monitor", config.monitor_port)
+        self._peers = known_peers(said, self.settings)
+        self.feed.follow(await self._keep("client", config.client_port))
+
+    async def _keep(self, kind: str, port: int) -> dict[str, Any]:
+        """Start a role that is started again whenever it dies, on the same port; what it said first."""
+        claim = claim_port(self._hosts, port, given=bool(port))
+        self._ports.append(claim)
+        changes: dict[str, Any] = {f"{kind}_port": claim.port}
+        if self._peers:
+            changes["initial_peers"] = ",".join(self._peers)
+        log = claim_role_log(self.settings, kind)
+        environment = {**claim.environment(), **self.environment}
+        command = role_command(kind, self.settings, log, changes=changes, env=environment)
+        _, said = await keep_until_ready(self._network, command, policy=self.network_policy)
+        return said
+
+    async def failure(self) -> None:
+        """Raises what the monitor or the client was given up with, and what a server was refused with."""
+        raise await self._failures.get()
+
+    async def add_server(self) -> Replica:
+        """Start one more server; returns when its process runs."""
+        config, number = self.settings.config, len(self.replicas)
+        base = config.server_base_port
+        port = claim_port(self._hosts, base, given=False)
+        log = claim_role_log(self.settings, "server", number)
+        command = role_command(
+            "server",
+            self.settings,
+            log,
+            changes={"server_base_port": port.port, "initial_peers": ",".join(self._peers)},
+            env={**port.environment(), LOCAL_INDEX: str(number), **self.environment},
+            threads=threads_per_server(config.world_size * len(config.stages)),
+        )
+        runs: asyncio.Queue[RoleProcess] = asyncio.Queue()
+        kept = self._servers.start(command, NEVER_AGAIN, runs.put_nowait)
+        began = time.time()
+        started = asyncio.ensure_future(runs.get())
+        either: set[asyncio.Future[Any]] = {kept, started}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not started.done():
+                started.cancel()
+        if started.cancelled() or not started.done():
+            raise RoleError(f"{command.name} was not started: {await kept}")
+        replica = Replica(number, started.result(), port, began)
+        kept.add_done_callback(lambda _: port.release())
+        kept.add_done_callback(lambda _: log.release())
+        self.replicas.append(replica)
+        replica.service = asyncio.ensure_future(_noticed(replica))
+        return replica
+
+    async def start_servers(self, count: int, timeout_s: float = READY_S) -> None:
+        """Start `count` servers and wait until all of them serve."""
+        added = [await self.add_server() for _ in range(count)]
+        await asyncio.gather(*(replica.serves(timeout_s) for replica in added))
+
+    def kill(self, replica: Replica) -> float:
+        """SIGKILL to the server's process alone, as a crash would end it; when that was."""
+        self.processes.look(os.getpid())
+        replica.killed = time.time()
+        with contextlib.suppress(ProcessLookupError):  # it was faster
+            os.kill(replica.role.pid, signal.SIGKILL)
+        return replica.killed
+
+    def serving(self, stage: str | None = None) -> list[Replica]:
+        """Live servers that serve, of one stage if it is named."""
+        there = [replica for replica in self.replicas if replica.lives and replica.served is not None]
+        return [replica for replica in there if stage in (None, replica.stage)]
+
+    def of(self, uid: str) -> Replica | None:
+        """The live server in a slot."""
+        return next((replica for replica in self.serving() if replica.uid == uid), None)
+
+    @property
+    def peers(self) -> list[str]:
+        """Addresses to join the swarm by."""
+        return list(self._peers)
+
+    def pid_of(self, kind: str) -> int | None:
+        """The process of the monitor or the client now; None: it is just being started again."""
+        return next((role.pid for role in self._network.live if role.command.name == kind), None)
+
+    @property
+    def gone(self) -> set[str]:
+        """Peer ids of servers that died: killed, or with an error."""
+        return {replica.peer for replica in self.replicas if replica.died and replica.peer}
+
+    @property
+    def left(self) -> set[str]:
+        """Peer ids of servers that ended in order."""
+        there = [replica for replica in self.replicas if not replica.lives and not replica.died]
+        return {replica.peer for replica in there if replica.peer}
+
+    def evidence(self) -> Evidence:
+        """What everybody has written until now."""
+        return Evidence.read(self.settings.log_dir, self.gone, self.left)
+
+    def dead_of_themselves(self) -> list[Replica]:
+        """Servers that ended although nobody killed them."""
+        return [each for each in self.replicas if each.killed is None and each.role.returncode is not None]
+
+    async def stop(self) -> None:
+        """Ask everybody to end, as Ctrl-C does; kills what does not. May be repeated."""
+        self.processes.look(os.getpid())
+        await self.feed.close()
+        await asyncio.gather(self._servers.stop(STOP_GRACE_S), self._network.stop(STOP_GRACE_S))
+        for replica in self.replicas:
+            if replica.service is not None:
+                replica.service.cancel()
+        for port in self._ports:
+            port.release()
+        if self._claim is not None:
+            self._claim.release()
+
+    async def left_behind(self) -> list[str]:
+        """I5: what is there two seconds after everything, the fork servers too, was asked to end."""
+        return await left_behind(self.processes, os.environ[RUNTIME], self.shared_before)
+
+    @property
+    def _hosts(self) -> tuple[str, ...]:
+        return bound_hosts(self.settings.config.public_ip)
+
+    def _ended(self, ended: Ended) -> None:
+        killed = any(each.role.pid == ended.pid and each.killed is not None for each in self.replicas)
+        if ended.consequence == "stopped" or killed:
+            return
+        of_network = not ended.command.name.startswith("server")
+        if ended.given_up and (of_network or ended.code == USAGE):
+            self._failures.put_nowait(ended.failure())
+            return
+        name, log, words = ended.command.name, ended.command.log_path, ended.words
+        why = f"{words.sentence}; " if words else ""
+        self.say(f"{name} ended with {ending(ended.code)}: {why}{ended.consequence}; see {log}")
+
+    def _noticed(self, command: RoleCommand, sentence: str) -> None:
+        self.say(f"{command.name}: {sentence}")
+
+
+async def _noticed(replica: Replica) -> None:
+    """Write down when it begins to serve, also while nobody waits for that."""
+    try:
+        await replica.serves(timeout_s=3600.0)
+    except DistqatError:
+        return  # it was killed before; whoever waits for it hears why
+
+
+def pipelines_through(steps: Sequence[Mapping[str, Any]], peer: str) -> list[int]:
+    """Pipelines whose newest step went through a server."""
+    newest = {int(step["pipeline"]): step for step in steps}
+    return sorted(pipeline for pipeline, step in newest.items() if peer in step["peers"])

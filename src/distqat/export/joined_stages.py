@@ -1,0 +1,54 @@
+"""All stages of a model as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from distqat.models import named_tensors
+from distqat.quant import quantizers
+from distqat.quant.output_quantizer import link
+from distqat.quant.parametrized import settle_computed_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Whole(nn.Module):
+    """The stages in order; each hands what it returns to the next, by position."""
+
+    def __init__(self, stages: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.unseen: tuple[str, ...] = ()
+        """Quantizers to which no values came in training: they were frozen with a step for a range of 1."""
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        link(list(stages.values()))
+
+    def settled(self) -> Self:
+        """In eval mode, with steps that move no more and weights that are constants, in place.
+
+        Quantizers that calibrate are left as they are.
+        """
+        settle_computed_weights(self)
+        for _, quantizer in quantizers(self):
+            if quantizer.state == "waiting":
+                self.unseen += (quantizer.name,)
+            if quantizer.state != "calibrating":
+                quantizer.freeze()
+        return self.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the last stage returns, by position."""
+        return tuple(self.outputs(*inputs).values())
+
+    def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """What the last stage returns, by name."""
+        tensors: Sequence[Tensor] = inputs
+        named: dict[str, Tensor] = {}
+        for stage in self.children():
+            named = named_tensors(stage(*tensors))
+            tensors = list(named.values())
+        return named

@@ -1,0 +1,1 @@
+"""Trained models as integer ONNX files."""

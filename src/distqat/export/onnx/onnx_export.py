@@ -1,0 +1,51 @@
+"""`--format onnx-int8`: the integer model, its float twin for comparison, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distqat.data.reading_errors import batch_of
+from distqat.errors import ExportError
+from distqat.export.agreement_report import Report
+from distqat.export.checker import Expectations, Files, check_onnx
+from distqat.export.file_description import Description, describe
+from distqat.export.joined_stages import Whole
+from distqat.export.onnx.onnx_model import onnx_models
+from distqat.tasks import Sample
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL, FLOAT_MODEL = "model.onnx", "model.float.onnx"
+LARGEST = 2**31 - 1  # a protobuf holds no more
+TRACED_SAMPLES = 4
+
+
+def export_onnx(
+    model: Whole, samples: Sequence[Sample], description: Description, folder: Path, expected: Expectations
+) -> Report:
+    """Write both models and the report into `folder`. Raises ExportError."""
+    task = description.task()
+    if not samples:
+        raise ExportError("the task has no held-out samples to trace and check the model with")
+    batch = batch_of(task, samples[:TRACED_SAMPLES])
+    models = onnx_models(model.settled(), batch.inputs, exact=expected.exact)
+    files = Files(folder / MODEL, folder / FLOAT_MODEL)
+    for made, path in ((models.integer, files.integer), (models.float, files.float)):
+        describe(made, description)
+        _write(made, path)
+    report = check_onnx(model, models, files, task, samples, source=description.source, expected=expected)
+    report.write(folder)
+    return report
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    if model.ByteSize() > LARGEST:
+        raise ExportError(f"{path.name} would take {model.ByteSize():,} bytes; an ONNX file holds 2 GB")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model.SerializeToString())
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,74 @@
+"""Products whose left factor is quantized token by token: explicit nodes around MatMulInteger.
+
+    step = max |x| / qmax, per token;  codes = round(x / step)
+    y = (codes @ weight codes) * step * scale + bias
+
+Codes are uint8 around 128: x86 has fast kernels for unsigned times signed bytes, none for two signed ones.
+The step is rounded to 16 bits of mantissa, as `quant.token` does, by Veltkamp's splitting: with c = 257 step,
+c - (c - step) keeps the upper 16 of 24 bits (Handbook of Floating-Point Arithmetic, section 4.4.1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distqat.export.integer_weights import WeightCodes
+from distqat.export.onnx.onnx_graph import Graph, attribute
+
+if TYPE_CHECKING:
+    import onnx
+
+FLOAT, UINT8 = 1, 2
+ZERO = 128
+SPLIT = np.float32(2**8 + 1)
+
+
+def lower_token_product(
+    graph: Graph, node: onnx.NodeProto, mark: onnx.NodeProto, codes: WeightCodes, bias: str
+) -> None:
+    """Replace a MatMul or Gemm behind a token mark; `bias` is empty for none."""
+    out = node.output[0]
+    tokens, step = _quantized(graph, mark)
+    integers, scale = codes.integers, codes.scale
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
+        integers = np.ascontiguousarray(integers.T)
+    held = graph.add_constant(f"{node.input[1]}.integers", integers)
+    graph.remove([node])
+    zero = graph.add_constant("token.zero", np.array(ZERO, np.uint8))
+    sums = graph.add("MatMulInteger", [tokens, held, zero], f"{out}.sums")
+    value = graph.add("Cast", [sums], f"{out}.float", to=FLOAT)
+    value = graph.add("Mul", [value, step], f"{out}.by_token")
+    last = f"{out}.scaled" if bias else out
+    graph.add("Mul", [value, graph.add_constant(f"{node.input[1]}.scale", scale)], last)
+    if bias:
+        graph.add("Add", [last, bias], out)
+
+
+def _quantized(graph: Graph, mark: onnx.NodeProto) -> tuple[str, str]:
+    """Names of the uint8 codes and of the step of each token; made once for all that use the mark."""
+    made, x = mark.output[0], mark.input[0]
+    names = f"{made}.codes", f"{made}.step"
+    if graph.producer(names[0]) is not None:
+        return names
+    qmax = float(attribute(mark, "qmax"))
+
+    def number(value: float) -> str:
+        return graph.add_constant(f"token.{value:g}", np.array(value, np.float32))
+
+    size = graph.add("Abs", [x], f"{made}.abs")
+    axes = graph.add_constant("token.axes", np.array([-1], dtype=np.int64))
+    size = graph.add("ReduceMax", [size, axes], f"{made}.largest", keepdims=1)
+    size = graph.add("Div", [size, number(qmax)], f"{made}.exact")
+    some = graph.add("Greater", [size, number(0)], f"{made}.some")
+    size = graph.add("Where", [some, size, number(1)], f"{made}.positive")
+    wide = graph.add("Mul", [size, number(float(SPLIT))], f"{made}.wide")
+    rest = graph.add("Sub", [wide, size], f"{made}.rest")
+    graph.add("Sub", [wide, rest], names[1])
+    ratio = graph.add("Div", [x, names[1]], f"{made}.ratio")
+    whole = graph.add("Round", [ratio], f"{made}.whole")
+    moved = graph.add("Add", [whole, number(ZERO)], f"{made}.moved")
+    kept = graph.add("Clip", [moved, number(ZERO - qmax), number(ZERO + qmax)], f"{made}.kept")
+    graph.add("Cast", [kept], names[0], to=UINT8)
+    return names

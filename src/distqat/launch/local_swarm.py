@@ -1,0 +1,195 @@
+"""One run on this machine: its monitor, its client and its servers, from the first port to the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distqat.errors import RoleError
+from distqat.failures import Repeats
+from distqat.launch.display import Display
+from distqat.launch.launcher_roles import (
+    OLDEST,
+    RESUME,
+    STOP_GRACE_S,
+    claim_role_log,
+    keep_until_ready,
+    known_peers,
+    role_command,
+)
+from distqat.launch.log_folder import SUMMARY
+from distqat.launch.role_reporter import Reporter
+from distqat.launch.run_plan import Plan
+from distqat.launch.run_watch import Watching
+from distqat.launch.start_servers import claim_server_ports, plan_servers
+from distqat.launch.summary_table import Summary
+from distqat.launch.warm_processes import Zygotes
+from distqat.process import (
+    Ended,
+    PortClaim,
+    RestartPolicy,
+    RoleCommand,
+    Supervisor,
+)
+from distqat.process.restart_policy import USAGE
+
+LEAVE_S = 5.0  # for servers to end by themselves once the run is finished
+RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
+SERVERS_CHECK = "DISTQAT_SERVERS_CHECK"
+SAMPLES = "DISTQAT_SAMPLES"
+_CLIENT = RestartPolicy(crashes=2)  # somebody waits for the run: tell early that it cannot work
+
+
+@dataclass
+class LocalRun:
+    """Starts the roles of a plan, shows how they do, ends them."""
+
+    plan: Plan
+    zygotes: Zygotes
+    display: Display
+    began: float = field(default_factory=time.monotonic)
+    _lost: asyncio.Queue[Ended | BaseException] = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self._reporter = Reporter(self.display, self.plan.folder.path)
+        self._repeats = Repeats()
+
+    async def run(self, stop: asyncio.Event) -> Summary | None:
+        """The summary of the finished run; None: it was stopped. DistqatError: what failed."""
+        network = self._supervisor(self.zygotes.network, self._reporter.ended)
+        servers = self._supervisor(self.zygotes.servers, self._server_ended) if self.plan.servers else None
+        each = [supervisor for supervisor in (network, servers) if supervisor is not None]
+        watching = self._watching()
+        work = asyncio.ensure_future(self._train(network, servers, watching))
+        show = asyncio.ensure_future(watching.show())
+        asked = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({work, show, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                self.display.clear()
+                self._reporter.say(
+                    f"stopped before the run was finished; logs in {self.plan.settings.log_dir}/"
+                )
+                return None
+            if show.done():  # it never returns: only an error ends it
+                show.result()
+            return work.result()
+        finally:
+            for task in (work, show, asked):
+                task.cancel()
+            self.display.clear()
+            await asyncio.gather(work, show, return_exceptions=True)
+            await watching.close()
+            await asyncio.gather(*(supervisor.stop(STOP_GRACE_S) for supervisor in each))
+            self.plan.release()
+
+    def _supervisor(self, zygote: Any, on_end: Any) -> Supervisor:
+        reporter = self._reporter
+        return Supervisor(zygote, on_start=reporter.started, on_end=on_end, on_notice=reporter.noticed)
+
+    def _watching(self) -> Watching:
+        config, plan = self.plan.settings.config, self.plan
+        return Watching(
+            run=config.experiment_prefix,
+            title=f"{config.experiment_prefix} {plan.mode}",
+            goal=plan.goal,
+            stages=config.stages if plan.servers else [],
+            display=self.display,
+            say=self._reporter.say,
+            expected=plan.servers,
+            began=self.began,
+        )
+
+    async def _train(self, network: Supervisor, servers: Supervisor | None, watching: Watching) -> Summary:
+        settings, kept = self.plan.settings, list[asyncio.Task[int]]()
+        ports = claim_server_ports(settings, self.plan.servers)
+        monitor = self._command("monitor", self.plan.monitor_port)
+        _, said = await keep_until_ready(network, monitor)
+        peers = known_peers(said, settings)
+        client = self._command("client", self.plan.client_port, peers, self._client_environment())
+        watching.phase = "starting the client and the servers" if servers else "starting the client"
+        training = network.start(client, _CLIENT, watching.follow)
+        if servers is not None:
+            joined = replace(
+                settings,
+                config=settings.config.model_copy(update={"initial_peers": peers}),
+                overrides={**settings.overrides, "initial_peers": ",".join(peers)},
+            )
+            plans = plan_servers(joined, self.plan.servers, ports)
+            kept = [servers.start(plan.command) for plan in plans]
+            for server in kept:
+                server.add_done_callback(self._not_started)
+        enough = asyncio.create_task(self._enough_servers(kept))
+        try:
+            await asyncio.wait({training, enough}, return_when=asyncio.FIRST_COMPLETED)
+            if not training.done():
+                enough.result()
+            summary = self._result(network, client, training.result())
+            watching.over = "the servers are leaving"
+            if kept:
+                await asyncio.wait(kept, timeout=LEAVE_S)
+            return summary
+        finally:
+            enough.cancel()
+
+    def _command(
+        self, kind: str, port: PortClaim, peers: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> RoleCommand:
+        changes: dict[str, Any] = {f"{kind}_port": port.port}
+        if peers:
+            changes["initial_peers"] = ",".join(peers)
+        log = claim_role_log(self.plan.settings, kind)
+        return role_command(
+            kind, self.plan.settings, log, changes=changes, env={**port.environment(), **(env or {})}
+        )
+
+    def _client_environment(self) -> dict[str, str]:
+        if self.plan.mode != "baseline":
+            start = {RESUME: "1"} if self.plan.resume else {OLDEST: str(int(time.time()))}
+            return {SERVERS_CHECK: "1", **start}
+        samples = {} if self.plan.samples is None else {SAMPLES: str(self.plan.samples)}
+        return {RUN_LOCALLY: "1", **samples}
+
+    async def _enough_servers(self, kept: Sequence[asyncio.Task[int]]) -> None:
+        """Returns never; raises what the last server ended with when fewer are left than there are stages."""
+        stages = len(self.plan.settings.config.stages)
+        left = len(kept)
+        while True:
+            ended = await self._lost.get()
+            if isinstance(ended, BaseException):
+                raise ended
+            left -= 1
+            if left < stages:
+                raise self._reporter.failure(ended)
+
+    def _not_started(self, server: asyncio.Task[int]) -> None:
+        """Its fork server is gone, or something that it imports is broken."""
+        error = None if server.cancelled() else server.exception()
+        if error is not None:
+            self._lost.put_nowait(error)
+
+    def _result(self, network: Supervisor, client: RoleCommand, code: int) -> Summary:
+        path = self.plan.settings.log_dir / SUMMARY
+        if code not in (0, USAGE) and path.exists():
+            summary = Summary.read(path, self.plan.mode)
+            if summary.failure:  # the model is there, only its judgement is not
+                return summary
+        ended = network.end_of(client)
+        if code != 0 and ended is not None:
+            raise self._reporter.failure(ended)
+        if not path.exists():
+            error = RoleError("the client ended before the run was finished")
+            error.log = client.log_path
+            raise error
+        return Summary.read(path, self.plan.mode)
+
+    def _server_ended(self, ended: Ended) -> None:
+        self._reporter.ended(ended)
+        fault = ended.words is not None and ended.words.kind == "fault"
+        if fault and ended.words is not None and self._repeats.add(ended.words.sentence):
+            self._lost.put_nowait(ended.failure())  # of any servers: it is not the machine of one
+        if ended.given_up:
+            self._lost.put_nowait(ended)

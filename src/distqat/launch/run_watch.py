@@ -1,0 +1,94 @@
+"""How a run goes, on the terminal of the launcher that started its client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distqat.errors import DistqatError
+from distqat.launch.display import Display
+from distqat.launch.launcher_roles import READY_S
+from distqat.launch.progress_text import Frame, Goal, Pace, Reading
+from distqat.launch.progress_text import replicas as told
+from distqat.launch.status_poller import StatusFeed
+from distqat.process import RoleProcess
+
+LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
+
+
+@dataclass
+class Watching:
+    """Asks the client of a run how it goes and shows that.
+
+    `stages`: none for a baseline. `expected`: servers that this launcher starts itself; None: others do.
+    """
+
+    run: str
+    title: str
+    goal: Goal
+    stages: Sequence[str]
+    display: Display
+    say: Callable[[str], None]
+    expected: int | None = None
+    began: float = field(default_factory=time.monotonic)
+    phase: str = "starting the monitor"
+    over: str = ""  # what is still to be done once the client has ended
+    _following: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._feed = StatusFeed(self.run)
+
+    async def show(self) -> None:
+        """Show how it goes; never returns."""
+        reading, pace = Reading(), Pace(self.goal)
+        while True:
+            status = await self._feed.ask()
+            elapsed = time.monotonic() - self.began
+            if status is not None:
+                before, reading = reading, Reading.of(status, self.stages, time.time())
+                if before.step == 0 and reading.step > 0:
+                    self.say(f"first step after {elapsed:.1f} s")
+            left = pace.update(reading, elapsed)
+            waits = self._waiting_for(status, reading)
+            self.display.show(Frame(self.title, waits, elapsed, reading, self.goal, pace.share, left))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def follow(self, client: RoleProcess) -> None:
+        """Ask this client from when it serves on; one that was started again is another peer."""
+        self._following.append(asyncio.create_task(self._follow(client)))
+
+    async def close(self) -> None:
+        for task in self._following:
+            task.cancel()
+        await self._feed.close()
+
+    async def _follow(self, client: RoleProcess) -> None:
+        try:
+            self._feed.follow(await client.ready(READY_S))
+        except DistqatError as error:
+            if client.returncode is None:  # its end is told by whoever keeps it running
+                self.say(str(error))
+            return
+        self.phase = "waiting for the first step"
+
+    def _waiting_for(self, status: dict[str, Any] | None, reading: Reading) -> str:
+        """What the display says instead of, or beside, the figures."""
+        if self.over:
+            return self.over
+        if self.goal.outer_steps is not None and (reading.round or 0) >= self.goal.outer_steps:
+            return "assembling and judging the model"
+        if status is None:
+            return "the client does not answer" if reading.step else self.phase
+        if reading.wait:
+            return reading.wait
+        if reading.step:
+            return f"nobody serves {', '.join(reading.missing)}" if reading.missing else reading.unsaved
+        return f"{self.phase}: {self._servers(reading)}" if self.stages else self.phase
+
+    def _servers(self, reading: Reading) -> str:
+        if self.expected is None:
+            return f"servers {told(reading)}"
+        return f"{sum(reading.replicas.values())} of {self.expected} servers"

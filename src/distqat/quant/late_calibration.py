@@ -1,0 +1,190 @@
+"""Quantizers that calibration saw no values of: their steps are found while the rest of the stage trains.
+
+A branch that starts at zero (a zero-initialised convolution, a gate, LoRA's B) or is dead gives zeros; a
+layer may be unused, or used now and then. Any step would do for zeros, and none is known for what comes
+later, so such a quantizer *waits*: values pass in float and are counted. After every round (in one process:
+after as many steps) its step is estimated from what all replicas have counted in it, which is the same on
+each to the bit. What began at zero grows for a while, by more than a learned step can follow, so the
+quantizer becomes active when two estimates in a row are about the same.
+
+Weights that are all zero wait as well; their estimate comes from the weights that the round gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distqat.errors import BadContribution
+from distqat.quant import mse_step
+from distqat.quant.quantized_layers import QuantizedLayer
+from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, WeightQuantizer
+
+GROWTH = 1.25
+"""Estimates that differ by less than this factor are the same."""
+
+_ACTIVE, _WAITING = STATES.index("active"), STATES.index("waiting")
+
+Named = dict[str, Tensor]
+
+
+def must_wait(quantizer: Quantizer, weight: Tensor | None = None) -> bool:
+    """Whether calibration has shown nothing to a quantizer; `weight` is that of a WeightQuantizer."""
+    if isinstance(quantizer, ActivationQuantizer):
+        return not any(mse_step.seen_values(quantizer.counts))
+    return isinstance(weight, nn.Parameter) and not quantizer.method.follows_weight and not bool(weight.any())
+
+
+def reasons(waiting: Sequence[Quantizer]) -> list[str]:
+    """A sentence for every reason for which these wait, with the layers that it is true of."""
+    by_reason: dict[str, list[str]] = {}
+    for quantizer in waiting:
+        layer, _, kind = quantizer.name.rpartition(".")
+        what = f"the output of {layer}" if kind == "output_quant" else layer
+        if isinstance(quantizer, WeightQuantizer):
+            by_reason.setdefault("zero weights", []).append(what)
+        elif isinstance(quantizer, ActivationQuantizer):
+            why = "zeros" if quantizer.looked["zeros"] else "unused"
+            by_reason.setdefault(why, []).append(what)
+    return [f"{', '.join(names[:4])}{_more(names)}: {_SAID[why]}" for why, names in by_reason.items()]
+
+
+_SAID = {
+    "zero weights": "all weights are zero at the start, so they have no step yet; they stay in float until "
+    "training has moved them",
+    "zeros": "only zeros came here in calibration (a layer in front starts at zero or is dead), so there is "
+    "no step yet; values pass in float until some come and their size has settled",
+    "unused": "calibration never came here (a layer that forward does not use, or not in training); it stays "
+    "in float until it is used; if it never is, remove it, or name it under quant.skip",
+}
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 4} more" if len(names) > 4 else ""
+
+
+def estimates(module: nn.Module) -> Iterator[tuple[Quantizer, tuple[Tensor, bool, Tensor]]]:
+    """Quantizers of `module` that wait and of which something is known by now: (step, signed, offset)."""
+    for child in module.modules():
+        if isinstance(child, ActivationQuantizer):
+            if child.state == "waiting" and child.can_begin(child.counts):
+                yield child, child.initial_step()
+        elif isinstance(child, QuantizedLayer) and isinstance(child.weight_quant, WeightQuantizer):
+            quantizer = child.weight_quant
+            if quantizer.state == "waiting" and bool(child.weight.any()):
+                yield quantizer, (quantizer.initial_step(child.weight), True, torch.tensor(0.0))
+
+
+@torch.no_grad()
+def look_again(module: nn.Module, *, last: bool = False) -> list[str]:
+    """Where a stage has no rounds, between two steps: estimate anew; names of quantizers active from now on.
+
+    `last`: steps are about to be frozen, so what is known by now has to do.
+    """
+    settled = []
+    for quantizer, (step, signed, offset) in list(estimates(module)):
+        log_step = exact_log(step)
+        if not last and not _alike(quantizer.log_step, log_step):
+            quantizer.log_step.copy_(log_step)
+            if isinstance(quantizer, ActivationQuantizer):
+                quantizer.counts.zero_()
+                quantizer.batches.zero_()
+            continue
+        if isinstance(quantizer, ActivationQuantizer):
+            quantizer.begin_calibrated(step, signed, offset)
+        else:
+            quantizer.begin(step)
+        settled.append(quantizer.name)
+    return settled
+
+
+class WaitingInRounds:
+    """Waiting quantizers of a stage in its rounds: what replicas send of them, and what a round makes of it.
+
+    Works on the named tensors of a committed state; the module says only which quantizers there are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._tensors = {n: q for n, q in module.named_modules() if isinstance(q, ActivationQuantizer)}
+        self._weights = {
+            f"{name}.weight_quant" if name else "weight_quant": (layer.weight_quant, names[id(layer.weight)])
+            for name, layer in module.named_modules()
+            if isinstance(layer, QuantizedLayer)
+            and isinstance(layer.weight_quant, WeightQuantizer)
+            and id(layer.weight) in names
+        }
+
+    def seen(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Named:
+        """Of a replica's buffers what it has counted, by quantizers that wait by the committed buffers."""
+        return {name: own[f"{name}.counts"] for name in self._waiting(shared, self._tensors)}
+
+    def check(self, shared: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> None:
+        """Raises BadContribution unless `seen` has what it must have."""
+        wanted = self._waiting(shared, self._tensors)
+        if set(seen) != set(wanted):
+            raise BadContribution(f"a contribution counts {sorted(set(seen) ^ set(wanted))[:2]} otherwise")
+        for name, counts in seen.items():
+            own = shared[f"{name}.counts"]
+            if counts.dtype != own.dtype or counts.shape != own.shape or bool((counts < 0).any()):
+                raise BadContribution(f"what a contribution has counted at {name!r} are no counts")
+
+    @torch.no_grad()
+    def after(
+        self,
+        buffers: Named,
+        steps: Named,
+        seen: Sequence[Mapping[str, Tensor]],
+        anchor: Mapping[str, Tensor],
+        *,
+        last: bool = False,
+    ) -> tuple[Named, Named]:
+        """(buffers, steps) after a round: new estimates, and states of the quantizers that are active now.
+
+        `buffers` and `steps` are those of the last committed state, `seen` has an entry per contribution,
+        `anchor` is the new one. `last`: steps are frozen from now on.
+        """
+        found: dict[str, tuple[Tensor, bool, Tensor | None]] = {}
+        for name in self._waiting(buffers, self._tensors):
+            counts = torch.stack([each[name] for each in seen]).sum(0)
+            if self._tensors[name].can_begin(counts):
+                step, signed, offset = self._tensors[name].initial_step(counts)
+                found[name] = step, signed, offset if self._tensors[name].offset is not None else None
+        for name in self._waiting(buffers, self._weights):
+            quantizer, weight = self._weights[name]
+            if bool(anchor[weight].any()):
+                found[name] = quantizer.initial_step(anchor[weight]), True, None
+        buffers, steps = dict(buffers), dict(steps)
+        for name, (step, signed, lowest) in found.items():
+            key, log_step = f"{name}.log_step", exact_log(step)
+            if last or _alike(steps[key], log_step):
+                buffers[f"{name}.state_code"] = torch.full_like(buffers[f"{name}.state_code"], _ACTIVE)
+                if name in self._tensors:
+                    buffers[f"{name}.signed"] = torch.full_like(buffers[f"{name}.signed"], signed)
+            steps[key] = log_step.reshape(steps[key].shape).to(steps[key].dtype)
+            if lowest is not None:
+                steps[f"{name}.offset"] = lowest.to(steps[f"{name}.offset"].dtype)
+        return buffers, steps
+
+    def step_names(self, buffers: Mapping[str, Tensor]) -> set[str]:
+        """Parameters of the quantizers that wait: nothing is learned of them, so nothing is averaged."""
+        waiting = {*self._waiting(buffers, self._tensors), *self._waiting(buffers, self._weights)}
+        return {f"{name}.{own}" for name in waiting for own in ("log_step", "offset")}
+
+    def _waiting(self, buffers: Mapping[str, Tensor], names: Mapping[str, object]) -> list[str]:
+        return [name for name in names if int(buffers[f"{name}.state_code"]) == _WAITING]
+
+
+def exact_log(step: Tensor) -> Tensor:
+    """float32 logarithms that are the same on unlike processors, in the shape of `step`."""
+    logs = [math.log(value) for value in step.detach().double().flatten().tolist()]
+    return torch.tensor(logs, dtype=torch.float32, device=step.device).reshape(step.shape)
+
+
+def _alike(before: Tensor, found: Tensor) -> bool:
+    """Whether two estimates of log(step) in a row are about the same, in the mean over channels."""
+    apart = (found.double().cpu() - before.detach().double().cpu().reshape(found.shape)).abs()
+    return math.fsum(apart.flatten().tolist()) / max(apart.numel(), 1) < math.log(GROWTH)

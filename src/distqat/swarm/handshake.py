@@ -1,0 +1,134 @@
+"""The first bytes of a stream: fixed sizes both ways, so that nothing is read past them.
+
+    dialler   magic(4) version(2) purpose(1) pad(1) link(16) run(16) proof(32) peer(64)     136 bytes
+    answer    magic(4) version(2) verdict(1) pad(1) reason(120)                             128 bytes
+
+`proof` is HMAC-SHA256 of link, dialler and acceptor under the run's token (all zero without one); libp2p
+authenticates both peers, so a proof cannot be replayed by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import struct
+from dataclasses import dataclass, field
+
+from distqat.errors import BadFrame, CallTimeout, PeerGone, ProtocolMismatch, Refused
+from distqat.swarm.deadline import within
+from distqat.swarm.tensor_frame import PROTOCOL_VERSION
+
+MAGIC = b"DQAT"
+HELLO = struct.Struct(">4sHBx16s16s32s64s")
+ANSWER = struct.Struct(">4sHBx120s")
+DATA, CONTROL = 0, 1
+HELLO_TIMEOUT = 10.0
+_WELCOME, _NO = 1, 0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who we are and which run and token we hold."""
+
+    run: str
+    peer: str
+    token: str | None = None
+
+    def run_digest(self) -> bytes:
+        return hashlib.sha256(self.run.encode()).digest()[:16]
+
+    def proof(self, link: bytes, dialler: str, acceptor: str) -> bytes:
+        if self.token is None:
+            return bytes(32)
+        text = link + f"|{dialler}|{acceptor}".encode()
+        return hmac.new(self.token.encode(), text, hashlib.sha256).digest()
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a dialler says of itself."""
+
+    peer: str
+    purpose: int
+    link: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+
+async def greet(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Admission, to: str, hello: Hello
+) -> None:
+    """Dial side. Raises ProtocolMismatch or Refused with the peer's reason, PeerGone, CallTimeout."""
+    proof = me.proof(hello.link, me.peer, to)
+    writer.write(
+        HELLO.pack(
+            MAGIC,
+            PROTOCOL_VERSION,
+            hello.purpose,
+            hello.link,
+            me.run_digest(),
+            proof,
+            me.peer.encode(),
+        )
+    )
+    raw = await _read(reader, ANSWER.size, to)
+    magic, version, verdict, reason = ANSWER.unpack(raw)
+    if magic != MAGIC:
+        raise BadFrame(f"{to} does not speak DistQat's protocol")
+    if verdict != _WELCOME:
+        text = reason.rstrip(b"\0").decode(errors="replace")
+        kind = Refused if version == PROTOCOL_VERSION else ProtocolMismatch
+        raise kind(f"{to} refused the connection: {text}")
+
+
+async def receive(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Admission, peer: str | None
+) -> Hello:
+    """Accepting side; `peer` is what the transport authenticated, None where it did not.
+
+    To be followed by `welcome` or `refuse`. Raises BadFrame, ProtocolMismatch or Refused after it told the
+    dialler why.
+    """
+    raw = await _read(reader, HELLO.size, peer or "a dialler")
+    magic, version, purpose, link, run, proof, claimed = HELLO.unpack(raw)
+    if magic != MAGIC:
+        raise BadFrame(f"the stream of {peer or 'a dialler'} does not start with DistQat's hello")
+    dialler = peer or claimed.rstrip(b"\0").decode(errors="replace")
+    if version != PROTOCOL_VERSION:
+        reason = f"it speaks protocol version {version}, this peer {PROTOCOL_VERSION}: update one of them"
+        _answer(writer, _NO, reason)
+        raise ProtocolMismatch(f"{dialler}: {reason}")
+    reason = ""
+    if run != me.run_digest():
+        reason = f"another run; this peer belongs to experiment_prefix {me.run!r}"
+    elif not hmac.compare_digest(proof, me.proof(link, dialler, me.peer)):
+        reason = "the run's token does not match: set DISTQAT_TOKEN as the others have it"
+    elif purpose not in (DATA, CONTROL):
+        reason = f"a channel of unknown purpose {purpose}"
+    if reason:
+        _answer(writer, _NO, reason)
+        raise Refused(f"{dialler}: {reason}")
+    return Hello(dialler, purpose, link)
+
+
+def welcome(writer: asyncio.StreamWriter) -> None:
+    """Accept: to be called once the stream's frames can be received."""
+    _answer(writer, _WELCOME, "")
+
+
+def refuse(writer: asyncio.StreamWriter, reason: str) -> None:
+    """Say no, and why."""
+    _answer(writer, _NO, reason)
+
+
+def _answer(writer: asyncio.StreamWriter, verdict: int, reason: str) -> None:
+    writer.write(ANSWER.pack(MAGIC, PROTOCOL_VERSION, verdict, reason.encode()[:120]))
+
+
+async def _read(reader: asyncio.StreamReader, size: int, peer: str) -> bytes:
+    try:
+        return await within(reader.readexactly(size), HELLO_TIMEOUT)
+    except asyncio.TimeoutError:
+        raise CallTimeout(f"{peer} said nothing for {HELLO_TIMEOUT:.0f} s after the stream opened") from None
+    except (asyncio.IncompleteReadError, ConnectionError, OSError) as error:
+        raise PeerGone(f"{peer} closed the stream before its hello was complete") from error

@@ -1,0 +1,81 @@
+"""How long a stage that nobody holds waits for its holders before it is restored from disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.coordination import round_service as module
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.round_service import DEAD_S, LOST_S, RoundService
+from distqat.distributed.network.call_fields import Hop
+from distqat.swarm.peer_link import Address
+
+STAGE, HOLDER, OTHER = "front", "front.0.0.0", "front.0.1.0"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def service(tmp_path: Path, clock: Clock) -> AsyncIterator[RoundService]:
+    log = CommitLog(tmp_path / "log.jsonl", "run")
+    made = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
+    made.zero(STAGE, "digest")
+    made.join(STAGE, Hop(HOLDER, Address("peer")), 0)
+    yield made
+    made.close()
+    log.close()
+
+
+async def restored_after(service: RoundService, clock: Clock, seconds: float) -> bool:
+    """Whether a server that waits for a donor is asked to restore, so long after the last holder left."""
+    clock.now += seconds
+    waiting = asyncio.ensure_future(service.wait_for_donor(STAGE, OTHER))
+    await asyncio.sleep(0)
+    done = waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    return done
+
+
+@pytest.mark.parametrize(("for_good", "patience_s"), [(True, DEAD_S), (False, LOST_S)])
+async def test_the_dead_are_waited_for_shortly_the_silent_longer(
+    service: RoundService, clock: Clock, for_good: bool, patience_s: float
+) -> None:
+    service.left(STAGE, HOLDER, for_good=for_good)
+    assert not await restored_after(service, clock, patience_s - 0.1)
+    assert await restored_after(service, clock, 0.2)
+
+
+async def test_after_a_start_of_the_client_the_holders_have_time(tmp_path: Path, clock: Clock) -> None:
+    log = CommitLog(tmp_path / "log.jsonl", "run")
+    log.commit_round(STAGE, 0, "digest")
+    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
+    assert not await restored_after(service, clock, LOST_S - 0.1)
+    assert await restored_after(service, clock, 0.2)
+    service.close()
+    log.close()
+
+
+async def test_another_member_that_holds_the_state_is_enough(service: RoundService, clock: Clock) -> None:
+    service.join(STAGE, Hop(OTHER, Address("other")), 0)
+    service.left(STAGE, HOLDER, for_good=True)
+    clock.now += 2 * LOST_S
+    assert await service.wait_for_donor(STAGE, "front.0.2.0")

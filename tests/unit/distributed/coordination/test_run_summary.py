@@ -1,0 +1,77 @@
+"""`summary.json` is JSON, and calls the metric by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distqat.distributed.assembly.evaluation import Judged, NotJudged
+from distqat.distributed.coordination.run_end import write_summary
+from distqat.distributed.coordination.run_summary import Summary
+from distqat.launch.summary_table import Summary as Shown
+
+
+def summary(judged: Judged | NotJudged, **changes: Any) -> Summary:
+    fields: dict[str, Any] = {
+        "mode": "swarm", "loss_first": 2.0, "loss_last": 1.0, "samples": 10, "samples_per_s": 5.0,
+        "seconds": 2.0, "rounds": 3, "model": "ck/model.safetensors", "logs": "logs/x", "checkpoints": "ck",
+    }  # fmt: skip
+    return Summary(**{**fields, **Summary.of_judgement(judged, "degrees off"), **changes})
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"a bare {constant}")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_the_metric_has_its_own_name(tmp_path: Path) -> None:
+    assert write_summary(summary(Judged("degrees off", 5.6, 0.02, 120)), tmp_path) == ""
+    said = strict((tmp_path / "summary.json").read_text())
+    assert (said["metric"], said["value"], said["degrees off"]) == ("degrees off", 5.6, 5.6)
+    assert "accuracy" not in said
+    assert said["evaluation_error"] == ""
+    shown = Shown.read(tmp_path / "summary.json", "swarm")
+    assert (shown.metric, shown.score, shown.failure) == ("degrees off", 5.6, "")
+    assert summary(Judged("accuracy", 0.9, 0.1, 5)).to_json()["accuracy"] == 0.9
+
+
+def test_a_metric_named_like_another_figure_hides_none_of_them() -> None:
+    assert summary(Judged("samples", 0.5, 0.0, 5)).to_json()["samples"] == 10
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    nothing = float("nan")
+    write_summary(summary(Judged("return", 400.0, nothing, 20), loss_last=float("inf")), tmp_path)
+    said = strict((tmp_path / "summary.json").read_text())
+    assert (said["value"], said["heldout_loss"], said["loss_last"]) == (400.0, None, None)
+
+
+def test_a_model_that_was_not_judged_says_so_everywhere(tmp_path: Path) -> None:
+    failure = write_summary(summary(NotJudged("held-out sample 9 cannot be used: cut short")), tmp_path)
+    assert failure == (
+        "the model is saved as ck/model.safetensors, but it could not be judged: held-out sample 9 cannot be "
+        "used: cut short; when that is put right: distqat evaluate ck/model.safetensors"
+    )
+    said = strict((tmp_path / "summary.json").read_text())
+    assert (said["value"], said["degrees off"]) == (None, None)
+    assert said["evaluation_error"] == "held-out sample 9 cannot be used: cut short"
+    assert Shown.read(tmp_path / "summary.json", "swarm").failure == failure
+
+
+def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    said = write_summary(summary(Judged("accuracy", 0.9, 0.1, 5)), tmp_path / "logs")
+    assert said == (
+        f"{tmp_path}/logs/summary.json could not be written (File exists), so here it is: accuracy "
+        "0.9000 on 5 held-out samples, model ck/model.safetensors"
+    )
+
+
+@pytest.mark.parametrize("fields", [{"accuracy": 0.5}, {"metric": "perplexity", "accuracy": 0.5}])
+def test_those_of_older_releases_are_read(fields: dict[str, Any]) -> None:
+    assert Shown.of(fields, "swarm").score == 0.5

@@ -1,0 +1,88 @@
+"""A baseline whose ending is cut short does not train again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distqat.config import Config, load_config
+from distqat.distributed import baseline
+from distqat.distributed.assembly.evaluation import NotJudged, build_all
+from distqat.distributed.baseline import train_locally
+from distqat.distributed.coordination.trainer_processes import BEGAN
+from distqat.distributed.training import baseline_result
+from distqat.distributed.training.baseline_result import (
+    Figures,
+    conclude_baseline,
+    trained_before,
+    write_trained,
+)
+from distqat.errors import RunFailed
+
+FIGURES = Figures(2.3, 0.4, 640, 8.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv(BEGAN, "1000")
+    places = {"param_mirror.checkpoint_dir": str(tmp_path / "ck"), "log_dir": str(tmp_path / "logs")}
+    (tmp_path / "logs").mkdir()
+    return load_config("configs/mlp.yaml", {**places, "quant.enabled": False})
+
+
+def other_weights(config: Config) -> dict[str, nn.Module]:
+    modules = build_all(config)
+    with torch.no_grad():
+        for module in modules.values():
+            for parameter in module.parameters():
+                parameter.fill_(0.5)
+    return modules
+
+
+def summary(config: Config) -> dict[str, Any]:
+    return dict(json.loads((Path(config.log_dir) / "summary.json").read_text()))
+
+
+async def test_the_next_life_judges_what_is_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one was killed after the model was written, as it was judged."""
+    trained = await write_trained(config, other_weights(config), FIGURES)
+    stages = build_all(config)
+    assert trained_before(config, stages) == trained
+    assert all((p == 0.5).all() for stage in stages.values() for p in stage.parameters())
+
+    async def never(*_: Any) -> Figures:
+        raise AssertionError("it trains again")
+
+    monkeypatch.setattr(baseline, "_train", never)
+    assert await train_locally(config, asyncio.Event()) == 0
+    said = summary(config)
+    assert (said["samples"], said["seconds"], said["evaluation_error"]) == (640, 8.0, "")
+    assert said["heldout_samples"] == 359
+    assert trained_before(config, stages) is None  # all is told: the next start is another run
+
+
+async def test_a_judgement_that_fails_ends_it(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline_result, "judge_or_say", lambda *_: NotJudged("cut short"))
+    trained = await write_trained(config, other_weights(config), FIGURES)
+    with pytest.raises(RunFailed, match=r"saved as .*model\.safetensors, but it could not be judged: cut"):
+        await conclude_baseline(config, build_all(config), trained)
+    assert summary(config)["evaluation_error"] == "cut short"
+
+
+async def test_the_model_of_another_run_is_not_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = await write_trained(config, other_weights(config), FIGURES)
+    stages = build_all(config)
+    monkeypatch.setenv(BEGAN, "2000")
+    assert trained_before(config, stages) is None
+    monkeypatch.delenv(BEGAN)
+    assert trained_before(config, stages) is None
+    monkeypatch.setenv(BEGAN, "1000")
+    assert trained_before(config, stages) == trained
+    trained.path.write_bytes(b"cut short")
+    assert trained_before(config, stages) is None

@@ -1,0 +1,115 @@
+"""The end of a run: steps of quantizers stand, then weights do, at the same step on every replica."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from distqat.quant import (
+    QuantOptions,
+    activate,
+    freeze_in,
+    quantize_module,
+    quantizer_buffer_names,
+    quantizers,
+)
+from distqat.quant.options import WarmupOptions
+from distqat.quant.quant_schedule import FEWEST_ROUNDS, PHASES, Moment, apply, measures, moment
+
+
+def stage(*, enabled: bool = True) -> nn.Sequential:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    quantize_module(module, QuantOptions(enabled=enabled), stage="full", first=True, last=True)
+    return module
+
+
+def warmup(share: float, batches: int = 4) -> WarmupOptions:
+    return WarmupOptions(freeze_bn_last=share, calibrate_batches=batches)
+
+
+def test_the_last_twentieth_by_hand() -> None:
+    moments = [moment(step, 100, warmup(0.1)) for step in range(101)]
+    assert [step for step, now in enumerate(moments) if now.steps_frozen] == list(range(95, 101))
+    assert not any(now.measuring for now in moments)
+    assert moment(7, 100, warmup(0.1), measuring=True) == Moment(steps_frozen=True, measuring=True)
+
+
+@given(total=st.integers(1, 500), share=st.floats(0, 0.99), batches=st.integers(1, 20))
+def test_nothing_thaws(total: int, share: float, batches: int) -> None:
+    moments = [moment(step, total, warmup(share, batches)) for step in range(total)]
+    for before, after in itertools.pairwise(moments):
+        assert before.steps_frozen <= after.steps_frozen
+    assert sum(now.steps_frozen for now in moments) == int(total * share) // 2
+
+
+def test_no_share_is_never() -> None:
+    assert {moment(step, 50, warmup(0)) for step in range(50)} == {Moment()}
+    assert not measures(50, warmup(0))
+
+
+def test_a_run_of_few_rounds_trains_in_all_of_them() -> None:
+    assert [measures(rounds, warmup(0.1)) for rounds in (1, FEWEST_ROUNDS - 1)] == [False, False]
+    assert measures(FEWEST_ROUNDS, warmup(0.1))
+
+
+def test_phases_have_names_in_their_order() -> None:
+    moments = Moment(), Moment(steps_frozen=True), Moment(steps_frozen=True, measuring=True)
+    assert tuple(now.phase for now in moments) == PHASES
+
+
+def test_norms_follow_their_batches_until_weights_stand() -> None:
+    module = stage()
+    norm: nn.BatchNorm2d = module[1]  # type: ignore[assignment]
+    batches = [torch.randn(3, 1, 6, 6) + number for number in range(4)]
+    module(batches[0])
+    activate(module)
+    apply(module, Moment(steps_frozen=True))
+    assert (norm.training, norm.momentum) == (True, 0.1)
+    norm.num_batches_tracked.zero_()  # type: ignore[union-attr]
+    means = []
+    for batch in batches:
+        apply(module, Moment(steps_frozen=True, measuring=True))
+        means.append(module[0](batch).mean(dim=(0, 2, 3)))
+        module(batch)
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    assert norm.training  # what is behind a norm learns nothing from constants: nothing learns
+    apply(module, Moment())
+    assert norm.momentum == 0.1
+
+
+def test_steps_freeze_and_biases_snap_with_them() -> None:
+    module, x = stage(), torch.randn(3, 1, 6, 6)
+    apply(module, Moment(steps_frozen=True))
+    assert {quantizer.state for _, quantizer in quantizers(module)} == {"calibrating"}
+    module(x)
+    activate(module)
+    apply(module, Moment(steps_frozen=True))
+    assert {quantizer.state for _, quantizer in quantizers(module)} == {"frozen"}
+    module(x).sum().backward()
+    assert all(quantizer.log_step.grad is None for _, quantizer in quantizers(module))
+    assert module[0].weight.grad is not None
+
+
+def test_a_float_stage_measures_as_well() -> None:
+    module = stage(enabled=False)
+    apply(module, Moment(steps_frozen=True, measuring=True))
+    assert module[1].training
+    assert module[1].momentum is None
+
+
+@pytest.mark.parametrize("state", ["calibrating", "active"])
+def test_a_committed_state_is_frozen_where_it_is_active(state: str) -> None:
+    module = stage()
+    if state == "active":
+        module(torch.randn(3, 1, 6, 6))
+        activate(module)
+    buffers: dict[str, Tensor] = dict(module.named_buffers())
+    frozen = freeze_in(buffers, quantizer_buffer_names(module))
+    codes = {int(tensor) for name, tensor in frozen.items() if name.endswith("state_code")}
+    assert codes == ({2} if state == "active" else {0})
+    assert all(frozen[name] is tensor for name, tensor in buffers.items() if not name.endswith("state_code"))
