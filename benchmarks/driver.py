@@ -8,10 +8,10 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.training.step_driver import Stepper, StepResult
+from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.swarm.call_channel import Answer
-from distqat.swarm.incoming_call import Traffic
-from distqat.swarm.peer_link import Address
+from distqat.swarm.incoming_call import ByteCount
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Gone, LinkLike, Transport
 from distqat.tasks.base import Batch
@@ -31,7 +31,7 @@ class Driver:
         self.spans: Spans = {}
         self._transport = transport
         self._step = 0
-        self._stepper = Stepper(
+        self._stepper = StepDriver(
             transport=_ClockedTransport(transport, self.spans),
             trainer=transport.peer,
             incarnation=1,
@@ -89,14 +89,14 @@ class _ClockedTransport:
 
     def __init__(self, inner: Transport, spans: Spans) -> None:
         self.peer = inner.peer
-        self.traffic: Traffic = inner.traffic
+        self.traffic: ByteCount = inner.traffic
         self._inner = inner
         self._spans = spans
 
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
         await self._inner.serve(answer, gone)
 
-    async def link(self, to: Address, *, prompt: bool = False) -> LinkLike:
+    async def link(self, to: PeerAddress, *, prompt: bool = False) -> LinkLike:
         return _ClockedLink(await self._inner.link(to, prompt=prompt), self._spans)
 
     async def close(self) -> None:

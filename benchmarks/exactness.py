@@ -36,9 +36,9 @@ from benchmarks.stage import Stage
 from distqat.config import Config
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.process import run_role
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.tasks.base import Batch
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ async def in_memory(config: Config) -> AsyncIterator[Driver]:
         transport = MemoryTransport(network, f"{name}.0.0.0")
         stages.append(Stage(config, name, transport))
         await transport.serve(stages[-1].answer)
-    hops = [Hop(stage.uid, Address(stage.uid)) for stage in stages]
+    hops = [Hop(stage.uid, PeerAddress(stage.uid)) for stage in stages]
     try:
         yield Driver(config, MemoryTransport(network, "trainer"), hops)
     finally:
@@ -66,7 +66,9 @@ async def in_memory(config: Config) -> AsyncIterator[Driver]:
 
 
 @asynccontextmanager
-async def over_unix_sockets(case: Case, config: Config, stages: Stages, peer: Peer) -> AsyncIterator[Driver]:
+async def over_unix_sockets(
+    case: Case, config: Config, stages: Stages, peer: RolePeer
+) -> AsyncIterator[Driver]:
     """A process per stage; they are reused from case to case."""
     await asyncio.to_thread(stages.take, case)
     yield Driver(config, peer.transport, stages.hops)
@@ -115,7 +117,7 @@ async def measure(
     stages = Stages(config_of(cases[0]).stages)
     try:
         await asyncio.to_thread(stages.ready)
-        peer = await Peer.start(any_config(), port=0, port_given=False, initial_peers=[])
+        peer = await RolePeer.start(any_config(), port=0, port_given=False, initial_peers=[])
         try:
             for case in cases:
                 config = config_of(case)

@@ -33,12 +33,12 @@ from benchmarks.quantization import section
 from benchmarks.quantization_work import Effort
 from benchmarks.report import describe, facts, output, write_json
 from distqat.distributed.assembly.stage_factory import task_settings
-from distqat.export.agreement_report import Report
+from distqat.export.agreement_report import ExportReport
 from distqat.export.checker import Expectations
-from distqat.export.file_description import Description
-from distqat.export.latency import Latency, latency
+from distqat.export.file_description import FileDescription
+from distqat.export.latency import LatencyMedians, latency
 from distqat.export.onnx.onnx_export import FLOAT_MODEL, MODEL, export_onnx
-from distqat.export.onnx.ort_session import Session
+from distqat.export.onnx.ort_session import OrtSession
 
 SETTINGS = ("W8A8", "W4A8", "W4A4")
 BATCHES = (1, 64)
@@ -48,17 +48,17 @@ QUICK_SETTINGS, QUICK_STEPS, QUICK_JUDGED = ("W8A8", "W4A4"), 60, 256
 GOALS = {"agreement": 0.999, "integer": 1.0, "size": 0.28, "latency": 0.6}
 
 
-def exported(case: Exportable, folder: Path) -> Report:
+def exported(case: Exportable, folder: Path) -> ExportReport:
     """Write the files and check them, as the command does; what falls short is for the table to say."""
     data = case.config.data
-    description = Description(data.task_type, task_settings(case.config), tokenizer=data.tokenizer)
+    description = FileDescription(data.task_type, task_settings(case.config), tokenizer=data.tokenizer)
     return export_onnx(case.model, case.samples, description, folder, Expectations(latency_s=0))
 
 
-def latencies(case: Exportable, folder: Path, seconds: float) -> Iterator[Latency]:
+def latencies(case: Exportable, folder: Path, seconds: float) -> Iterator[LatencyMedians]:
     """Of the files in `folder`, for each of BATCHES."""
-    floating, integer = (Session(folder / name, threads=1) for name in (FLOAT_MODEL, MODEL))
-    task = Description(case.config.data.task_type, task_settings(case.config)).task()
+    floating, integer = (OrtSession(folder / name, threads=1) for name in (FLOAT_MODEL, MODEL))
+    task = FileDescription(case.config.data.task_type, task_settings(case.config)).task()
     inputs: Mapping[str, Tensor] = task.collate(case.samples[: max(BATCHES)]).inputs
     for size in BATCHES:
         times = -(-size // len(next(iter(inputs.values()))))  # there may be fewer samples than that
@@ -66,7 +66,9 @@ def latencies(case: Exportable, folder: Path, seconds: float) -> Iterator[Latenc
         yield latency(floating, integer, several, seconds)
 
 
-def record(model: str, setting: str, report: Report | None, measured: Sequence[Latency]) -> dict[str, Any]:
+def record(
+    model: str, setting: str, report: ExportReport | None, measured: Sequence[LatencyMedians]
+) -> dict[str, Any]:
     """A row; without a report it is of speed alone."""
     row: dict[str, Any] = {"model": model, "setting": setting}
     if report is not None and report.operations is not None:

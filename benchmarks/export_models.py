@@ -15,7 +15,7 @@ from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, Text, Wor
 from distqat.config import Config
 from distqat.data.source import open_source
 from distqat.distributed.assembly.stage_factory import build_module, build_task
-from distqat.export.joined_stages import Whole
+from distqat.export.joined_stages import JoinedStages
 from distqat.quant import activate
 from distqat.tasks import Sample
 
@@ -37,7 +37,7 @@ class Exportable:
     """A model, the run that it is of, and held-out samples."""
 
     config: Config
-    model: Whole
+    model: JoinedStages
     samples: list[Sample]
 
 
@@ -45,7 +45,7 @@ def trained(name: str, quant: Mapping[str, Any], effort: Effort) -> Exportable:
     """Quantization-aware training in one process; `effort.judged` held-out samples, images augmented."""
     work = TRAINED[name](effort, seed=0)
     config = work.config(quant)
-    model = Whole({config.stages[0]: one_process(work, quant)})
+    model = JoinedStages({config.stages[0]: one_process(work, quant)})
     source = open_source(config.data, seed=0)
     if isinstance(work, Digits):
         return Exportable(config, model, augmented_samples(work, list(source.heldout()), effort.judged))
@@ -97,4 +97,4 @@ def untrained(name: str, quant: Mapping[str, Any]) -> Exportable:
     samples = list(itertools.islice(open_source(config.data, seed=0).heldout(), CALIBRATION))
     module(*build_task(config).collate(samples).inputs.values())
     activate(module)
-    return Exportable(config, Whole({config.stages[0]: module}), samples)
+    return Exportable(config, JoinedStages({config.stages[0]: module}), samples)

@@ -41,10 +41,10 @@ from benchmarks.report import describe, facts, output, write_json
 from distqat.config import load_config
 from distqat.errors import DistqatError
 from distqat.launch.process_survey import private_runtime
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import run_role, set_title
 
-Measure = Callable[[Figure, Zygotes, Counts], Awaitable[None]]
+Measure = Callable[[Figure, WarmForkServers, Counts], Awaitable[None]]
 QUICK = Counts(
     kills=3,
     lost_stages=1,
@@ -127,7 +127,7 @@ def table_of(figure: Figure) -> Table:
     return table
 
 
-async def measure(stop: asyncio.Event, args: argparse.Namespace, zygotes: Zygotes) -> int:
+async def measure(stop: asyncio.Event, args: argparse.Namespace, fork_servers: WarmForkServers) -> int:
     """All figures that were asked for, one after the other; 1 when one failed or missed its goal."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     about, known = facts(), figures()
@@ -142,7 +142,7 @@ async def measure(stop: asyncio.Event, args: argparse.Namespace, zygotes: Zygote
         began, figure = time.monotonic(), Figure(number, known[number][0])
         figure.changed, figure.say = save, lambda line: console.print(line, highlight=False)
         done.append(figure)
-        work = asyncio.ensure_future(known[number][1](figure, zygotes, counts))
+        work = asyncio.ensure_future(known[number][1](figure, fork_servers, counts))
         asked = asyncio.ensure_future(stop.wait())
         await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -172,14 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f"--only {args.only}: figures are 1 to 6")
     with private_runtime():
         set_title("failover")
-        zygotes = Zygotes.start()
-        zygotes.start_servers(load_config(CONFIG))
+        fork_servers = WarmForkServers.start()
+        fork_servers.start_servers(load_config(CONFIG))
 
         async def role(stop: asyncio.Event) -> int:
             try:
-                return await measure(stop, args, zygotes)
+                return await measure(stop, args, fork_servers)
             finally:
-                await zygotes.close()
+                await fork_servers.close()
 
         return run_role("failover", role, grace_s=60.0)
 

@@ -17,12 +17,12 @@ from benchmarks.failover_writer import DIGEST, EXPERT, RUN, STAGE, moments, shar
 from benchmarks.report import ROOT
 from distqat.checkpoint import CheckpointStore, verify
 from distqat.errors import RoleError
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 
 LATEST_S = 0.25  # a writer is killed anywhere in so many seconds: some writes
 
 
-async def checkpoints(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def checkpoints(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """Kill writer after writer; each goes on from what the one before has left."""
     rng, outcome = random.Random(counts.seed), dict.fromkeys(("kills", "loaded", "torn", "left"), 0)
     figure.raw["outcome"] = outcome

@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.failover_recovery import tell_invariants
 from benchmarks.failover_scene import BOUND_S, Counts, Figure, Row, Scene, running
-from distqat.drill.drill_swarm import Replica
+from distqat.drill.drill_swarm import ServerLife
 from distqat.launch.process_survey import cpu_seconds
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 
 TAIL = 0.2  # the loss at N samples is the mean over this share of the samples before
 POINTS = (0.25, 0.5, 0.75, 1.0)
@@ -35,12 +35,12 @@ class Account:
         for pid in self._roots():
             self._from[pid] = cpu_seconds(pid)
 
-    def serves(self, replica: Replica) -> None:
+    def serves(self, replica: ServerLife) -> None:
         """A replacement has begun to serve: what it used until now does not count."""
         self._from[replica.role.pid] = used = cpu_seconds(replica.role.pid)
         self.joining += used
 
-    def kill(self, replica: Replica) -> float:
+    def kill(self, replica: ServerLife) -> float:
         """Kill a server, whose CPU counts up to here."""
         self._ended += cpu_seconds(replica.role.pid) - self._from.get(replica.role.pid, 0.0)
         return self.scene.swarm.kill(replica)
@@ -58,16 +58,16 @@ class Account:
         return [*network, *servers]
 
 
-async def churn(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def churn(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """One undisturbed run, the churn, the other undisturbed runs."""
     calm: list[dict[str, Any]] = []
     figure.raw["undisturbed"] = calm
     for number in range(counts.undisturbed_runs):
-        async with running(zygotes, counts.seed + number, f"calm{number}", {}) as scene:
+        async with running(fork_servers, counts.seed + number, f"calm{number}", {}) as scene:
             calm.append(await _train(scene, counts.undisturbed_s))
         figure.say(f"undisturbed, seed {counts.seed + number}: {calm[-1]['samples']} samples")
         if number == 0:
-            async with running(zygotes, counts.seed, "churn", {}) as scene:
+            async with running(fork_servers, counts.seed, "churn", {}) as scene:
                 disturbed = await _train(scene, counts.churn_s, kill_every_s=counts.kill_every_s)
             figure.raw["churn"] = disturbed
             ledger, held = _ledger(scene), scene.judge()

@@ -19,7 +19,7 @@ from benchmarks.failover_scene import BOUND_S, CONFIG, Counts, Figure, Row, Scen
 from benchmarks.report import ROOT
 from distqat.errors import RoleError
 from distqat.launch.process_survey import RUNTIME, family, lives, marked, told
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 
 AFTER_S = 2.0
 ROLES = ("monitor", "client", "trainer", "data-server", "server", "launcher")
@@ -31,11 +31,11 @@ TOGETHER = (
 START_S = 8.0  # a launcher is killed anywhere in so many seconds after its first server
 
 
-async def orphans(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def orphans(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """Kill roles of a swarm that heals itself, and whole launchers."""
     kills, left = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0)
     figure.raw |= {"kills": kills, "orphans": left, "which": []}
-    async with running(zygotes, counts.seed, "orphans", {}) as scene:
+    async with running(fork_servers, counts.seed, "orphans", {}) as scene:
         for number in range(counts.role_kills):
             for roles in TOGETHER:
                 for role, found in (await _kill(scene, roles)).items():

@@ -10,15 +10,15 @@ from typing import Any
 
 from benchmarks.failover_scene import BOUND_S, STAGES, Counts, Figure, Row, Scene, quantile, running
 from benchmarks.report import ROOT
-from distqat.drill.drill_swarm import Replica
-from distqat.launch.warm_processes import Zygotes
+from distqat.drill.drill_swarm import ServerLife
+from distqat.launch.warm_processes import WarmForkServers
 
 PHASE_S = 2.0  # a kill falls anywhere in so many seconds after the last replacement trains
 
 
-async def recovery(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def recovery(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """Figure 1: kill to the next applied step on the affected pipeline, minus the median undisturbed step."""
-    async with running(zygotes, counts.seed, "recovery", {}) as scene:
+    async with running(fork_servers, counts.seed, "recovery", {}) as scene:
         kills: list[dict[str, Any]] = []
         figure.raw["kills"] = kills
         for number in range(counts.kills):
@@ -92,7 +92,7 @@ def _two(scene: Scene, stage: str) -> bool:
     return len(scene.swarm.serving(stage)) == 2
 
 
-def _parts(scene: Scene, replica: Replica, since: float) -> dict[str, float]:
+def _parts(scene: Scene, replica: ServerLife, since: float) -> dict[str, float]:
     """Where the time from a death to the first step through its replacement went."""
     join = scene.join_of(replica.peer)
     slot = join["time"] - join["serve_s"]
@@ -121,9 +121,9 @@ def _tell_lost(figure: Figure, lost: list[dict[str, Any]]) -> None:
     figure.changed()
 
 
-async def joining(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def joining(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """Figure 2: from the start of a server to the first step through it, with a state of some 45 MB."""
-    async with running(zygotes, counts.seed, "joining", wide(counts.width)) as scene:
+    async with running(fork_servers, counts.seed, "joining", wide(counts.width)) as scene:
         joins: list[dict[str, Any]] = []
         figure.raw["joins"] = joins
         for number in range(counts.joins + counts.cold_joins):
@@ -150,7 +150,7 @@ def wide(width: float) -> dict[str, Any]:
     return {"model_pipeline.pipeline": stages, **small}
 
 
-def _spare(scene: Scene, stage: str) -> Replica | None:
+def _spare(scene: Scene, stage: str) -> ServerLife | None:
     there = scene.swarm.serving(stage)
     return there[-1] if len(there) > 1 else None
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from benchmarks.failover_recovery import invariants
 from benchmarks.failover_scene import STAGES, Counts, Figure, Row, Scene, arm, running
-from distqat.drill.drill_swarm import Replica
+from distqat.drill.drill_swarm import ServerLife
 from distqat.errors import RoleError
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 
 ANY_TIME = "any time"
 POINTS = ("round.before_contribute", "round.before_vote", "round.before_merge", ANY_TIME)
 EVERY = 3
 
 
-async def rounds(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
+async def rounds(figure: Figure, fork_servers: WarmForkServers, counts: Counts) -> None:
     """A server dies in every third round of the run; stages take turns, and so do places in the round."""
     changes = {"diloco.inner_steps": counts.inner_steps}
-    async with running(zygotes, counts.seed, "rounds", changes, armed=True) as scene:
+    async with running(fork_servers, counts.seed, "rounds", changes, armed=True) as scene:
         began, kills = _newest(scene), list[dict[str, Any]]()
         figure.raw["kills"] = kills
         for number in range(counts.rounds // EVERY):
@@ -37,7 +37,7 @@ async def rounds(figure: Figure, zygotes: Zygotes, counts: Counts) -> None:
 
 async def _one_death(scene: Scene, stage: str, point: str) -> dict[str, Any]:
     """Kill a server of a stage in its next round, at a named place or at any time; replace it at once."""
-    victim: Replica = await scene.until(f"a server of {stage}", lambda: _one(scene, stage))
+    victim: ServerLife = await scene.until(f"a server of {stage}", lambda: _one(scene, stage))
     if point == ANY_TIME:
         await asyncio.sleep(scene.rng.uniform(0.0, 2.0))
         if victim.lives:
@@ -49,7 +49,7 @@ async def _one_death(scene: Scene, stage: str, point: str) -> dict[str, Any]:
     return {"stage": stage, "uid": victim.uid, "point": point, "replacement": added.number}
 
 
-def _one(scene: Scene, stage: str) -> Replica | None:
+def _one(scene: Scene, stage: str) -> ServerLife | None:
     there = scene.swarm.serving(stage)
     return scene.rng.choice(there) if there else None
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from distqat.config import load_config
-from distqat.drill.acts import Watch
-from distqat.drill.drill_swarm import DrillSwarm, Replica
+from distqat.drill.acts import SwarmWatch
+from distqat.drill.drill_swarm import DrillSwarm, ServerLife
 from distqat.drill.verdict import Evidence, judge
 from distqat.failpoints import ENVIRONMENT_VARIABLE
-from distqat.launch.launcher_roles import Settings
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.launcher_roles import LauncherSettings
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import RestartPolicy
 
 CONFIG = "configs/resnet18.yaml"
@@ -83,7 +83,7 @@ class Scene:
     """A running swarm with two replicas of each of two stages."""
 
     swarm: DrillSwarm
-    watch: Watch
+    watch: SwarmWatch
     rng: random.Random
     folder: Path
     final: Evidence | None = None  # of a swarm that has ended
@@ -91,13 +91,13 @@ class Scene:
     async def until(self, what: str, condition: Callable[[], Any], bound_s: float = BOUND_S) -> Any:
         return await self.watch.until(what, condition, bound_s)
 
-    async def add(self) -> Replica:
+    async def add(self) -> ServerLife:
         """A new server, as soon as it serves."""
         replica = await self.swarm.add_server()
         await replica.serves(BOUND_S)
         return replica
 
-    async def used(self, replica: Replica) -> float:
+    async def used(self, replica: ServerLife) -> float:
         """When the first step through a server was applied."""
         step = await self.until(f"a step through {replica.uid}", lambda: self.first_through(replica.peer))
         return float(step["time"])
@@ -127,10 +127,10 @@ class Scene:
         servers = self.evidence().servers
         return next(dict(r) for r in servers if r.get("event") == "join" and r["peer"] == peer)
 
-    async def affected(self) -> Replica:
+    async def affected(self) -> ServerLife:
         """A server that a pipeline trains through now, at random."""
 
-        def there() -> list[Replica]:
+        def there() -> list[ServerLife]:
             return [each for each in self.swarm.serving() if self.watch.affected({each.peer})]
 
         return self.rng.choice(await self.until("a server that trains", there))
@@ -146,7 +146,7 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def running(
-    zygotes: Zygotes, seed: int, name: str, changes: Mapping[str, Any], *, armed: bool = False
+    fork_servers: WarmForkServers, seed: int, name: str, changes: Mapping[str, Any], *, armed: bool = False
 ) -> AsyncIterator[Scene]:
     """A swarm of ResNet-18 on digits (quarter width unless changed) that trains over two pipelines.
 
@@ -166,10 +166,10 @@ async def running(
             "diloco.outer_steps": 1_000_000,
             **changes,
         }
-        settings = Settings(load_config(CONFIG, overrides), CONFIG, overrides)
+        settings = LauncherSettings(load_config(CONFIG, overrides), CONFIG, overrides)
         environment = {ENVIRONMENT_VARIABLE: f"@{folder / 'orders'}"} if armed else {}
-        swarm = DrillSwarm(settings, zygotes, environment=environment, network_policy=ALWAYS)
-        scene = Scene(swarm, Watch(settings.log_dir), random.Random(seed), folder)
+        swarm = DrillSwarm(settings, fork_servers, environment=environment, network_policy=ALWAYS)
+        scene = Scene(swarm, SwarmWatch(settings.log_dir), random.Random(seed), folder)
         try:
             await swarm.start()
             await swarm.start_servers(2 * len(STAGES), BOUND_S)
@@ -181,7 +181,7 @@ async def running(
             scene.final = scene.evidence()
 
 
-def arm(scene: Scene, replica: Replica, failpoint: str) -> None:
+def arm(scene: Scene, replica: ServerLife, failpoint: str) -> None:
     """Have a server die at a named point, at its next passage."""
     orders = scene.folder / "orders"
     fresh = orders / f".{replica.role.pid}"

@@ -101,12 +101,12 @@ class Child:
         import torch
 
         from distqat.diloco import outer_optimizer
-        from distqat.distributed.serving.committed_state import Shared, initial
-        from distqat.distributed.serving.forward_precision import Precision
+        from distqat.distributed.serving.committed_state import CommittedState, initial
+        from distqat.distributed.serving.forward_precision import ForwardPrecision
         from distqat.distributed.serving.replica import StageReplica
 
         config, device = self.config, torch.device("cpu")
-        precision = Precision.resolve("fp32", device)
+        precision = ForwardPrecision.resolve("fp32", device)
         shared = initial(module)
         replica = StageReplica(
             module,
@@ -126,7 +126,7 @@ class Child:
             anchor, state = outer_optimizer.update(
                 shared.anchor, nothing, shared.outer, config.diloco.outer_optim
             )
-            shared = Shared(1, anchor, state, shared.steps, shared.buffers)
+            shared = CommittedState(1, anchor, state, shared.steps, shared.buffers)
             del nothing, anchor, state
         forget_peak()
         for step in range(STEPS):
@@ -161,12 +161,12 @@ class Child:
 def _outer_round(config: Any, module: Any, shared: Any) -> Any:
     """Contribution, result and merge of a round with one member."""
     from distqat.codec import get_codec
-    from distqat.distributed.serving.committed_state import Local, Rounds
+    from distqat.distributed.serving.committed_state import ReplicaWeights, RoundArithmetic
 
-    rounds = Rounds(config.diloco, get_codec(config.diloco.codec), module)
-    base = Local.of(module)
+    rounds = RoundArithmetic(config.diloco, get_codec(config.diloco.codec), module)
+    base = ReplicaWeights.of(module)
     result = rounds.result(shared, [rounds.contribution(shared, base)], [1])
-    rounds.merge(result, Local.of(module), base).load(module)
+    rounds.merge(result, ReplicaWeights.of(module), base).load(module)
     return result
 
 

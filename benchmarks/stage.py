@@ -10,12 +10,12 @@ import torch
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.serving.activation_encoder import Sending
+from distqat.distributed.serving.activation_encoder import ActivationEncoder
 from distqat.distributed.serving.compute_thread import ComputeThread
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.step_service import Steps
-from distqat.swarm.call_channel import Call
+from distqat.distributed.serving.step_service import StepService
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -33,13 +33,13 @@ class Stage:
             config.quant,
             stage=stage,
             device=torch.device("cpu"),
-            precision=Precision(),
+            precision=ForwardPrecision(),
             task=build_task(config) if stage == config.stages[-1] else None,
             activations=config.model_pipeline.activations,
         )
         self._compute = ComputeThread(1)
         self._transport = transport
-        self._steps = Steps(
+        self._steps = StepService(
             self.replica,
             self._compute,
             transport,
@@ -59,19 +59,19 @@ class Stage:
             "state": self._state,
         }
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         return await self._calls.get(call.method, self._steps.microbatch)(call)
 
     def send(self, activations: str) -> None:
         """From now on what leaves goes in this form."""
         replica = self.replica
-        replica.sending = Sending(replica.module, activations, stage=replica.stage)
+        replica.sending = ActivationEncoder(replica.module, activations, stage=replica.stage)
 
     async def close(self) -> None:
         await self._steps.close()
         self._compute.stop()
 
-    async def _status(self, call: Call) -> Message:
+    async def _status(self, call: IncomingCall) -> Message:
         """Seconds by kind of job so far, CPU of this event loop, and bytes of the link to the hop `next`."""
         spent = self._compute.spent
         fields: dict[str, Any] = {
@@ -86,7 +86,7 @@ class Stage:
             fields["link"] = [link.bytes_out(), link.bytes_in()]
         return Message(fields)
 
-    async def _state(self, call: Call) -> Message:
+    async def _state(self, call: IncomingCall) -> Message:
         """The module's state, on its way to a comparison."""
         tensors = self.replica.module.state_dict()
         return Message(tensors={name: tensor.detach().clone() for name, tensor in tensors.items()})

@@ -46,7 +46,7 @@ from benchmarks.story_record import Story, read_story
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.config.flags import to_argv
 from distqat.errors import ConfigError
-from distqat.metrics.record_files import Tail
+from distqat.metrics.record_files import RecordTail
 
 CONFIG = "configs/resnet18.yaml"
 PICTURE = "story.png"
@@ -81,7 +81,7 @@ def train(config: Config, flags: Sequence[str]) -> tuple[float, tuple[str, float
 def _wait_for_round(config: Config, launcher: psutil.Popen) -> None:
     """Until half of the rounds of every stage are committed."""
     log_dir, wanted = Path(config.log_dir), config.diloco.outer_steps // 2
-    tail, deadline, stages = Tail(log_dir, "client"), time.monotonic() + BOUND_S, set[str]()
+    tail, deadline, stages = RecordTail(log_dir, "client"), time.monotonic() + BOUND_S, set[str]()
     while launcher.poll() is None and time.monotonic() < deadline:
         for record in tail.fresh():
             if record.get("event") == "round" and record["committed"] and record["round"] >= wanted:

@@ -20,10 +20,10 @@ from benchmarks.scene import Case, any_config, batches, config_of
 from benchmarks.stage import Stage
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.process import run_role
-from distqat.swarm.call_channel import Call
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
@@ -35,14 +35,14 @@ Reader = asyncio.StreamReader
 
 async def stage(name: str, commands: Reader) -> None:
     """Serve one stage, of one case after the other, in whatever form its output is to be sent."""
-    peer = await Peer.start(any_config(), port=0, port_given=False, initial_peers=[])
+    peer = await RolePeer.start(any_config(), port=0, port_given=False, initial_peers=[])
     serving: list[Stage] = []
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return await serving[0].answer(call)
 
     await peer.transport.serve(answer)
-    hop = Hop(f"{name}.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
+    hop = Hop(f"{name}.0.0.0", PeerAddress(peer.identity.peer, peer.host, peer.maddrs))
     say(hop.fields())
     while line := await commands.readline():
         command = json.loads(line)
@@ -58,7 +58,7 @@ async def stage(name: str, commands: Reader) -> None:
 
 async def trainer(name: str, commands: Reader) -> None:
     """Drive the stages that a command names, block after block."""
-    peer = await Peer.start(any_config(), port=0, port_given=False, initial_peers=[])
+    peer = await RolePeer.start(any_config(), port=0, port_given=False, initial_peers=[])
     say({})
     driver: Driver | None = None
     data: list[list[Batch]] = []

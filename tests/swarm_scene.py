@@ -14,13 +14,13 @@ from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.compute_thread import ComputeThread
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.step_service import Steps
-from distqat.distributed.training.step_driver import Stepper, StepResult
+from distqat.distributed.serving.step_service import StepService
+from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
-from distqat.swarm.call_channel import Call
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
@@ -42,13 +42,13 @@ class Stage:
             config.quant,
             stage=stage,
             device=torch.device("cpu"),
-            precision=Precision.resolve(config.data.precision, torch.device("cpu")),
+            precision=ForwardPrecision.resolve(config.data.precision, torch.device("cpu")),
             task=build_task(config) if last else None,
             activations=config.model_pipeline.activations,
         )
         self.compute = ComputeThread(1)
         self.transport = MemoryTransport(network, self.uid)
-        self.steps = Steps(
+        self.steps = StepService(
             self.replica, self.compute, self.transport, uid=self.uid, run=config.experiment_prefix, lease_s=30
         )
         self._fail = fail
@@ -72,7 +72,7 @@ class Stage:
 
         self.replica.begin, self.replica.commit = began, committed  # type: ignore[method-assign]
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         AT.set(self.uid)
         self.passage(f"call.{call.method}")
         if call.method in self._fail:
@@ -104,7 +104,7 @@ class MemorySwarm:
             await stage.transport.serve(stage.answer, stage.steps.gone)
         self.trainer = MemoryTransport(network, "trainer")
         self.hops = self.route()
-        self.stepper = Stepper(
+        self.stepper = StepDriver(
             transport=self.trainer,
             trainer="trainer",
             incarnation=1,
@@ -123,7 +123,7 @@ class MemorySwarm:
         """One replica per stage, by index; those of index 0 where none is given."""
         chosen = [*indices, *[0] * (len(self.config.stages) - len(indices))]
         uids = [f"{stage}.0.{i}.0" for stage, i in zip(self.config.stages, chosen, strict=True)]
-        return [Hop(uid, Address(uid)) for uid in uids]
+        return [Hop(uid, PeerAddress(uid)) for uid in uids]
 
     def stage(self, uid: str) -> Stage:
         return next(stage for stage in self.stages if stage.uid == uid)

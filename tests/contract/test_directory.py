@@ -21,10 +21,10 @@ import pytest
 from tests.fakes.memory_directory import MemoryDirectory, MemorySwarm
 
 from distqat.errors import DirectoryUnavailable
-from distqat.swarm.dht_node import Engine, EngineOptions, dht_time
+from distqat.swarm.dht_node import DhtNode, EngineOptions, dht_time
 from distqat.swarm.directory import DhtDirectory, DirectoryWatch, keep_announced
-from distqat.swarm.peer_identity import Identity
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_identity import PeerIdentity
+from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.snapshot import ServerRecord
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]
@@ -40,7 +40,7 @@ class Swarm:
     peers: list[str]
     directories: list[DhtDirectory]
     cut_off: Callable[[int], Any]
-    engines: list[Engine]
+    engines: list[DhtNode]
 
 
 @contextlib.asynccontextmanager
@@ -56,12 +56,12 @@ async def memory_swarm(folder: Path) -> AsyncIterator[Swarm]:
 
 @contextlib.asynccontextmanager
 async def dht_swarm(folder: Path) -> AsyncIterator[Swarm]:
-    engines: list[Engine] = []
+    engines: list[DhtNode] = []
     try:
         for index in range(3):
             known = await engines[0].addresses() if engines else ()
-            identity = Identity.load_or_create(folder / f"{index}.key")
-            engines.append(await Engine.start(identity, EngineOptions(initial_peers=known)))
+            identity = PeerIdentity.load_or_create(folder / f"{index}.key")
+            engines.append(await DhtNode.start(identity, EngineOptions(initial_peers=known)))
 
         async def cut_off(index: int) -> None:
             await asyncio.gather(*(e.stop() for i, e in enumerate(engines) if i != index))
@@ -270,7 +270,7 @@ async def test_announcing_goes_on_after_a_failure(caplog: pytest.LogCaptureFixtu
 
 
 async def hostile_store(
-    engine: Engine, key: str, subkey: bytes | None, packed: bytes, expires_at: float
+    engine: DhtNode, key: str, subkey: bytes | None, packed: bytes, expires_at: float
 ) -> None:
     """Sign and push raw bytes to every peer, past all checks on this side."""
     from hivemind.dht.node import DHTID
@@ -349,7 +349,7 @@ async def test_a_stock_dht_peer_of_an_experimenter_can_look(dht: Swarm) -> None:
 
 
 async def test_a_dead_daemon_is_noticed_and_stopping_it_does_not_hang(tmp_path: Path) -> None:
-    engine = await Engine.start(Identity.load_or_create(tmp_path / "key"), EngineOptions())
+    engine = await DhtNode.start(PeerIdentity.load_or_create(tmp_path / "key"), EngineOptions())
     engine.p2p._child.kill()
     assert await asyncio.wait_for(engine.daemon_death(), 10) != 0
     with pytest.raises(DirectoryUnavailable):
@@ -360,4 +360,4 @@ async def test_a_dead_daemon_is_noticed_and_stopping_it_does_not_hang(tmp_path: 
 def test_addresses_of_a_record() -> None:
     from distqat.swarm.directory import address_of
 
-    assert address_of(record("p")) == Address("p", "h", ("/ip4/127.0.0.1/tcp/1",))
+    assert address_of(record("p")) == PeerAddress("p", "h", ("/ip4/127.0.0.1/tcp/1",))

@@ -13,9 +13,9 @@ import pytest
 from distqat.errors import PeerGone, Refused, SwarmError
 from distqat.protocol.peer_silence import Heartbeat
 from distqat.swarm import handshake, tensor_frame, transport
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import CONTROL, DATA, Admission, Hello
-from distqat.swarm.peer_link import MAX_LINKS_PER_PEER, Address
+from distqat.swarm.peer_link import MAX_LINKS_PER_PEER, PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
@@ -49,7 +49,7 @@ class Scene:
         reader, writer = stream
         writer.writelines(tensor_frame.encode(tensor_frame.PING, 0, "ping", Message()))
         raw = await asyncio.wait_for(reader.read(tensor_frame.PREFIX.size), 5)
-        return bool(raw) and tensor_frame.Prefix.unpack(raw, 1 << 20).kind == tensor_frame.PONG
+        return bool(raw) and tensor_frame.FramePrefix.unpack(raw, 1 << 20).kind == tensor_frame.PONG
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     )
     made = Scene(tmp_path, server)
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message({"peer": call.peer})
 
     def gone(peer: str, silent: bool) -> None:
@@ -179,7 +179,7 @@ async def test_an_acceptor_that_is_no_server_of_ours(tmp_path: Path) -> None:
         server = await asyncio.start_unix_server(behave, str(tmp_path / f"{name}.sock"))
         caller = StreamTransport(Admission("run", "caller"), [UnixStreams(tmp_path, "caller", "here")])
         with pytest.raises(SwarmError, match=r"does not speak|closed the stream"):
-            await caller.link(Address(name, "here"))
+            await caller.link(PeerAddress(name, "here"))
         await caller.close()
         server.close()
 
@@ -188,4 +188,4 @@ async def test_a_socket_file_that_nobody_listens_on_is_a_gone_peer(tmp_path: Pat
     (tmp_path / "dead.sock").touch()
     caller = StreamTransport(Admission("run", "caller"), [UnixStreams(tmp_path, "caller", "here")])
     with pytest.raises(PeerGone, match="cannot be connected"):
-        await caller.link(Address("dead", "here"))
+        await caller.link(PeerAddress("dead", "here"))

@@ -13,18 +13,18 @@ import torch
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.diloco.outer_optimizer import OuterState
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer import donor as donor_module
 from distqat.distributed.transfer import download as download_module
-from distqat.distributed.transfer.donor import Donor, Held, Moments
-from distqat.distributed.transfer.download import WINDOW, Download, Giver, Pieces, Wish
-from distqat.distributed.transfer.snapshot_exchange import Fetched, fetch
-from distqat.distributed.transfer.state_chunks import Parcel
+from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor
+from distqat.distributed.transfer.download import WINDOW, ChunkCache, Download, StateHolder, WantedState
+from distqat.distributed.transfer.snapshot_exchange import FetchedState, fetch
+from distqat.distributed.transfer.state_chunks import ChunkedState
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import PeerGone, StageUnavailable
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 
@@ -34,7 +34,7 @@ CHUNK = 1024
 New = Callable[[str], Transport]
 
 
-def state(round: int = 3, seed: int = 1) -> Shared:
+def state(round: int = 3, seed: int = 1) -> CommittedState:
     """Some 40 kB in chunks of 1 kB."""
     generator = torch.Generator().manual_seed(seed)
     anchor = {
@@ -43,23 +43,23 @@ def state(round: int = 3, seed: int = 1) -> Shared:
     anchor["scalar"] = torch.tensor(1.5)
     buffers = {"count": torch.tensor(7), "on": torch.tensor([True, False])}
     slots = {"momentum": {name: tensor * 0.5 for name, tensor in anchor.items()}}
-    return Shared(round, anchor, OuterState(2, slots), {}, buffers)
+    return CommittedState(round, anchor, OuterState(2, slots), {}, buffers)
 
 
 class Server:
     """A donor and what it was asked for; `spoil` may replace or refuse an answer."""
 
-    def __init__(self, transport: Transport, name: str, shared: Shared, moments: bool) -> None:
-        self.giver = Giver(name, Address(name, "here"))
+    def __init__(self, transport: Transport, name: str, shared: CommittedState, moments: bool) -> None:
+        self.giver = StateHolder(name, PeerAddress(name, "here"))
         self.shared = shared
         self.transport = transport
         self.inner = {"a/exp_avg": torch.full((5000,), float(ord(name[-1])))}
         bucket = TokenBucket(None, 0, lambda: 0.0)
         self.donor = Donor(self._held, self._moments if moments else None, bucket, chunk_bytes=CHUNK)
         self.sent: list[str] = []
-        self.spoil: Callable[[Call, Message], Awaitable[Message]] | None = None
+        self.spoil: Callable[[IncomingCall, Message], Awaitable[Message]] | None = None
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         fields = call.message.fields
         answers = {"snapshot": self.donor.snapshot, "chunk": self.donor.chunk}
         reply = await answers[call.method](fields)
@@ -70,11 +70,11 @@ class Server:
         )
         return reply
 
-    async def _held(self, round: int) -> Held:
-        return Held(self.shared, 42)
+    async def _held(self, round: int) -> DonatedState:
+        return DonatedState(self.shared, 42)
 
-    async def _moments(self) -> Moments:
-        return Moments(self.inner, 43)
+    async def _moments(self) -> DonatedMoments:
+        return DonatedMoments(self.inner, 43)
 
     def chunks(self, digest: str) -> list[int]:
         """Which chunks of a state it sent."""
@@ -86,9 +86,9 @@ class Scene:
         self._new, self._kill = new, kill
         self.joiner = new("joiner")
         self.servers: list[Server] = []
-        self.pieces = Pieces()
+        self.pieces = ChunkCache()
 
-    async def add(self, shared: Shared | None = None, *, moments: bool = True) -> Server:
+    async def add(self, shared: CommittedState | None = None, *, moments: bool = True) -> Server:
         name = f"donor{len(self.servers)}"
         server = Server(self._new(name), name, shared or state(), moments)
         await server.transport.serve(server.answer)
@@ -98,12 +98,14 @@ class Scene:
     def kill(self, server: Server) -> None:
         self._kill(server.transport)
 
-    def download(self, *servers: Server, of: Shared | None = None) -> Download:
+    def download(self, *servers: Server, of: CommittedState | None = None) -> Download:
         wanted = of or state()
         givers = [server.giver for server in servers or self.servers]
-        return Download(self.joiner, givers, Wish(wanted.round, wanted.digest), self.pieces)
+        return Download(self.joiner, givers, WantedState(wanted.round, wanted.digest), self.pieces)
 
-    async def fetch(self, *servers: Server, of: Shared | None = None, moments: bool = True) -> Fetched:
+    async def fetch(
+        self, *servers: Server, of: CommittedState | None = None, moments: bool = True
+    ) -> FetchedState:
         return await fetch(self.download(*servers, of=of), (of or state()).round, moments=moments)
 
 
@@ -138,7 +140,7 @@ async def unix_scene(folder: Path) -> AsyncIterator[Scene]:
         server.donor.close()
 
 
-async def _refuse(call: Call) -> Message:
+async def _refuse(call: IncomingCall) -> Message:
     raise PeerGone("it was killed")
 
 
@@ -148,16 +150,16 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
-def count(shared: Shared) -> int:
+def count(shared: CommittedState) -> int:
     """Chunks of a state that differ."""
-    return len(set(Parcel(shared.tensors(), shared.digest, CHUNK).description.hashes))
+    return len(set(ChunkedState(shared.tensors(), shared.digest, CHUNK).description.hashes))
 
 
-def at_chunk(number: int, do: Callable[[], Any]) -> Callable[[Call, Message], Awaitable[Message]]:
+def at_chunk(number: int, do: Callable[[], Any]) -> Callable[[IncomingCall, Message], Awaitable[Message]]:
     """Something happens when a donor is about to send its `number`-th chunk."""
     passed = 0
 
-    async def spoil(call: Call, reply: Message) -> Message:
+    async def spoil(call: IncomingCall, reply: Message) -> Message:
         nonlocal passed
         if call.method == "chunk":
             passed += 1
@@ -187,7 +189,7 @@ async def test_a_donor_that_dies_is_followed_by_the_next_which_sends_only_what_i
     total, digest = count(state()), state().digest
     asked = asyncio.Event()
 
-    async def slow(call: Call, reply: Message) -> Message:  # it describes once the other one is dead
+    async def slow(call: IncomingCall, reply: Message) -> Message:  # it describes once the other one is dead
         if call.method == "snapshot":
             await asked.wait()
         return reply
@@ -222,7 +224,7 @@ async def test_a_donor_that_stalls_is_left_at_its_deadline(
     stalls, lives = await scene.add(), await scene.add()
     never, stalled = asyncio.Event(), []
 
-    async def stall(call: Call, reply: Message) -> Message:
+    async def stall(call: IncomingCall, reply: Message) -> Message:
         if call.method == "chunk" and len(stalls.chunks(state().digest)) >= 3:
             stalled.append(call)
             await never.wait()
@@ -231,7 +233,7 @@ async def test_a_donor_that_stalls_is_left_at_its_deadline(
     stalls.spoil = stall
     assert (await scene.fetch(stalls, lives)).shared.digest == state().digest
     if not stalled:  # the other one was faster; alone it is found out
-        scene.pieces = Pieces()
+        scene.pieces = ChunkCache()
         with pytest.raises(StageUnavailable, match="did not answer 'chunk'"):
             await scene.fetch(stalls)
     assert stalled
@@ -241,7 +243,7 @@ async def test_wrong_bytes_in_a_chunk_set_a_donor_aside(scene: Scene) -> None:
     liar, honest = await scene.add(), await scene.add()
     lies = []
 
-    async def flip(call: Call, reply: Message) -> Message:
+    async def flip(call: IncomingCall, reply: Message) -> Message:
         if call.method != "chunk":
             return reply
         lies.append(call.message.fields["index"])
@@ -252,13 +254,13 @@ async def test_wrong_bytes_in_a_chunk_set_a_donor_aside(scene: Scene) -> None:
     assert got.shared.digest == state().digest
     assert lies
     assert got.givers == ("donor1",)
-    scene.pieces = Pieces()
+    scene.pieces = ChunkCache()
     with pytest.raises(StageUnavailable, match="other bytes"):
         await scene.fetch(liar)
 
 
 def _of_another(reply: Message) -> Message:
-    return Parcel(state(seed=9).tensors(), state().digest, CHUNK).description.message(reply.fields)
+    return ChunkedState(state(seed=9).tensors(), state().digest, CHUNK).description.message(reply.fields)
 
 
 @pytest.mark.parametrize(
@@ -277,12 +279,12 @@ async def test_a_wrong_description_sets_a_donor_aside(
 ) -> None:
     liar, honest = await scene.add(), await scene.add()
 
-    async def described(call: Call, reply: Message) -> Message:
+    async def described(call: IncomingCall, reply: Message) -> Message:
         return lie(reply) if call.method == "snapshot" else reply
 
     liar.spoil = described
     assert (await scene.fetch(liar, honest, moments=False)).shared.digest == state().digest
-    scene.pieces = Pieces()
+    scene.pieces = ChunkCache()
     with pytest.raises(StageUnavailable, match=words):
         await scene.fetch(liar, moments=False)
 
@@ -305,7 +307,7 @@ async def test_a_donor_that_gives_another_state_throughout_is_found_out_at_the_e
     liar.donor.snapshot, liar.donor.chunk = as_if, other_chunk  # type: ignore[method-assign]
     got = await scene.fetch(liar, honest, moments=False)
     assert got.shared.digest == state().digest
-    scene.pieces = Pieces()
+    scene.pieces = ChunkCache()
     with pytest.raises(StageUnavailable, match="its bytes have digest"):
         await scene.fetch(liar, moments=False)
     assert lies == [state().digest] * 2
@@ -336,8 +338,8 @@ async def test_moments_start_anew_at_the_next_donor_when_theirs_dies(scene: Scen
     servers = [await scene.add(), await scene.add()]
     died: list[Server] = []
 
-    def dying(own: Server) -> Callable[[Call, Message], Awaitable[Message]]:
-        async def spoil(call: Call, reply: Message) -> Message:
+    def dying(own: Server) -> Callable[[IncomingCall, Message], Awaitable[Message]]:
+        async def spoil(call: IncomingCall, reply: Message) -> Message:
             moments = call.method == "chunk" and call.message.fields["digest"] != state().digest
             if moments and call.message.fields["index"] >= 5 and not died:
                 died.append(own)

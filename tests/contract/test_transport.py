@@ -13,13 +13,13 @@ import torch
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.codec.activation_codec import encode_activation
-from distqat.codec.aligned import Grid
+from distqat.codec.aligned import CodeGrid
 from distqat.errors import CallTimeout, PeerGone, ProtocolMismatch, Refused, StaleAttempt, SwarmError
-from distqat.swarm.call_channel import Call
-from distqat.swarm.dht_node import Engine, EngineOptions, P2PStreams
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.dht_node import DhtNode, EngineOptions, P2PStreams
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_identity import Identity
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_identity import PeerIdentity
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]
 class Pair:
     caller: Transport
     server: Transport
-    address: Address
+    address: PeerAddress
     kill_server: Callable[[], Awaitable[None]]
 
 
@@ -42,7 +42,7 @@ async def memory_pair(folder: Path) -> AsyncIterator[Pair]:
     async def kill() -> None:
         network.kill("server")
 
-    yield Pair(caller, server, Address("server"), kill)
+    yield Pair(caller, server, PeerAddress("server"), kill)
 
 
 @contextlib.asynccontextmanager
@@ -56,17 +56,17 @@ async def unix_pair(folder: Path) -> AsyncIterator[Pair]:
         for channel in server._inbound.channels():
             channel._transport.abort()
 
-    yield Pair(caller, server, Address("server", "here"), kill)
+    yield Pair(caller, server, PeerAddress("server", "here"), kill)
     await caller.close()
     await server.close()
 
 
 @contextlib.asynccontextmanager
 async def libp2p_pair(folder: Path) -> AsyncIterator[Pair]:
-    server_engine = await Engine.start(Identity.load_or_create(folder / "server.key"), EngineOptions())
+    server_engine = await DhtNode.start(PeerIdentity.load_or_create(folder / "server.key"), EngineOptions())
     addresses = await server_engine.addresses()
-    caller_engine = await Engine.start(
-        Identity.load_or_create(folder / "caller.key"), EngineOptions(initial_peers=addresses)
+    caller_engine = await DhtNode.start(
+        PeerIdentity.load_or_create(folder / "caller.key"), EngineOptions(initial_peers=addresses)
     )
     caller, server = (
         StreamTransport(Admission("run", engine.peer), [P2PStreams(engine)])
@@ -76,7 +76,7 @@ async def libp2p_pair(folder: Path) -> AsyncIterator[Pair]:
     async def kill() -> None:
         server_engine.p2p._child.kill()
 
-    yield Pair(caller, server, Address(server_engine.peer, maddrs=addresses), kill)
+    yield Pair(caller, server, PeerAddress(server_engine.peer, maddrs=addresses), kill)
     await caller.close()
     await server.close()
     await caller_engine.stop()
@@ -90,7 +90,7 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def test_tensors_arrive_as_they_left(pair: Pair) -> None:
-    async def echo(call: Call) -> Message:
+    async def echo(call: IncomingCall) -> Message:
         assert call.method == "echo"
         assert call.message.needs_grad == frozenset({"a"})
         return Message({"got": call.message.fields["n"]}, call.message.tensors)
@@ -118,12 +118,12 @@ async def test_tensors_arrive_as_they_left(pair: Pair) -> None:
 
 
 async def test_a_coded_tensor_arrives_as_the_tensor_and_is_a_quarter(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message(tensors={name: tensor.double() for name, tensor in call.message.tensors.items()})
 
     await pair.server.serve(answer)
     x = torch.randint(0, 256, (1000, 64)).float() * 0.5
-    coded = encode_activation(x, Grid(0.5, 0, 255), None)
+    coded = encode_activation(x, CodeGrid(0.5, 0, 255), None)
     assert coded is not None
     link = await pair.caller.link(pair.address)
     before = link.bytes_out()
@@ -135,7 +135,7 @@ async def test_a_coded_tensor_arrives_as_the_tensor_and_is_a_quarter(pair: Pair)
 async def test_calls_overlap_and_answers_come_in_any_order(pair: Pair) -> None:
     first_may_answer = asyncio.Event()
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         if call.message.fields["n"] == 1:
             await first_may_answer.wait()
         else:
@@ -149,7 +149,7 @@ async def test_calls_overlap_and_answers_come_in_any_order(pair: Pair) -> None:
 
 
 async def test_errors_keep_their_kind(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         if call.method == "stale":
             raise StaleAttempt("attempt 2 runs already")
         raise ZeroDivisionError("a bug")
@@ -165,7 +165,7 @@ async def test_errors_keep_their_kind(pair: Pair) -> None:
 async def test_a_death_in_mid_call_is_noticed_at_once(pair: Pair) -> None:
     arrived = asyncio.Event()
 
-    async def never(call: Call) -> Message:
+    async def never(call: IncomingCall) -> Message:
         arrived.set()
         await asyncio.Event().wait()
         raise AssertionError
@@ -181,7 +181,7 @@ async def test_a_death_in_mid_call_is_noticed_at_once(pair: Pair) -> None:
 
 
 async def test_a_call_without_answer_times_out(pair: Pair) -> None:
-    async def never(call: Call) -> Message:
+    async def never(call: IncomingCall) -> Message:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -193,7 +193,7 @@ async def test_a_call_without_answer_times_out(pair: Pair) -> None:
 
 
 async def test_a_peer_that_closes_is_gone(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     await pair.server.serve(answer)
@@ -209,11 +209,11 @@ async def test_a_peer_that_closes_is_gone(pair: Pair) -> None:
 async def test_an_unknown_peer_is_gone(pair: Pair) -> None:
     nobody = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
     with pytest.raises(PeerGone):
-        await pair.caller.link(Address(nobody))
+        await pair.caller.link(PeerAddress(nobody))
 
 
 async def test_another_run_or_token_is_refused(tmp_path: Path) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     server = StreamTransport(Admission("run", "server", "secret"), [UnixStreams(tmp_path, "server", "here")])
@@ -225,9 +225,9 @@ async def test_another_run_or_token_is_refused(tmp_path: Path) -> None:
     ):
         caller = StreamTransport(admission, [UnixStreams(tmp_path, "caller", "here")])
         with pytest.raises((Refused, ProtocolMismatch), match=words):
-            await caller.link(Address("server", "here"))
+            await caller.link(PeerAddress("server", "here"))
     good = StreamTransport(Admission("run", "caller", "secret"), [UnixStreams(tmp_path, "caller", "here")])
-    await (await good.link(Address("server", "here"))).call("x", timeout=10)
+    await (await good.link(PeerAddress("server", "here"))).call("x", timeout=10)
     await good.close()
     await server.close()
 
@@ -241,7 +241,7 @@ async def test_a_caller_that_left_is_gone_once_also_after_a_redial(pair: Pair) -
         left.append(peer)
         changed.set()
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     await pair.server.serve(answer, gone)
@@ -258,7 +258,7 @@ async def test_a_caller_that_left_is_gone_once_also_after_a_redial(pair: Pair) -
 
 
 async def test_links_are_shared_and_one_cancelled_caller_does_not_end_the_dialling(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     await pair.server.serve(answer)
@@ -270,7 +270,7 @@ async def test_links_are_shared_and_one_cancelled_caller_does_not_end_the_dialli
 
 
 async def test_a_closed_transport_reaches_nobody(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     await pair.server.serve(answer)
@@ -283,7 +283,7 @@ async def test_a_closed_transport_reaches_nobody(pair: Pair) -> None:
 
 
 async def test_who_serves_can_be_proven_to_be_reached_and_nobody_cannot(pair: Pair) -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message()
 
     await pair.server.serve(answer)
@@ -291,7 +291,7 @@ async def test_who_serves_can_be_proven_to_be_reached_and_nobody_cannot(pair: Pa
     unreached: list[str] = []
     pair.caller.on_unreached = lambda to, why: unreached.append(to.peer)
     closed = tuple("/ip4/127.0.0.1/tcp/1/p2p/" + text.rpartition("/")[2] for text in pair.address.maddrs)
-    nobody = Address(pair.caller.peer[:-2] + "11", "nowhere", closed)
+    nobody = PeerAddress(pair.caller.peer[:-2] + "11", "nowhere", closed)
     with pytest.raises(PeerGone):
         await pair.caller.prove(nobody)
     assert unreached == []  # to look is not to need it
@@ -305,15 +305,15 @@ async def test_who_serves_can_be_proven_to_be_reached_and_nobody_cannot(pair: Pa
 async def test_a_connection_that_is_there_proves_nothing(tmp_path: Path) -> None:
     async with libp2p_pair(tmp_path) as pair:
 
-        async def answer(call: Call) -> Message:
+        async def answer(call: IncomingCall) -> Message:
             return Message()
 
         await pair.server.serve(answer)
         await pair.caller.serve(answer)
-        behind = Address(pair.caller.peer, maddrs=("/ip4/127.0.0.1/tcp/1",))  # it has dialled the server
+        behind = PeerAddress(pair.caller.peer, maddrs=("/ip4/127.0.0.1/tcp/1",))  # it has dialled the server
         await (await pair.server.link(behind)).call("x", timeout=10)
         with pytest.raises(PeerGone, match=r"/ip4/127\.0\.0\.1/tcp/1: connection refused"):
             await pair.server.prove(behind)
-        taken = Address(pair.caller.peer, maddrs=pair.address.maddrs)  # where somebody else listens
+        taken = PeerAddress(pair.caller.peer, maddrs=pair.address.maddrs)  # where somebody else listens
         with pytest.raises(PeerGone, match="another peer answers there"):
             await pair.server.prove(taken)

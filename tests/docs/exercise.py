@@ -106,7 +106,7 @@ class Commands:
             module.parse(flags)
         else:
             for attribute, stub in (
-                ("Zygote", Nothing),
+                ("ForkServerClient", Nothing),
                 ("run_role", lambda *_, **__: 0),
                 ("set_title", lambda *_: None),
                 ("plan_servers", lambda settings, count: [count] * count),

@@ -20,7 +20,7 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving import microbatches, round_member, step_service
 from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Router
@@ -178,7 +178,7 @@ class Driver:
 def _record(uid: str) -> ServerRecord:
     expert = ExpertId.parse(uid)
     return ServerRecord(
-        peer_id=Address(uid).peer,
+        peer_id=PeerAddress(uid).peer,
         stage=expert.stage,
         index=expert.index,
         epoch=1,

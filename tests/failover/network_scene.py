@@ -26,11 +26,11 @@ from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed import server as server_module
 from distqat.distributed.client import Client
 from distqat.distributed.server import Server
-from distqat.distributed.serving.held_slot import Tenancy
+from distqat.distributed.serving.held_slot import HeldSlot
 from distqat.distributed.trainer import Trainer
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import Address, gone
+from distqat.swarm.peer_link import PeerAddress, gone
 from distqat.swarm.transport import OnStream, StreamTransport
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
@@ -47,24 +47,24 @@ class RelayStreams:
         self._network, self._peer = network, peer
         self._server: asyncio.AbstractServer | None = None
 
-    def reaches(self, to: Address) -> bool:
+    def reaches(self, to: PeerAddress) -> bool:
         return self._network.knows(to.peer)
 
     async def listen(self, on_stream: OnStream) -> None:
         self._server = await asyncio.start_server(lambda r, w: on_stream(None, r, w), "127.0.0.1", 0)
         self._network.listens(self._peer, self._server.sockets[0].getsockname()[1])
 
-    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if to.peer in self._network.walled:
             raise OSError(self._walled(to))
         port = await self._network.port(self._peer, to.peer)
         return await asyncio.open_connection("127.0.0.1", port)
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         if to.peer in self._network.walled:
             raise gone(to.peer, self._walled(to))
 
-    def _walled(self, to: Address) -> str:
+    def _walled(self, to: PeerAddress) -> str:
         return f"{to.maddrs[0]}: no answer"
 
     async def hang_up(self, peer: str) -> None:
@@ -269,7 +269,7 @@ class NetworkSwarm:
 
     # what is so
 
-    def tenancy(self, name: str) -> Tenancy | None:
+    def tenancy(self, name: str) -> HeldSlot | None:
         return self.servers[name]._tenancy
 
     def holder_of(self, peer: str) -> str | None:

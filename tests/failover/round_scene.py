@@ -20,18 +20,18 @@ from distqat.distributed.assembly.stage_factory import feeds_norms
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.serving.committed_state import Rounds, Shared, as_local, initial
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic, as_local, initial
 from distqat.distributed.serving.compute_thread import Priority
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
-from distqat.distributed.training.step_driver import Stepper
-from distqat.distributed.transfer.donor import Donor, Held, Moments, upload_bucket
+from distqat.distributed.training.step_driver import StepDriver
+from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_newest, inner_state, load_inner_state
 from distqat.errors import BadFrame
-from distqat.swarm.call_channel import Call
-from distqat.swarm.directory import Finish
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.directory import FinishedWord
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 STAGE, CLIENT = "full", "client"
@@ -66,10 +66,10 @@ class OnlyClient:
 
     run = "rounds"
 
-    async def roles(self, role: str) -> list[Address]:
-        return [Address(role)]
+    async def roles(self, role: str) -> list[PeerAddress]:
+        return [PeerAddress(role)]
 
-    async def finished(self) -> list[Finish]:
+    async def finished(self) -> list[FinishedWord]:
         return []
 
     async def runs(self) -> set[str]:
@@ -90,7 +90,7 @@ class Convening:
     def gone(self, peer: str, silent: bool = False) -> None:
         self.service.left(STAGE, peer, for_good=not silent)
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         AT.set(call.peer)
         self.passage(f"client.{call.method}")
         fields, rounds = dict(call.message.fields), self.service
@@ -118,19 +118,19 @@ class Replica(Stage):
     def __init__(self, config: Config, network: MemoryNetwork, index: int) -> None:
         super().__init__(config, STAGE, network, fail=set(), index=index)
         self.config = config
-        self.hop = Hop(self.uid, Address(self.uid))
-        self.coordinator = Coordinator(self.transport, OnlyClient())  # type: ignore[arg-type]
+        self.hop = Hop(self.uid, PeerAddress(self.uid))
+        self.coordinator = CoordinatorLink(self.transport, OnlyClient())  # type: ignore[arg-type]
         codec = get_codec(config.diloco.codec)
         module = self.replica.module
         stands = feeds_norms(config, STAGE, module)
-        self.rounds = Rounds(config.diloco, codec, module, config.quant.warmup, stands=stands)
+        self.rounds = RoundArithmetic(config.diloco, codec, module, config.quant.warmup, stands=stands)
         self.ended: list[dict[str, Any]] = []
         self.changed = asyncio.Event()
         self.donor = Donor(self._held, self._moments, upload_bucket(None))
         self.member: RoundMember
         self.running: asyncio.Future[None]
         self._steps = 0
-        self._stepper = Stepper(
+        self._stepper = StepDriver(
             transport=MemoryTransport(network, f"trainer {index}"),
             trainer=f"trainer {index}",
             incarnation=1,
@@ -146,7 +146,7 @@ class Replica(Stage):
                 break
             self._steps += 1
             await self._stepper.calibrate(batch, [self.hop], self._steps, 0)
-        shared: Shared = await self._compute(lambda: initial(self.replica.module))
+        shared: CommittedState = await self._compute(lambda: initial(self.replica.module))
         client.service.zero(STAGE, shared.digest)
         await self._begin(shared)
 
@@ -164,7 +164,7 @@ class Replica(Stage):
         await self._compute(load)
         await self._begin(got.shared)
 
-    async def _begin(self, shared: Shared) -> None:
+    async def _begin(self, shared: CommittedState) -> None:
         options, steps, transport = self.config.diloco, self.steps, self.transport
         parts = MemberParts(options, self.rounds, steps, self.compute, transport, self.coordinator)
         self.member = RoundMember(self.hop, self.replica, shared, parts, self._round_ended)
@@ -172,11 +172,13 @@ class Replica(Stage):
         AT.set(self.uid)
         self.running = asyncio.ensure_future(self.member.run())
 
-    async def _held(self, round: int) -> Held:
-        return Held(await self.member.holding(round), self.replica.step)
+    async def _held(self, round: int) -> DonatedState:
+        return DonatedState(await self.member.holding(round), self.replica.step)
 
-    async def _moments(self) -> Moments:
-        moments: Moments = await self._compute(lambda: Moments(inner_state(self.replica), self.replica.step))
+    async def _moments(self) -> DonatedMoments:
+        moments: DonatedMoments = await self._compute(
+            lambda: DonatedMoments(inner_state(self.replica), self.replica.step)
+        )
         return moments
 
     @property
@@ -195,7 +197,7 @@ class Replica(Stage):
             result = await self._stepper.run(batch, [self.hop], self._steps, 0, consumed=nothing)
             assert math.isfinite(result.loss)
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         if call.method == "contribution":
             AT.set(self.uid)
             self.passage("call.contribution")

@@ -25,13 +25,13 @@ from distqat.checkpoint import CheckpointStore, tensor_file
 from distqat.config import Config
 from distqat.distributed.client import Client
 from distqat.distributed.coordination import preflight
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.serving.checkpoint_loop import Keeper, Moment
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
 from distqat.distributed.serving.committed_state import initial
-from distqat.distributed.serving.slot_request import Slot, ask_for_slot
+from distqat.distributed.serving.slot_request import GrantedSlot, ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
-from distqat.metrics import Nothing
-from distqat.swarm.peer_link import Address
+from distqat.metrics import NullSink
+from distqat.swarm.peer_link import PeerAddress
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
@@ -45,9 +45,9 @@ class Newcomer:
         transport = MemoryTransport(network, name)
         self._config = config
         self._peer: Any = SimpleNamespace(identity=SimpleNamespace(peer=name), host="", maddrs=())
-        self._coordinator = Coordinator(transport, OnlyClient())  # type: ignore[arg-type]
+        self._coordinator = CoordinatorLink(transport, OnlyClient())  # type: ignore[arg-type]
 
-    async def ask(self, turns: int) -> Slot:
+    async def ask(self, turns: int) -> GrantedSlot:
         for _ in range(turns):  # who is first is a matter of the event loop
             await asyncio.sleep(0)
         return await ask_for_slot(self._config, self._peer, self._coordinator, None)
@@ -62,7 +62,7 @@ async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     transport = MemoryTransport(network, "client")
     directory = MemoryDirectory(Records(), "client", config.experiment_prefix, tuple(config.stages))
     peer: Any = SimpleNamespace(transport=transport, directory=directory, host="", maddrs=())
-    client = Client(config, [], peer, None, Nothing())  # type: ignore[arg-type]
+    client = Client(config, [], peer, None, NullSink())  # type: ignore[arg-type]
     client.gate.open()
     await transport.serve(client._answer, client._died)
 
@@ -160,7 +160,7 @@ class LateDirectory(OnlyClient):
     def __init__(self) -> None:
         self.looks = 0
 
-    async def roles(self, role: str) -> list[Address]:
+    async def roles(self, role: str) -> list[PeerAddress]:
         self.looks += 1
         return await super().roles(role) if self.looks > 1 else []
 
@@ -170,12 +170,12 @@ async def test_who_is_refused_does_not_wait_for_the_client(error: SwarmError) ->
     """Row 22: also when the client is found only after a while."""
     transport = MemoryTransport(MemoryNetwork(), "server")
 
-    async def refuse(to: Address) -> MemoryLink:
+    async def refuse(to: PeerAddress) -> MemoryLink:
         raise error
 
     transport.link = refuse  # type: ignore[method-assign]
     directory = LateDirectory()
-    coordinator = Coordinator(transport, directory)  # type: ignore[arg-type]
+    coordinator = CoordinatorLink(transport, directory)  # type: ignore[arg-type]
     with pytest.raises(type(error), match="another"):
         await asyncio.wait_for(coordinator.insist("slot", {}), 10)
     assert directory.looks == 2
@@ -195,13 +195,13 @@ async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with MemorySwarm(config) as swarm:
-        keeper = Keeper(config, "front", FRONT, generation=1000)
+        keeper = CheckpointLoop(config, "front", FRONT, generation=1000)
         shared = initial(swarm.stage(FRONT).replica.module)
         monkeypatch.setattr(tensor_file, "failpoint", scarce)
         for round in range(1, 8):
             full[0] = 2 <= round <= 5
             with caplog.at_level(logging.WARNING):
-                keeper.keep(Moment(replace(shared, round=round), {}, round))
+                keeper.keep(StateToWrite(replace(shared, round=round), {}, round))
                 await keeper.flush()
     warnings = [r.getMessage() for r in caplog.records if "is not on disk" in r.getMessage()]
     assert len(warnings) == 1
@@ -216,7 +216,7 @@ async def test_nobody_gets_a_slot_before_the_checks_are_over(
     """A server that asks early is told to ask again, and hears then what its model is to be checked with."""
     client, newcomer = claims
     monkeypatch.setattr(preflight, "HOLD_S", 0.0)
-    client.gate = preflight.Gate(mlp())
+    client.gate = preflight.Preflight(mlp())
     asked = asyncio.ensure_future(newcomer().ask(0))
     held = asyncio.get_running_loop().create_future()
     passed = client.gate.passed

@@ -12,9 +12,9 @@ from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, RelayStreams, quiet_titles, until
 from tests.failover.relay import BadNetwork
 
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport
 
@@ -71,13 +71,13 @@ async def test_a_narrow_line_is_used(megabytes: int) -> None:
         StreamTransport(Admission("run", name), [RelayStreams(network, name)]) for name in ("near", "far")
     )
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         return Message({"got": sum(t.nbytes for t in call.message.tensors.values())})
 
     try:
         await near.serve(answer)
         await far.serve(answer)
-        link = await near.link(Address("far"))
+        link = await near.link(PeerAddress("far"))
         tensor = torch.zeros(megabytes * 1_000_000, dtype=torch.uint8)
         began = time.monotonic()
         calls = [link.call("take", Message({}, {"x": tensor}), timeout=30, prompt=True) for _ in range(3)]

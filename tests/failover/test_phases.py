@@ -10,7 +10,7 @@ from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, eq
 from tests.failover.test_steps import BACK, FRONT, next_trainer, routes
 from tests.swarm_scene import MemorySwarm
 
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("one_thread")]
@@ -87,7 +87,7 @@ async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_tra
         await driver.train(first)
         deaf = swarm.stage(BACK)
 
-        async def hears_no_commit(call: Call) -> Message:
+        async def hears_no_commit(call: IncomingCall) -> Message:
             if call.method in ("decide", "commit"):
                 await asyncio.Event().wait()
             return await deaf.answer(call)

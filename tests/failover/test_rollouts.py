@@ -17,7 +17,7 @@ from distqat.distributed.assembly.stage_factory import check_model
 from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.trainer import Trainer
 from distqat.distributed.training.baseline_batches import batch_feed
-from distqat.distributed.training.batch_source import BatchFeed, Stopped
+from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
 from distqat.distributed.training.rollout import RolloutFeed
 
 
@@ -109,5 +109,5 @@ async def test_a_trainer_that_is_stopped_while_nobody_serves_ends() -> None:
         trainer._watch = trainer._routes._watch = watch
         asking = asyncio.ensure_future(trainer._data.next(32))
         trainer._stop.set()
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedWaiting):
             await asyncio.wait_for(asking, 5)

@@ -10,7 +10,7 @@ import torch
 from tests.failover.memory_scene import Fault, arm, equal
 from tests.failover.round_scene import RoundSwarm, one_stage
 
-from distqat.distributed.serving.committed_state import Local, Shared
+from distqat.distributed.serving.committed_state import CommittedState, ReplicaWeights
 from distqat.distributed.transfer.snapshot_exchange import inner_state
 from distqat.errors import BadContribution
 
@@ -59,7 +59,7 @@ async def test_a_member_that_missed_a_commit_catches_up(tmp_path: Path) -> None:
         late = swarm.replicas[1]
         result, missed = late.rounds.result, []
 
-        def unlucky(shared: Shared, *given: object) -> Shared:
+        def unlucky(shared: CommittedState, *given: object) -> CommittedState:
             missed.append(shared.round)
             late.rounds.result = result  # type: ignore[method-assign]
             raise BadContribution("as the test wants")
@@ -84,7 +84,7 @@ async def test_a_bad_contribution_is_left_out_by_everybody(tmp_path: Path, wrong
         liar, honest = swarm.replicas[1], [swarm.replicas[0], swarm.replicas[2]]
         encode, told, sent = liar.rounds.contribution, [], {}
 
-        def lie(shared: Shared, base: Local) -> dict[str, torch.Tensor]:
+        def lie(shared: CommittedState, base: ReplicaWeights) -> dict[str, torch.Tensor]:
             true = encode(shared, base)
             name = next(n for n in sorted(true) if true[n].is_floating_point() and true[n].numel() > 10)
             bad = {n: t.clone() for n, t in true.items()}
@@ -102,7 +102,9 @@ async def test_a_bad_contribution_is_left_out_by_everybody(tmp_path: Path, wrong
         for replica in honest:
             own = replica.rounds.contribution
 
-            def remember(shared: Shared, base: Local, own=own, uid=replica.uid) -> dict[str, torch.Tensor]:
+            def remember(
+                shared: CommittedState, base: ReplicaWeights, own=own, uid=replica.uid
+            ) -> dict[str, torch.Tensor]:
                 sent[uid] = own(shared, base)
                 return sent[uid]
 

@@ -15,8 +15,8 @@ from tests.swarm_scene import MemorySwarm
 from distqat.distributed.network.call_fields import step_fields
 from distqat.errors import PeerGone, StaleAttempt, SwarmError
 from distqat.protocol.step_attempts import StepId
-from distqat.swarm.call_channel import Call
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
@@ -178,7 +178,7 @@ async def test_a_decided_step_reaches_a_stage_that_hears_no_commit(monkeypatch: 
         await driver.train(first)
         deaf = swarm.stage(BACK)
 
-        async def hears_no_commit(call: Call) -> Message:
+        async def hears_no_commit(call: IncomingCall) -> Message:
             if call.method in ("decide", "commit"):
                 await asyncio.Event().wait()
             return await deaf.answer(call)
@@ -218,12 +218,12 @@ async def test_a_trainer_that_is_cut_off_in_its_commit_splits_nothing(
         front, broken = swarm.stage(FRONT), asyncio.Event()
         link = swarm.trainer.link
 
-        async def no_link(to: Address) -> MemoryLink:
+        async def no_link(to: PeerAddress) -> MemoryLink:
             if not reachable and broken.is_set() and to.peer == FRONT:
                 raise PeerGone(f"{FRONT} is gone: no connection")
             return await link(to)
 
-        async def breaks(call: Call) -> Message:
+        async def breaks(call: IncomingCall) -> Message:
             if call.method != "decide" or broken.is_set():
                 return await front.answer(call)
             if recorded:
@@ -261,7 +261,7 @@ class Echo(MemoryTransport):
         self.repeated = 0
         self._method, self._at_once = method, at_once
 
-    async def link(self, to: Address) -> MemoryLink:
+    async def link(self, to: PeerAddress) -> MemoryLink:
         link, call = await super().link(to), MemoryLink.call
 
         async def twice(
@@ -308,7 +308,7 @@ async def test_an_older_attempt_and_an_abort_after_the_commit_are_refused() -> N
         swarm.step_number -= 1
         with pytest.raises(StaleAttempt):
             await swarm.step(batch, attempt=3)
-        link = await swarm.trainer.link(Address(BACK))
+        link = await swarm.trainer.link(PeerAddress(BACK))
         for method in ("abort", "prepare"):
             fields = {**step_fields(StepId(TRAINER, 1, 1, 4)), "microbatches": MICROBATCHES}
             with pytest.raises(StaleAttempt):

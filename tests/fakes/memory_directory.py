@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from distqat.errors import DirectoryUnavailable
 from distqat.swarm.directory import LEASE_S, DhtDirectory
-from distqat.swarm.record_validator import MAX_RECORD_BYTES, MAX_TTL_S, Found
+from distqat.swarm.record_validator import MAX_RECORD_BYTES, MAX_TTL_S, SignedRecord
 
 Slot = tuple[str, str]  # owner and name
 
@@ -18,7 +18,7 @@ class MemorySwarm:
     """The records of all peers by key; `cut_off` are those whose look-ups and stores fail."""
 
     now: Callable[[], float] = time.time
-    records: dict[str, dict[Slot, Found]] = field(default_factory=dict)
+    records: dict[str, dict[Slot, SignedRecord]] = field(default_factory=dict)
     cut_off: set[str] = field(default_factory=set)
 
 
@@ -36,11 +36,11 @@ class MemoryRecords:
         self._check(f"store {key}")
         if len(value) > MAX_RECORD_BYTES or not 0 < ttl_s <= MAX_TTL_S:  # also NaN
             raise ValueError(f"record of {len(value)} bytes for {ttl_s} s under {key}")
-        record = Found(self.peer, value, self._swarm.now() + ttl_s)
+        record = SignedRecord(self.peer, value, self._swarm.now() + ttl_s)
         self._swarm.records.setdefault(key, {})[self.peer, name] = record
         return True
 
-    async def find(self, key: str) -> list[Found]:
+    async def find(self, key: str) -> list[SignedRecord]:
         self._check(f"look up {key}")
         now = self._swarm.now()
         return [record for record in self._swarm.records.get(key, {}).values() if now < record.expires_at]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from distqat.errors import CallTimeout, SwarmError
 from distqat.swarm import tensor_frame
-from distqat.swarm.frame_reader import Incoming
-from distqat.swarm.incoming_call import Answer, Call, Traffic, error_fields, error_of
-from distqat.swarm.peer_link import Address, gone
+from distqat.swarm.frame_reader import FrameReader
+from distqat.swarm.incoming_call import Answer, ByteCount, IncomingCall, error_fields, error_of
+from distqat.swarm.peer_link import PeerAddress, gone
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Gone, Unreached
 
@@ -32,7 +32,7 @@ class MemoryTransport:
 
     def __init__(self, network: MemoryNetwork, peer: str) -> None:
         self.peer = peer
-        self.traffic = Traffic()
+        self.traffic = ByteCount()
         self.dead: str | None = None
         self.on_unreached: Unreached | None = None
         self._network = network
@@ -45,7 +45,7 @@ class MemoryTransport:
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
         self._answer, self._gone = answer, gone
 
-    async def link(self, to: Address, *, prompt: bool = False) -> MemoryLink:
+    async def link(self, to: PeerAddress, *, prompt: bool = False) -> MemoryLink:
         link = self._links.get(to.peer)
         if link is not None and link.alive:
             return link
@@ -60,7 +60,7 @@ class MemoryTransport:
         target._inbound[self.peer] += 1
         return link
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         if to.peer not in self._network.peers:
             raise gone(to.peer, NOBODY)
 
@@ -89,7 +89,7 @@ class MemoryTransport:
             if self._gone is not None and self.dead is None:
                 self._gone(peer, False)
 
-    async def take(self, call: Call) -> Message:
+    async def take(self, call: IncomingCall) -> Message:
         """Answer a call of another peer; every error becomes one that a peer may see."""
         if self._answer is None:
             raise gone(self.peer, "it does not serve")
@@ -136,7 +136,7 @@ class MemoryLink:
         late = CallTimeout(f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow or stopped")
         timer = loop.call_later(timeout, _fail, answer, late)
         self._waiting.add(answer)
-        task = asyncio.ensure_future(self._target.take(Call(self._source.peer, method, sent)))
+        task = asyncio.ensure_future(self._target.take(IncomingCall(self._source.peer, method, sent)))
         self._answering.add(task)
         task.add_done_callback(lambda done: self._answered(done, answer))
         try:
@@ -189,7 +189,7 @@ def _fail(answer: asyncio.Future[Message], error: SwarmError) -> None:
 
 def _through_frame(method: str, message: Message) -> tuple[Message, int]:
     raw = memoryview(b"".join(tensor_frame.encode(tensor_frame.CALL, 1, method, message)))
-    incoming, sent = Incoming(max_payload=2**40, now=0.0), 0
+    incoming, sent = FrameReader(max_payload=2**40, now=0.0), 0
     while True:
         room = incoming.buffer()
         room[:] = raw[sent : sent + len(room)]

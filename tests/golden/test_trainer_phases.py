@@ -15,7 +15,7 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.serving.replica import Prepared
+from distqat.distributed.serving.replica import PreparedStep
 from distqat.distributed.trainer import Trainer
 from distqat.errors import DataServerGone
 
@@ -130,9 +130,9 @@ async def test_an_overflow_skips_its_phase_only(scene: Scene) -> None:
     discriminator = scene.swarm.stage(DISCRIMINATOR)
     prepare, before = discriminator.replica.prepare, state(scene.swarm, DISCRIMINATOR)
 
-    def overflows() -> Prepared:
+    def overflows() -> PreparedStep:
         discriminator.replica.prepare = prepare  # type: ignore[method-assign]
-        return Prepared(prepare().count, torch.tensor([torch.inf]))
+        return PreparedStep(prepare().count, torch.tensor([torch.inf]))
 
     discriminator.replica.prepare = overflows  # type: ignore[method-assign]
     await scene.train(1, second)

@@ -44,7 +44,7 @@ def server(argv: Sequence[str]) -> int:
 
 def client(argv: Sequence[str]) -> int:
     """Answers a few statuses, the last of which says that all rounds are done; then the run is finished."""
-    from distqat.swarm.call_channel import Call
+    from distqat.swarm.call_channel import IncomingCall
     from distqat.swarm.handshake import Admission
     from distqat.swarm.tensor_frame import Message
     from distqat.swarm.transport import StreamTransport, UnixStreams
@@ -53,7 +53,7 @@ def client(argv: Sequence[str]) -> int:
     asked = asyncio.Event()
     steps = iter([0, 1, 5, 10])
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         step = next(steps, 10)
         if step == 10:
             asked.set()

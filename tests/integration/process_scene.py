@@ -15,10 +15,10 @@ import psutil
 
 from distqat.errors import ConfigError, RoleError
 from distqat.process import (
+    ForkServerClient,
     RoleCommand,
     RoleProcess,
     Supervisor,
-    Zygote,
     announce_ready,
     notice,
     run_role,
@@ -156,17 +156,17 @@ def talkative(argv: Sequence[str]) -> int:
 
 
 def client(argv: Sequence[str]) -> int:
-    """A role that starts roles of its own, from a zygote that is forked from it as it is."""
-    zygote = Zygote.start(())
+    """A role that starts roles of its own, from a fork_server that is forked from it as it is."""
+    fork_server = ForkServerClient.start(())
 
     async def role(stop: asyncio.Event) -> int:
-        trainer = await zygote.spawn(command("serve", "trainer 0"))
+        trainer = await fork_server.spawn(command("serve", "trainer 0"))
         said = await trainer.ready(20)
-        announce_ready({"pids": [os.getpid(), zygote.pid, *said["pids"]]})
+        announce_ready({"pids": [os.getpid(), fork_server.pid, *said["pids"]]})
         await stop.wait()
         trainer.terminate()
         code = await trainer.wait()
-        await zygote.close()
+        await fork_server.close()
         return code
 
     return run_role("client", role)
@@ -176,7 +176,7 @@ def own(way: str, kind: str) -> int:
     """A launcher: tells the PIDs of its whole tree in a line, then supervises until it is asked to stop."""
     if way == "exec":  # a process with threads is not forked
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-    zygote = Zygote.start(())
+    fork_server = ForkServerClient.start(())
 
     async def launcher(stop: asyncio.Event) -> int:
         reports = []
@@ -186,9 +186,12 @@ def own(way: str, kind: str) -> int:
 
         async def report(role: RoleProcess) -> None:
             said = await role.ready(20)
-            print(json.dumps({"role": role.pid, "zygote": zygote.pid, "pids": said["pids"]}), flush=True)
+            print(
+                json.dumps({"role": role.pid, "fork_server": fork_server.pid, "pids": said["pids"]}),
+                flush=True,
+            )
 
-        supervisor = Supervisor(zygote, on_start=on_start)
+        supervisor = Supervisor(fork_server, on_start=on_start)
         kept = asyncio.ensure_future(
             supervisor.keep(command(kind, f"{kind} 0" if kind == "client" else "server 0"))
         )
@@ -196,7 +199,7 @@ def own(way: str, kind: str) -> int:
         await asyncio.wait({kept, asked}, return_when=asyncio.FIRST_COMPLETED)
         await supervisor.stop(5.0)
         code = await kept
-        await zygote.close()
+        await fork_server.close()
         print("over", code, flush=True)
         return code
 

@@ -106,7 +106,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for module in (start_servers, trainer_client):
-        monkeypatch.setattr(module, "Zygote", NoZygote)
+        monkeypatch.setattr(module, "ForkServerClient", NoZygote)
         monkeypatch.setattr(module, "set_title", lambda *_: None)
     monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
 

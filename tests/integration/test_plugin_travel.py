@@ -13,7 +13,7 @@ from tests.plugin_scene import forgotten_plugins
 from distqat.distributed.data_server import DATA_SOCKET
 from distqat.launch import run_local
 from distqat.launch.launcher_roles import entry_of, read_settings
-from distqat.process import RoleCommand, Zygote
+from distqat.process import ForkServerClient, RoleCommand
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's"),
@@ -49,14 +49,14 @@ async def test_a_forked_role_knows_what_the_plugin_registers(
     with forgotten_plugins():
         argv = read_settings(run_local.parse(words)).argv()
     monkeypatch.chdir(os.sep)  # the path was made absolute where it was typed
-    zygote = Zygote.start(())
+    fork_server = ForkServerClient.start(())
     env = {DATA_SOCKET: str(tmp_path / "data.sock")}
     command = RoleCommand("data-server", entry_of("data-server"), argv, tmp_path / "data_server.log", env)
-    role = await zygote.spawn(command)
+    role = await fork_server.spawn(command)
     try:
         said = await role.ready(90)
     finally:
         role.terminate()
         await asyncio.wait_for(role.wait(), 20)
-        await zygote.close()
+        await fork_server.close()
     assert said["batch"]["inputs"] == {"x": ["float32", [3, 1, 4, 4]]}

@@ -19,7 +19,7 @@ import pytest
 from tests.integration.process_scene import ROOT, command
 
 from distqat.errors import RoleError
-from distqat.process import Ended, RestartPolicy, RoleCommand, Supervisor, Zygote
+from distqat.process import ForkServerClient, RestartPolicy, RoleCommand, RoleEnded, Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and PR_SET_PDEATHSIG are Linux's")
 SCENE = Path(__file__).with_name("process_scene.py")
@@ -90,9 +90,9 @@ def watch() -> Iterator[Callable[[list[int]], Watched]]:
 
 
 @pytest.fixture
-async def zygote(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Zygote]:
+async def fork_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForkServerClient]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    started = Zygote.start(())
+    started = ForkServerClient.start(())
     yield started
     await asyncio.wait_for(started.close(), 10)
 
@@ -112,15 +112,16 @@ def line_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_sigkill_of_the_owner_leaves_no_process(start: Start, watch: Any, way: str, kind: str) -> None:
     owner = start("own", way, kind)
     said = line_of(owner)
-    watched = watch([said["zygote"], *said["pids"]])
+    watched = watch([said["fork_server"], *said["pids"]])
     owner.kill()
     assert watched.wait_gone(2.0) == []
 
 
 def test_sigkill_of_the_owner_while_the_fork_server_imports(start: Start, watch: Any) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from distqat.process import Zygote; import os, signal, time\n"
-         "print(Zygote.start(('torch', 'torch._dynamo', 'hivemind')).pid, flush=True); signal.pause()"],
+        [sys.executable, "-c", "import os, signal, time\nfrom distqat.process import ForkServerClient\n"
+         "print(ForkServerClient.start(('torch', 'torch._dynamo', 'hivemind')).pid, flush=True)\n"
+         "signal.pause()"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -137,7 +138,7 @@ def test_sigkill_of_the_fork_server_takes_its_roles_and_the_owner_learns(
     owner = start("own", "fork", kind)
     said = line_of(owner)
     watched = watch(said["pids"])
-    os.kill(said["zygote"], signal.SIGKILL)
+    os.kill(said["fork_server"], signal.SIGKILL)
     assert watched.wait_gone(2.0) == []
     _, errors = owner.communicate(timeout=10)
     assert owner.returncode == 1
@@ -158,7 +159,7 @@ def test_sigkill_of_a_role_takes_its_daemon_and_it_is_started_again(
     assert watched.wait_gone(2.0) == []
     again = line_of(owner)
     assert again["role"] != said["role"]
-    assert again["zygote"] == said["zygote"]
+    assert again["fork_server"] == said["fork_server"]
 
 
 @pytest.mark.parametrize("kind", ["serve", "client"])
@@ -166,7 +167,7 @@ def test_sigkill_of_a_role_takes_its_daemon_and_it_is_started_again(
 def test_sigterm_goes_down_the_chain(start: Start, watch: Any, way: str, kind: str) -> None:
     owner = start("own", way, kind)
     said = line_of(owner)
-    watched = watch([said["zygote"], *said["pids"]])
+    watched = watch([said["fork_server"], *said["pids"]])
     owner.terminate()
     output, _ = owner.communicate(timeout=10)
     assert output == "asked to stop\nover 0\n"
@@ -177,8 +178,8 @@ def test_sigterm_goes_down_the_chain(start: Start, watch: Any, way: str, kind: s
 def test_pkill_of_everything_is_one_gesture(start: Start, watch: Any) -> None:
     owner = start("own", "fork", "serve")
     said = line_of(owner)
-    watched = watch([said["zygote"], *said["pids"]])
-    for pid in (said["role"], said["zygote"], owner.pid):  # what `pkill -f distqat` does
+    watched = watch([said["fork_server"], *said["pids"]])
+    for pid in (said["role"], said["fork_server"], owner.pid):  # what `pkill -f distqat` does
         os.kill(pid, signal.SIGTERM)
     output, _ = owner.communicate(timeout=10)
     assert output == "asked to stop\nover 0\n"
@@ -237,7 +238,9 @@ def test_errors_are_one_line_and_a_code(start: Start, scene: str, code: int, sai
     assert (role.returncode, errors) == (code, said)
 
 
-async def test_a_role_gets_what_it_was_given(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_role_gets_what_it_was_given(
+    fork_server: ForkServerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GONE", "1")
     given = RoleCommand(
         "server 3",
@@ -246,7 +249,7 @@ async def test_a_role_gets_what_it_was_given(zygote: Zygote, monkeypatch: pytest
         env={"SEEN": "ü", "GONE": None},
         threads=2,
     )
-    first, second = await asyncio.gather(zygote.spawn(given), zygote.spawn(given))
+    first, second = await asyncio.gather(fork_server.spawn(given), fork_server.spawn(given))
     said, other = await first.ready(20), await second.ready(20)
     assert said["argv"] == ["src/distqat/distributed/server.py", "--device", "cpu", "--token", "abc"]
     assert said["env"] == {"SEEN": "ü", "GONE": None, "OMP_NUM_THREADS": "2"}
@@ -261,9 +264,11 @@ async def test_a_role_gets_what_it_was_given(zygote: Zygote, monkeypatch: pytest
     assert first.returncode == 7
 
 
-async def test_a_signal_right_after_the_fork_is_not_lost(zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_signal_right_after_the_fork_is_not_lost(
+    fork_server: ForkServerClient, tmp_path: Path
+) -> None:
     for _ in range(20):
-        role = await zygote.spawn(command("serve", log=tmp_path / "log"))
+        role = await fork_server.spawn(command("serve", log=tmp_path / "log"))
         role.terminate()
         assert await asyncio.wait_for(role.wait(), 10) in (-signal.SIGTERM, 0)
 
@@ -271,34 +276,36 @@ async def test_a_signal_right_after_the_fork_is_not_lost(zygote: Zygote, tmp_pat
 @pytest.mark.slow
 async def test_what_is_forked_from_the_warm_process_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    zygote = Zygote.start()
-    roles = await asyncio.gather(*(zygote.spawn(command("compute", threads=2)) for _ in range(3)))
+    fork_server = ForkServerClient.start()
+    roles = await asyncio.gather(*(fork_server.spawn(command("compute", threads=2)) for _ in range(3)))
     said = [await role.ready(30) for role in roles]
-    await asyncio.wait_for(zygote.close(), 10)
+    await asyncio.wait_for(fork_server.close(), 10)
     assert said == [{"total": 1e9, "torch_threads": 2, "parent_threads": 1, "warm": True}] * 3
 
 
-async def test_not_ready(zygote: Zygote, tmp_path: Path) -> None:
-    role = await zygote.spawn(command("crash", log=tmp_path / "server_0.log"))
+async def test_not_ready(fork_server: ForkServerClient, tmp_path: Path) -> None:
+    role = await fork_server.spawn(command("crash", log=tmp_path / "server_0.log"))
     with pytest.raises(
         RoleError, match=r"server 0 ended with code -9 before it was ready; see .*server_0\.log"
     ):
         await role.ready(20)
-    stuck = await zygote.spawn(RoleCommand("server 1", "signal:sigwait", ()))
+    stuck = await fork_server.spawn(RoleCommand("server 1", "signal:sigwait", ()))
     with pytest.raises(RoleError, match=r"server 1 \(PID \d+\) (was not ready|ended)"):
         await stuck.ready(0.01)
 
 
-async def test_an_entry_that_does_not_exist_is_in_the_log(zygote: Zygote, tmp_path: Path) -> None:
+async def test_an_entry_that_does_not_exist_is_in_the_log(
+    fork_server: ForkServerClient, tmp_path: Path
+) -> None:
     log = tmp_path / "logs" / "server_0.log"
-    role = await zygote.spawn(RoleCommand("server 0", "distqat.no_such_module:main", log_path=log))
+    role = await fork_server.spawn(RoleCommand("server 0", "distqat.no_such_module:main", log_path=log))
     assert await asyncio.wait_for(role.wait(), 20) == 1
     assert "ModuleNotFoundError" in log.read_text()
 
 
-async def test_a_crash_loop_stops(zygote: Zygote) -> None:
-    ends: list[Ended] = []
-    supervisor = Supervisor(zygote, on_end=ends.append)
+async def test_a_crash_loop_stops(fork_server: ForkServerClient) -> None:
+    ends: list[RoleEnded] = []
+    supervisor = Supervisor(fork_server, on_end=ends.append)
     assert await asyncio.wait_for(supervisor.keep(command("crash"), QUICK), 30) == -signal.SIGKILL
     assert len(ends) == 4
     assert len({end.pid for end in ends}) == 4
@@ -306,26 +313,32 @@ async def test_a_crash_loop_stops(zygote: Zygote) -> None:
     assert supervisor.live == ()
 
 
-async def test_a_role_is_started_again_until_it_finishes(zygote: Zygote, tmp_path: Path) -> None:
-    ends: list[Ended] = []
+async def test_a_role_is_started_again_until_it_finishes(
+    fork_server: ForkServerClient, tmp_path: Path
+) -> None:
+    ends: list[RoleEnded] = []
     log = tmp_path / "server_0.log"
     role = command("crash_until_third", log=log, env={"RUNS": str(tmp_path / "runs")})
-    assert await asyncio.wait_for(Supervisor(zygote, on_end=ends.append).keep(role, QUICK), 30) == 0
+    assert await asyncio.wait_for(Supervisor(fork_server, on_end=ends.append).keep(role, QUICK), 30) == 0
     assert [end.code for end in ends] == [1, 1, 0]
     assert ends[-1].consequence == "finished"
     assert log.read_text().count("ZeroDivisionError: a crash") == 2
 
 
-async def test_a_refused_configuration_is_not_started_again(zygote: Zygote, tmp_path: Path) -> None:
-    ends: list[Ended] = []
+async def test_a_refused_configuration_is_not_started_again(
+    fork_server: ForkServerClient, tmp_path: Path
+) -> None:
+    ends: list[RoleEnded] = []
     role = command("misconfigured", log=tmp_path / "log")
-    assert await asyncio.wait_for(Supervisor(zygote, on_end=ends.append).keep(role, QUICK), 30) == 2
+    assert await asyncio.wait_for(Supervisor(fork_server, on_end=ends.append).keep(role, QUICK), 30) == 2
     assert [end.consequence for end in ends] == ["given up: its command line or configuration was refused"]
 
 
-async def test_stop_kills_the_group_of_who_does_not_end(zygote: Zygote, watch: Any, tmp_path: Path) -> None:
+async def test_stop_kills_the_group_of_who_does_not_end(
+    fork_server: ForkServerClient, watch: Any, tmp_path: Path
+) -> None:
     started: asyncio.Queue[Any] = asyncio.Queue()
-    supervisor = Supervisor(zygote, on_start=started.put_nowait)
+    supervisor = Supervisor(fork_server, on_start=started.put_nowait)
     kept = asyncio.ensure_future(supervisor.keep(command("stubborn", log=tmp_path / "log"), QUICK))
     role = await asyncio.wait_for(started.get(), 20)
     watched = watch((await role.ready(20))["pids"])
@@ -334,9 +347,9 @@ async def test_stop_kills_the_group_of_who_does_not_end(zygote: Zygote, watch: A
     assert watched.wait_gone(1.0) == []
 
 
-async def test_stop_during_a_delay_starts_nothing_more(zygote: Zygote) -> None:
+async def test_stop_during_a_delay_starts_nothing_more(fork_server: ForkServerClient) -> None:
     ended = asyncio.Event()
-    supervisor = Supervisor(zygote, on_end=lambda _: ended.set())
+    supervisor = Supervisor(fork_server, on_end=lambda _: ended.set())
     policy = RestartPolicy(first_delay_s=3600.0, max_delay_s=3600.0)
     kept = asyncio.ensure_future(supervisor.keep(command("crash"), policy))
     await asyncio.wait_for(ended.wait(), 20)
@@ -345,17 +358,17 @@ async def test_stop_during_a_delay_starts_nothing_more(zygote: Zygote) -> None:
 
 
 async def test_a_closed_zygote_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    zygote = Zygote.start(())
-    await asyncio.wait_for(zygote.warm(), 20)
-    await asyncio.wait_for(zygote.close(), 10)
+    fork_server = ForkServerClient.start(())
+    await asyncio.wait_for(fork_server.warm(), 20)
+    await asyncio.wait_for(fork_server.close(), 10)
     with pytest.raises(RoleError, match="the fork server has ended"):
-        await zygote.spawn(command("tell"))
+        await fork_server.spawn(command("tell"))
 
 
-async def test_a_role_speaks_to_whoever_started_it(tmp_path: Path, zygote: Zygote) -> None:
+async def test_a_role_speaks_to_whoever_started_it(tmp_path: Path, fork_server: ForkServerClient) -> None:
     heard: list[str] = []
-    ends: list[Ended] = []
-    supervisor = Supervisor(zygote, on_end=ends.append, on_notice=lambda who, said: heard.append(said))
+    ends: list[RoleEnded] = []
+    supervisor = Supervisor(fork_server, on_end=ends.append, on_notice=lambda who, said: heard.append(said))
     code = await asyncio.wait_for(supervisor.keep(command("talkative", log=tmp_path / "log"), QUICK), 20)
     assert code == 1
     assert heard == ["the disk is nearly full"] * 3

@@ -98,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for module in (start_servers, trainer_client, run_local, client):
-        for name in ("Zygote", "Zygotes"):
+        for name in ("ForkServerClient", "Zygotes"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Nothing)
         monkeypatch.setattr(module, "set_title", lambda *_: None)

@@ -15,7 +15,7 @@ from benchmarks.harness import Stages, private_runtime
 from benchmarks.scene import QUICK_CASES, any_config, batches, config_of
 from torch import Tensor
 
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.process.runtime_folder import HOST_ID
 
 pytestmark = [
@@ -63,7 +63,7 @@ async def test_processes_that_send_codes_train_to_the_same_bits(stages: Stages) 
     floats = config.model_copy(update={"model_pipeline": pipeline})
     async with in_memory(floats) as driver:
         expected, _ = await trained(driver)
-    peer = await Peer.start(any_config(), port=0, port_given=False, initial_peers=[])
+    peer = await RolePeer.start(any_config(), port=0, port_given=False, initial_peers=[])
     try:
         sent: dict[str, int] = {}
         for activations in ("fp32", "auto"):

@@ -11,7 +11,7 @@ from tests.simulation.stage import Stage
 from tests.simulation.steps import Replica, Trainer
 from tests.simulation.swarm import Swarm
 
-from distqat.protocol.round_convener import Action, Commit, Convener
+from distqat.protocol.round_convener import Action, CommitRound, RoundConvener
 from distqat.protocol.step_attempts import StepId, Verdict
 from distqat.protocol.step_lock import StepWindows
 
@@ -25,14 +25,14 @@ class SkipsTheVote(Client):
         super().serve_vote(source, reply, round, attempt, digest)
 
 
-class NoMajority(Convener):
+class NoMajority(RoundConvener):
     def _end_if_due(self, now: float) -> list[Action]:
         votes = [vote for vote in self._votes.values() if vote is not None]
         return [self._commit(votes[0], now)] if votes else super()._end_if_due(now)  # type: ignore[list-item]
 
 
 class CommitsWithoutMajority(Client):
-    def make_assembly(self, convener: Convener) -> Any:
+    def make_assembly(self, convener: RoundConvener) -> Any:
         bent = NoMajority(
             convener.round, convener.digest, convener.grace, convener.exchange_s, convener.settled_at
         )
@@ -40,7 +40,7 @@ class CommitsWithoutMajority(Client):
 
 
 class LogsAfterTelling(Client):
-    def record(self, action: Commit) -> None:
+    def record(self, action: CommitRound) -> None:
         self.commits.append((self.log.generation, action, self.attempt))
         self.note(self.log.generation, action.round, action.digest)
         self.after(0.05, lambda: self.log.commit_round(STAGE, action.round, action.digest) and None)

@@ -10,12 +10,21 @@ from tests.simulation.calls import Caller, Reply
 from tests.simulation.world import World
 
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop
-from distqat.protocol.round_answers import Assembly, Committed, Discarded, Missed
-from distqat.protocol.round_convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
-from distqat.protocol.round_grace import Grace
-from distqat.swarm.peer_link import Address
+from distqat.protocol.round_answers import RoundAnswers, RoundCommitted, RoundDiscarded, RoundMissed
+from distqat.protocol.round_convener import (
+    Action,
+    CommitRound,
+    ContributionOffer,
+    DiscardRound,
+    ExchangeContributions,
+    OpenRound,
+    RoundConvener,
+    TellBehind,
+)
+from distqat.protocol.round_grace import RoundGrace
+from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.snapshot import SwarmSnapshot
 
 STAGE = "back"
@@ -45,7 +54,7 @@ class Client(Caller):
         self.path = path
         self.log = CommitLog(path, "simulated")
         self.log.commit_round(STAGE, 0, digest_of(*START))
-        self.commits: list[tuple[int, Commit, int]] = []  # generation, commit, attempt
+        self.commits: list[tuple[int, CommitRound, int]] = []  # generation, commit, attempt
         self.known: dict[tuple[int, int], str] = {(self.log.generation, 0): digest_of(*START)}
         self.ended_at: dict[tuple[int, int], float] = {(self.log.generation, 0): 0.0}  # when a later one came
         self.discards = self.restarts = 0
@@ -58,7 +67,7 @@ class Client(Caller):
                 with self.path.open("a") as file:
                     file.write('{"kind": "round", "gen')  # the write that it died in
             self.log = CommitLog(self.path, "simulated")
-        self.slots = Slots(self.log, (STAGE,), 16)
+        self.slots = SlotGrants(self.log, (STAGE,), 16)
         self.began = self.clock
         self.heard: dict[str, float] = {}
         self.members: dict[str, str] = {}  # uid -> who
@@ -74,11 +83,11 @@ class Client(Caller):
 
     def begin(self, settled_at: float) -> None:
         _, round, digest = self.newest
-        convener = Convener(round, digest, Grace(3.0), EXCHANGE_S, settled_at)
+        convener = RoundConvener(round, digest, RoundGrace(3.0), EXCHANGE_S, settled_at)
         self.assembly = self.make_assembly(convener)
 
-    def make_assembly(self, convener: Convener) -> Assembly:
-        return Assembly(convener, lambda round: self.log.digest(STAGE, round))
+    def make_assembly(self, convener: RoundConvener) -> RoundAnswers:
+        return RoundAnswers(convener, lambda round: self.log.digest(STAGE, round))
 
     def tick(self) -> None:
         for name, heard in list(self.heard.items()):
@@ -94,7 +103,7 @@ class Client(Caller):
         if holder is not None:
             uid = holder.grant.uid
             self.members.pop(uid, None)
-            self.tell((uid,), Missed())
+            self.tell((uid,), RoundMissed())
             self.act(self.assembly.left(uid, self.clock))
 
     def on_died(self, source: str) -> None:
@@ -118,7 +127,7 @@ class Client(Caller):
         reply(self.grant(source, holding))
 
     def grant(self, source: str, holding: str | None) -> tuple[str, int]:
-        hop = Hop("any.0.0.0", Address(source))
+        hop = Hop("any.0.0.0", PeerAddress(source))
         grant = self.slots.grant(source, hop, SwarmSnapshot((STAGE,)), holding).grant
         return grant.uid, grant.epoch
 
@@ -160,7 +169,9 @@ class Client(Caller):
         uid = self.uid_of(source)
         self.answer(uid, "ready", reply, lambda: self.assembly.ready(uid or "", round, self.clock))
 
-    def serve_contribute(self, source: str, reply: Reply, round: int, attempt: int, offer: Offer) -> None:
+    def serve_contribute(
+        self, source: str, reply: Reply, round: int, attempt: int, offer: ContributionOffer
+    ) -> None:
         uid = self.uid_of(source)
         call = lambda: self.assembly.contributed(uid or "", offer, round, attempt, self.clock)  # noqa: E731
         self.answer(uid, "contribute", reply, call)
@@ -172,7 +183,7 @@ class Client(Caller):
 
     def answer(self, uid: str | None, method: str, reply: Reply, call: Any) -> None:
         if uid is None:
-            reply(Missed())
+            reply(RoundMissed())
             return
         answer, actions = call()
         if answer is not None:
@@ -185,32 +196,32 @@ class Client(Caller):
 
     def act(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Open):
+            if isinstance(action, OpenRound):
                 self.attempt = action.attempt
                 self.tell(action.members, action, "ready")
-            elif isinstance(action, Exchange):
+            elif isinstance(action, ExchangeContributions):
                 self.tell(action.members, self.dressed(action), "contribute")
-            elif isinstance(action, Commit):
+            elif isinstance(action, CommitRound):
                 self.commit(action)
-            elif isinstance(action, Behind):
+            elif isinstance(action, TellBehind):
                 for uid in action.members:
                     self.members.pop(uid, None)
-                self.tell(action.members, Missed())
-            elif isinstance(action, Discard):
+                self.tell(action.members, RoundMissed())
+            elif isinstance(action, DiscardRound):
                 self.discards += 1
-                self.tell(action.members, Discarded(action.reason), "contribute", "vote")
+                self.tell(action.members, RoundDiscarded(action.reason), "contribute", "vote")
 
     def dressed(self, answer: Any) -> Any:
         """A set of contributions with the addresses of those who have them."""
-        if not isinstance(answer, Exchange):
+        if not isinstance(answer, ExchangeContributions):
             return answer
         return {u: (self.members[u], offer) for u, offer in answer.offers.items() if u in self.members}
 
-    def commit(self, action: Commit) -> None:
+    def commit(self, action: CommitRound) -> None:
         self.record(action)
-        self.tell(action.members, Committed(action.digest), "contribute", "vote")
+        self.tell(action.members, RoundCommitted(action.digest), "contribute", "vote")
 
-    def record(self, action: Commit) -> None:
+    def record(self, action: CommitRound) -> None:
         """Into the log: only then may anybody hear of it."""
         self.log.commit_round(STAGE, action.round, action.digest)
         self.commits.append((self.log.generation, action, self.attempt))
@@ -253,8 +264,8 @@ class Server(Caller):
         self.missed = 0, 0  # the newest round that the client told of
         self.steps = self.samples = 0
         self.attempt: tuple[int, int] | None = None
-        self.offer = Offer("", 0, 0)
-        self.set: dict[str, Offer] | None = None
+        self.offer = ContributionOffer("", 0, 0)
+        self.set: dict[str, ContributionOffer] | None = None
         self.fetched: dict[str, str] = {}
         self.result: tuple[str, str] | None = None
         self.voted = False
@@ -365,13 +376,15 @@ class Server(Caller):
     # a round
 
     def opened(self, answer: Any) -> None:
-        if not isinstance(answer, Open) or answer.round != self.round + 1:
+        if not isinstance(answer, OpenRound) or answer.round != self.round + 1:
             self.lose_membership()
             self.resync()
             return
         self.drop_attempt()
         self.attempt = answer.round, answer.attempt
-        self.offer = Offer(digest_of(self.name, self.life, self.attempt, self.samples), self.samples, 100)
+        self.offer = ContributionOffer(
+            digest_of(self.name, self.life, self.attempt, self.samples), self.samples, 100
+        )
         self.call("client", "contribute", *self.attempt, self.offer, then=self.exchange)
 
     def exchange(self, answer: Any) -> None:
@@ -426,11 +439,11 @@ class Server(Caller):
     def outcome(self, answer: Any) -> None:
         attempt, result = self.attempt, self.result
         self.drop_attempt()
-        if isinstance(answer, Discarded) and not self.behind:
+        if isinstance(answer, RoundDiscarded) and not self.behind:
             self.discarded()
             return
         held = digest_of(*result) if result is not None else None
-        if isinstance(answer, Committed) and answer.digest == held and result is not None and attempt:
+        if isinstance(answer, RoundCommitted) and answer.digest == held and result is not None and attempt:
             self.take(self.generation, attempt[0], *result)
             self.steps = self.samples = 0
             if not self.behind:

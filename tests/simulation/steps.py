@@ -9,9 +9,17 @@ from typing import Any
 from tests.simulation.world import Node, World
 
 from distqat.errors import SwarmError
-from distqat.protocol.prepared_outcome import Resolution
+from distqat.protocol.prepared_outcome import PreparedOutcome
 from distqat.protocol.step_attempts import StepId, Verdict
-from distqat.protocol.step_lock import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
+from distqat.protocol.step_lock import (
+    Action,
+    LockExpired,
+    LockGrant,
+    LockQuiet,
+    LockRefused,
+    ResolvePrepared,
+    StepWindows,
+)
 
 RETRY_S = 0.3
 LEASE_S = 3.0
@@ -41,7 +49,7 @@ class Replica(Node):
         self.begun = set()
         self.ended = []
         self.routes: dict[StepId, tuple[str, ...]] = {}
-        self.rules: dict[StepId, Resolution] = {}
+        self.rules: dict[StepId, PreparedOutcome] = {}
         self.answers: dict[StepId, dict[str, Verdict]] = {}  # of the question that is under way
         self.heard: dict[str, float] = {}  # trainers, and when last
         self.every(0.25, self.tick)
@@ -130,16 +138,16 @@ class Replica(Node):
 
     def act(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Grant):
+            if isinstance(action, LockGrant):
                 self.grant(action.id)
-            elif isinstance(action, Expire):
+            elif isinstance(action, LockExpired):
                 self.drop(action.id, action.reason)
-            elif isinstance(action, Refuse):
+            elif isinstance(action, LockRefused):
                 self.send(action.id.trainer, "refused", action.id, "open", "StaleAttempt")
-            elif isinstance(action, Resolve):
+            elif isinstance(action, ResolvePrepared):
                 self.resolve(action.id)
             else:
-                assert isinstance(action, Quiet)
+                assert isinstance(action, LockQuiet)
 
     def grant(self, id: StepId) -> None:
         if id not in self.begun:
@@ -147,8 +155,8 @@ class Replica(Node):
             self.ledger["sent", id.trainer] += 1
         self.send(id.trainer, "granted", id, self.name)
 
-    def rule_of(self, id: StepId) -> Resolution:
-        return self.rules.setdefault(id, Resolution(self.routes[id].index(self.name)))
+    def rule_of(self, id: StepId) -> PreparedOutcome:
+        return self.rules.setdefault(id, PreparedOutcome(self.routes[id].index(self.name)))
 
     def resolve(self, id: StepId) -> None:
         """The first stage aborts; the others ask their route, one question at a time."""

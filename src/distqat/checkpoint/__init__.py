@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from distqat.checkpoint.assembled_model import Assembled, assemble, write_model
-from distqat.checkpoint.checkpoint_steps import Mark, newest_common
+from distqat.checkpoint.assembled_model import AssembledModel, assemble, write_model
+from distqat.checkpoint.checkpoint_steps import CheckpointMark, newest_common
 from distqat.checkpoint.integrity_report import ShardReport, verify
 from distqat.checkpoint.round_index import RoundFolder
-from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped
-from distqat.checkpoint.store import CheckpointStore, Search
+from distqat.checkpoint.shard import LoadedShard, ShardState, SkippedShard
+from distqat.checkpoint.store import CheckpointStore, NewestShard
 from distqat.checkpoint.trainer_part import TrainerPart, read_trainer_parts, write_trainer_part
 
 __all__ = [
-    "Assembled",
+    "AssembledModel",
+    "CheckpointMark",
     "CheckpointStore",
     "LoadedShard",
-    "Mark",
+    "NewestShard",
     "RoundFolder",
-    "Search",
     "ShardReport",
     "ShardState",
-    "Skipped",
+    "SkippedShard",
     "TrainerPart",
     "assemble",
     "newest_common",

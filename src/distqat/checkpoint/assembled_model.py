@@ -26,7 +26,7 @@ _MODULE_PARTS = ("anchor", "step", "buffer")
 
 
 @dataclass(frozen=True)
-class Assembled:
+class AssembledModel:
     """The state dict of the model, the round that it is of, and newer rounds that could not be used."""
 
     generation: int
@@ -45,7 +45,7 @@ def assemble(
     *,
     stages: Sequence[str] | None = None,
     names: Mapping[str, Collection[str]] | None = None,
-) -> Assembled:
+) -> AssembledModel:
     """Join the stages of a round, by default the newest that is whole and valid.
 
     `stages` are those of the model in order; without, what the manifests say. `names` limits a stage to
@@ -64,7 +64,7 @@ def assemble(
         states = {stage: _state(shard, names) for stage, shard in shards.items()}
         said = shards[entry.wanted[0]].manifest
         joined, why_not = join(states), tuple(skipped)
-        return Assembled(
+        return AssembledModel(
             entry.generation, entry.round, entry.wanted, joined, why_not, said.agreement, said.run
         )
     which = "no round" if round is None else f"no round {round}"

@@ -12,7 +12,7 @@ from distqat.checkpoint.round_index import RoundFolder
 
 
 @dataclass(frozen=True)
-class Mark:
+class CheckpointMark:
     """One stage's part of a checkpoint step, and the committed round that it stands on."""
 
     mark: str
@@ -41,13 +41,15 @@ class MarkLike(Protocol):
     def step(self) -> int: ...
 
 
-def marks_of(rounds: Sequence[RoundFolder], stage: str) -> list[Mark]:
+def marks_of(rounds: Sequence[RoundFolder], stage: str) -> list[CheckpointMark]:
     """The marks of a stage, newest first: by round, within a round by when they were written.
 
     `rounds` are oldest first. A mark that several replicas wrote is there several times.
     """
     found = [
-        Mark(part.mark, stage, m.generation, m.round, m.digest, part.step, part.expert, entry.path / stage)
+        CheckpointMark(
+            part.mark, stage, m.generation, m.round, m.digest, part.step, part.expert, entry.path / stage
+        )
         for entry in rounds
         if (m := entry.manifests.get(stage)) is not None
         for part in m.private

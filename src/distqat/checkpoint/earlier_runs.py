@@ -29,7 +29,7 @@ LOCK_S = 30.0
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierRun:
     """Where an earlier run went, what there is of it, and which older ones were deleted to make room."""
 
     place: Path
@@ -45,7 +45,7 @@ class Earlier:
         )
 
 
-def keep_earlier(folder: Path, before: int) -> Earlier | None:
+def keep_earlier(folder: Path, before: int) -> EarlierRun | None:
     """Move what runs before generation `before` left in `folder` into its `previous/`; None: nothing.
 
     Several processes may do so at once. Raises CheckpointError when it cannot be moved.
@@ -60,7 +60,7 @@ def keep_earlier(folder: Path, before: int) -> Earlier | None:
         return _move(folder, found, _what(rounds, files)) if found else None
 
 
-def keep_other_model(folder: Path, run: str) -> Earlier | None:
+def keep_other_model(folder: Path, run: str) -> EarlierRun | None:
     """Move a model file aside that another run, which shares the folder, has just put there."""
     path = folder / MODEL
     try:
@@ -73,7 +73,7 @@ def keep_other_model(folder: Path, run: str) -> Earlier | None:
         return _move(folder, [path], f"the model of run {card.run!r}")
 
 
-def _move(folder: Path, found: Sequence[Path], what: str) -> Earlier:
+def _move(folder: Path, found: Sequence[Path], what: str) -> EarlierRun:
     ended = max(path.stat().st_mtime_ns for path in found)
     second = time.strftime("%Y%m%d-%H%M%S", time.localtime(ended // 10**9))
     kept = folder / PREVIOUS
@@ -83,7 +83,7 @@ def _move(folder: Path, found: Sequence[Path], what: str) -> Earlier:
         target = place / path.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
-    return Earlier(place, what, tuple(_make_room(kept, place)))
+    return EarlierRun(place, what, tuple(_make_room(kept, place)))
 
 
 def _free(place: Path) -> Path:

@@ -85,7 +85,7 @@ class LoadedShard:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedShard:
     """A shard that was not used."""
 
     path: Path

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqat.checkpoint.checkpoint_steps import Mark, marks_of
+from distqat.checkpoint.checkpoint_steps import CheckpointMark, marks_of
 from distqat.checkpoint.manifest import Manifest, read_manifest
 from distqat.checkpoint.pruning import prune
 from distqat.checkpoint.round_index import RoundFolder, list_rounds
-from distqat.checkpoint.shard import LoadedShard, ShardState, Skipped, differing, load_shard
+from distqat.checkpoint.shard import LoadedShard, ShardState, SkippedShard, differing, load_shard
 from distqat.checkpoint.shard_writer import write_shard
 from distqat.errors import CheckpointError
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Search:
+class NewestShard:
     """The newest valid shard, if any, and the newer ones that were not used."""
 
     shard: LoadedShard | None
-    skipped: list[Skipped]
+    skipped: list[SkippedShard]
 
 
 class CheckpointStore:
@@ -74,25 +74,25 @@ class CheckpointStore:
         *,
         agreement: Mapping[str, Any] | None = None,
         expert: str | None = None,
-    ) -> Search:
+    ) -> NewestShard:
         """As `newest_valid`, with what was skipped. Newest by (generation, round).
 
         With `agreement`, the settings behind the digest, a refusal names the keys that differ; with
         `expert`, only the private part of that replica is read.
         """
-        skipped: list[Skipped] = []
+        skipped: list[SkippedShard] = []
         for entry in reversed(self.rounds()):
             path = entry.path / stage
             if not path.exists():
                 continue
             try:
                 self._check_owner(path, read_manifest(path), agreement_digest, agreement)
-                return Search(load_shard(path, expert), skipped)
+                return NewestShard(load_shard(path, expert), skipped)
             except CheckpointError as error:
-                skipped.append(Skipped(path, str(error)))
-        return Search(None, skipped)
+                skipped.append(SkippedShard(path, str(error)))
+        return NewestShard(None, skipped)
 
-    def marks(self, stage: str, agreement_digest: str) -> list[Mark]:
+    def marks(self, stage: str, agreement_digest: str) -> list[CheckpointMark]:
         """The checkpoint steps that a stage has a part of, newest first; reads manifests only."""
         return marks_of(list(self._usable(stage, agreement_digest)), stage)
 

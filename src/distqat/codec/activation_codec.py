@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distqat.codec.aligned import AlignedCodec, Grid
+from distqat.codec.aligned import AlignedCodec, CodeGrid
 from distqat.codec.codec_interface import Codec
 from distqat.codec.registry import CODECS
 from distqat.errors import BadContribution, UnknownName
@@ -43,7 +43,7 @@ class Coded:
     parts: Mapping[str, Tensor]
 
 
-def encode_activation(x: Tensor, grid: Grid | None, lossy: Codec | None) -> Coded | None:
+def encode_activation(x: Tensor, grid: CodeGrid | None, lossy: Codec | None) -> Coded | None:
     """The codes of `x` if it lies on `grid`, else what `lossy` makes of it; None: it travels as it is.
 
     A codec that would not shorten the tensor, or is given one that is not finite, is passed over.

@@ -24,7 +24,7 @@ _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CodeGrid:
     """The values step * {lowest..highest}; `step` is that of a float32, zero is one of at most 256 codes."""
 
     step: float
@@ -42,7 +42,7 @@ class Grid:
         return torch.tensor([self.step, float(self.lowest), float(self.highest)])
 
     @classmethod
-    def of(cls, part: Tensor) -> Grid:
+    def of(cls, part: Tensor) -> CodeGrid:
         """From what a peer sent; BadContribution unless it is a usable grid."""
         step, lowest, highest = part.tolist()
         if not all(math.isfinite(value) and value == int(value) for value in (lowest, highest)):
@@ -61,7 +61,7 @@ class AlignedCodec:
 
     name = "aligned"
 
-    def encode(self, x: Tensor, grid: Grid) -> dict[str, Tensor] | None:
+    def encode(self, x: Tensor, grid: CodeGrid) -> dict[str, Tensor] | None:
         """`codes` (uint8, on the CPU) and `grid`; None unless decoding them gives the bits of `x`.
 
         `x` is of any shape, float32, float16 or bfloat16, on any device.
@@ -80,7 +80,7 @@ class AlignedCodec:
         """code * step in float32; BadContribution for a wrong part, a bad grid or a code beyond it."""
         numel = numel_of(shape)
         check_parts(self.name, parts, {"codes": (torch.uint8, numel), "grid": (torch.float32, 3)})
-        grid, codes = Grid.of(parts["grid"]), parts["codes"]
+        grid, codes = CodeGrid.of(parts["grid"]), parts["codes"]
         span = grid.highest - grid.lowest
         if numel and span < _MOST_CODES - 1 and int(codes.max()) > span:
             raise BadContribution(f"codec aligned: a code above {grid.highest}, the highest of its grid")
@@ -90,7 +90,7 @@ class AlignedCodec:
         return x.view(tuple(shape))
 
 
-def _found(values: Tensor, grid: Grid, out: Tensor) -> bool:
+def _found(values: Tensor, grid: CodeGrid, out: Tensor) -> bool:
     """Write the codes of `values` to `out`; whether they give their bits.
 
     A short float is up to one code away from where it was made, so there the neighbours are tried too.
@@ -109,7 +109,7 @@ def _found(values: Tensor, grid: Grid, out: Tensor) -> bool:
     return False
 
 
-def _values(codes: Tensor, grid: Grid, out: Tensor) -> Tensor:
+def _values(codes: Tensor, grid: CodeGrid, out: Tensor) -> Tensor:
     """What the codes stand for, written to `out`; the code of zero gives a positive zero."""
     out.copy_(codes)
     if grid.lowest:

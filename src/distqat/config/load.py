@@ -15,7 +15,7 @@ from distqat.config.fields import config_fields, nearest, section_at
 from distqat.config.pipeline_check import check_names
 from distqat.config.plugins import absolute, is_path, load_installed, load_plugin
 from distqat.config.schema import Config, split_list
-from distqat.config.yaml_source import KeyPath, Source, dotted, parse
+from distqat.config.yaml_source import KeyPath, YamlSource, dotted, parse
 from distqat.config_paths import count_also_from, find, looked_at, refuse_twice
 from distqat.errors import ConfigError
 
@@ -30,13 +30,13 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     means the shipped one. Raises ConfigError with a line per problem: `file:line: path: what`; a stage that
     nobody registered is one.
     """
-    source = Source("defaults") if path is None else read(path)
+    source = YamlSource("defaults") if path is None else read(path)
     beside = [Path(path).parent] if path is not None and Path(path).is_file() else []
     return resolve(source, overrides, beside)
 
 
 def resolve(
-    source: Source, overrides: Mapping[str, Any] | None = None, beside: Iterable[Path] = ()
+    source: YamlSource, overrides: Mapping[str, Any] | None = None, beside: Iterable[Path] = ()
 ) -> Config:
     """The configuration of a source, with `overrides` on top; its paths count also from the folders `beside`.
 
@@ -81,7 +81,7 @@ def read_paths(config: Config) -> Iterator[tuple[KeyPath, str]]:
             yield ("model_pipeline", "pipeline", index, "pretrained"), source
 
 
-def read(path: str | Path) -> Source:
+def read(path: str | Path) -> YamlSource:
     """The source at `path`, or the shipped config of that name. Raises ConfigError."""
     if Path(path).is_file():
         try:
@@ -117,7 +117,7 @@ def shipped_configs() -> dict[str, str]:
     }
 
 
-def _load_plugins(source: Source, changes: Mapping[KeyPath, Any]) -> list[str]:
+def _load_plugins(source: YamlSource, changes: Mapping[KeyPath, Any]) -> list[str]:
     """Load them and give their names, paths made absolute. What is no list of texts is left to the schema."""
     load_installed()
     names: list[str] = []
@@ -170,7 +170,7 @@ def _with(values: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any
     return {**values, key: _with(inner, rest, value)}
 
 
-def _place(path: KeyPath, source: Source, changes: Mapping[KeyPath, Any]) -> str:
+def _place(path: KeyPath, source: YamlSource, changes: Mapping[KeyPath, Any]) -> str:
     """Where the user wrote the value at `path`: a flag or a line of the file."""
     for end in range(len(path), 0, -1):
         if path[:end] in changes:
@@ -178,7 +178,7 @@ def _place(path: KeyPath, source: Source, changes: Mapping[KeyPath, Any]) -> str
     return source.place(path)
 
 
-def _report(error: ValidationError, source: Source, changes: Mapping[KeyPath, Any]) -> str:
+def _report(error: ValidationError, source: YamlSource, changes: Mapping[KeyPath, Any]) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         path: KeyPath = problem["loc"]

@@ -10,7 +10,7 @@ from distqat.config.agreement import differing_keys
 from distqat.config.load import resolve
 from distqat.config.plugins import is_path
 from distqat.config.schema import Config
-from distqat.config.yaml_source import KeyPath, Source, dotted
+from distqat.config.yaml_source import KeyPath, YamlSource, dotted
 from distqat.errors import ConfigError
 
 OF_A_HOST = {
@@ -45,7 +45,7 @@ def from_recipe(
         raise ConfigError(
             f"{where} was trained with code of its own, which is loaded only if you say so: add {flags}"
         )
-    return resolve(Source(where, values), overrides, beside)
+    return resolve(YamlSource(where, values), overrides, beside)
 
 
 def differences(config: Config, told: Mapping[str, Any]) -> list[str]:

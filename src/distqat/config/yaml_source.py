@@ -45,7 +45,7 @@ CoreLoader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: int(st
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """The values of one file, and the line on which each path stands."""
 
     name: str
@@ -64,14 +64,14 @@ class Source:
         return f"{self.name}:{line}" if line else self.name
 
 
-def parse(text: str, name: str) -> Source:
+def parse(text: str, name: str) -> YamlSource:
     """Read a configuration file's text. Raises ConfigError naming file and line."""
     values, lines = _load(text, name)
     if values is None:
-        return Source(name)
+        return YamlSource(name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}:{lines[()]}: expected `key: value` lines at the top level")
-    return Source(name, values, lines)
+    return YamlSource(name, values, lines)
 
 
 def parse_value(text: str) -> Any:

@@ -18,10 +18,10 @@ from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate,
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
 from distqat.distributed.coordination.run_end import mean
 from distqat.distributed.model import SwarmBaselineModel
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.training.baseline_batches import batch_feed, reports_to_client
 from distqat.distributed.training.baseline_result import (
-    Figures,
+    BaselineFigures,
     conclude_baseline,
     trained_before,
     write_trained,
@@ -52,7 +52,7 @@ LOG_EVERY = 10
 
 
 @dataclass
-class Progress:
+class BaselineProgress:
     """What the baseline has done so far."""
 
     step: int = 0
@@ -68,13 +68,13 @@ class BaselineTrainer:
 
     def __init__(self, config: Config, device: torch.device, samples: int | None = None) -> None:
         self.model = SwarmBaselineModel(config).to(device).train()
-        self.progress = Progress()
+        self.progress = BaselineProgress()
         self.finite = FiniteSteps()
         self.account: dict[str, Any] = {}  # what the data set leaves out
         self._config = config
         self._device = device
         self._task: Task = build_task(config)
-        self._precision = Precision.resolve(config.data.precision, device)
+        self._precision = ForwardPrecision.resolve(config.data.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision.scaled)
         names = dict(self.model.named_parameters())
         no_decay = {name for name, param in names.items() if param.ndim <= 1}
@@ -94,7 +94,7 @@ class BaselineTrainer:
         self.total_steps = self._trained + last
         """With those at the end in which weights stand."""
         self._shown = 0  # microbatches that were for calibration
-        self.moment = quant_schedule.Moment()  # of the last step
+        self.moment = quant_schedule.ScheduleMoment()  # of the last step
         self._measured = set[int]()  # stages whose weights stand by now
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class BaselineTrainer:
         for step in steps:
             tally.add(step, self._step(step.parts, step.frozen), 0.0)
         done, total = self.progress, sum(tally.losses.values())
-        self.progress = Progress(
+        self.progress = BaselineProgress(
             done.step + 1,
             total,
             done.samples + tally.samples,
@@ -276,7 +276,9 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
         sink.close()
 
 
-async def _train(config: Config, trainer: BaselineTrainer, stop: asyncio.Event, sink: Sink) -> Figures:
+async def _train(
+    config: Config, trainer: BaselineTrainer, stop: asyncio.Event, sink: Sink
+) -> BaselineFigures:
     """All steps, or until `stop`."""
     async with contextlib.AsyncExitStack() as open_things:
         data = await open_things.enter_async_context(batch_feed(config, trainer.answer))
@@ -295,7 +297,9 @@ async def _train(config: Config, trainer: BaselineTrainer, stop: asyncio.Event, 
     if not stop.is_set():
         trainer.finite.ended(trainer.model.parameters())
     progress = trainer.progress
-    return Figures(progress.first_loss, mean(losses[-20:]), progress.samples, seconds, trainer.account)
+    return BaselineFigures(
+        progress.first_loss, mean(losses[-20:]), progress.samples, seconds, trainer.account
+    )
 
 
 async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -> float | None:
@@ -317,7 +321,7 @@ async def _one_step(config: Config, trainer: BaselineTrainer, data: BatchFeed) -
     return loss
 
 
-def _record(progress: Progress, seconds: float) -> dict[str, Any]:
+def _record(progress: BaselineProgress, seconds: float) -> dict[str, Any]:
     record = {
         "pipeline": 0,
         "step": progress.step,

@@ -26,38 +26,38 @@ from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.assembly.tied_weights import twin_stages
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.discarded_rounds import DiscardedRounds
-from distqat.distributed.coordination.failure_broadcast import Farewell
+from distqat.distributed.coordination.failure_broadcast import FailureBroadcast
 from distqat.distributed.coordination.fetch_committed import collect_states
-from distqat.distributed.coordination.parameter_mirror import Mirror
-from distqat.distributed.coordination.periodic_evaluation import Evaluating
-from distqat.distributed.coordination.preflight import SERVERS_CHECK, Gate
-from distqat.distributed.coordination.reachability import Reach
-from distqat.distributed.coordination.resume_decision import Decision
+from distqat.distributed.coordination.parameter_mirror import ParameterMirror
+from distqat.distributed.coordination.periodic_evaluation import PeriodicEvaluation
+from distqat.distributed.coordination.preflight import SERVERS_CHECK, Preflight
+from distqat.distributed.coordination.reachability import ReachabilityChecks
+from distqat.distributed.coordination.resume_decision import ResumeDecision
 from distqat.distributed.coordination.round_calls import round_call
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.coordination.run_end import Run, conclude
-from distqat.distributed.coordination.run_start import RESUME, Start, note_settings
+from distqat.distributed.coordination.run_end import EndedRun, conclude
+from distqat.distributed.coordination.run_start import RESUME, RunStart, note_settings
 from distqat.distributed.coordination.servers_seen import ServersSeen
-from distqat.distributed.coordination.slot_grants import Slots, check_agreement
-from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY, Trainers
+from distqat.distributed.coordination.slot_grants import SlotGrants, check_agreement
+from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY, TrainerProcesses
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.network.role_peer import Peer, first_failure, first_of, need_log_dir, need_peers
+from distqat.distributed.network.role_peer import RolePeer, first_failure, first_of, need_log_dir, need_peers
 from distqat.distributed.training.rollout import check_play
 from distqat.errors import ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.process import (
     PRELOAD,
-    Zygote,
+    ForkServerClient,
     announce_ready,
     run_role,
     set_title,
     set_up_logging,
     told_wait,
 )
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import DirectoryWatch, keep_announced
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Interactive
 from distqat.topology.expert import ExpertId
@@ -70,7 +70,9 @@ FINISH_S = 5.0  # how long servers get to hear that the run is finished
 class Client:
     """The client role of one run."""
 
-    def __init__(self, config: Config, argv: Sequence[str], peer: Peer, zygote: Zygote, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, argv: Sequence[str], peer: RolePeer, fork_server: ForkServerClient, sink: Sink
+    ) -> None:
         self._config = config
         self._peer = peer
         self._sink = sink
@@ -78,24 +80,24 @@ class Client:
         explicit = bool(os.environ.get(RESUME))
         path = Path(config.log_dir) / "commit_log.jsonl"
         self._log = CommitLog(path, config.experiment_prefix, resume=explicit)
-        self._slots = Slots(self._log, stages, config.max_expert_index)
+        self._slots = SlotGrants(self._log, stages, config.max_expert_index)
         self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, twin_stages(config))
-        self._mirror = Mirror(config, self._log, self._rounds, peer.transport)
-        self._evaluating = Evaluating(config, self._rounds, peer.transport, sink, self._built)
+        self._mirror = ParameterMirror(config, self._log, self._rounds, peer.transport)
+        self._evaluating = PeriodicEvaluation(config, self._rounds, peer.transport, sink, self._built)
         self._watch = DirectoryWatch(peer.directory, stages)
-        self._reach = Reach(peer.transport, peer.host, self._slots, self._gone)
-        self._trainers = Trainers(config, argv, zygote, sink)
+        self._reach = ReachabilityChecks(peer.transport, peer.host, self._slots, self._gone)
+        self._trainers = TrainerProcesses(config, argv, fork_server, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
         self._settings = run_settings(config)
         self._locally = bool(os.environ.get(RUN_LOCALLY))
         if not self._locally:
             note_settings(self._log, config)
-        self._start = Start.of(config, self._log, explicit=explicit, locally=self._locally)
-        self.gate = Gate(config, self._start.make_room)
+        self._start = RunStart.of(config, self._log, explicit=explicit, locally=self._locally)
+        self.gate = Preflight(config, self._start.make_room)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._seen = ServersSeen()
-        self._farewell = Farewell()
+        self._farewell = FailureBroadcast()
         self._discarded = DiscardedRounds()
         self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
 
@@ -139,7 +141,7 @@ class Client:
 
     # what others call
 
-    async def _answer(self, call: Call) -> Message:
+    async def _answer(self, call: IncomingCall) -> Message:
         failpoint(f"client.{call.method}")
         fields = dict(call.message.fields)
         if call.method == "slot":
@@ -214,7 +216,7 @@ class Client:
         members = [hop.fields() for hop in self._rounds.members(stage).values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
 
-    async def _restore(self, stage: str, decision: Decision | None) -> dict[str, Any]:
+    async def _restore(self, stage: str, decision: ResumeDecision | None) -> dict[str, Any]:
         """What a server is told that is to bring a stage back: from where, and what our mirror has."""
         oldest, oldest_copy, mark = self._log.first_generation, self._log.first_generation, ""
         if decision is not None:
@@ -222,7 +224,7 @@ class Client:
             oldest = state.generation if state else self._log.generation
             oldest_copy = state.generation if state else max(self._start.oldest, self._start.over + 1)
         copy = None if mark else await self._mirror.newest(stage, oldest_copy)
-        own = Hop("mirror.0.0.0", Address(self._peer.identity.peer, self._peer.host, self._peer.maddrs))
+        own = Hop("mirror.0.0.0", PeerAddress(self._peer.identity.peer, self._peer.host, self._peer.maddrs))
         mirror = None if copy is None else {**own.fields(), **copy}
         return {"restore": True, "oldest": oldest, "mark": mark, "mirror": mirror}
 
@@ -249,7 +251,7 @@ class Client:
 
     # what it does by itself
 
-    async def _decided(self) -> Decision | None:
+    async def _decided(self) -> ResumeDecision | None:
         """Where the run goes on, once; None when it begins anew or is still held in memory."""
         decision = await self._start.resumption.decided()
         if decision is not None and not self._start.appointed:
@@ -345,7 +347,7 @@ class Client:
         await self._trainers.stop()
         modules = await self._built()
         states = await collect_states(self._config, self._peer.transport, self._rounds)
-        run = Run(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
+        run = EndedRun(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
         async with self._evaluating.using_modules:
             summary, failure = await conclude(run, states, modules)
         self._log.finish()
@@ -364,7 +366,9 @@ class Client:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or the client was stopped in order; 1: it failed; 2: refused."""
     preload = [name for name in PRELOAD if name != "torch._dynamo"]  # only optimizers need it: 1.4 s
-    zygote = Zygote.start((*preload, "distqat.distributed.trainer", "distqat.distributed.data_server"))
+    fork_server = ForkServerClient.start(
+        (*preload, "distqat.distributed.trainer", "distqat.distributed.data_server")
+    )
     parser = ConfigParser("distqat client", description="Find pipelines and train over them.")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
@@ -376,16 +380,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = "client_port" in config.model_fields_set
         need_peers(config)
         need_log_dir(config)
-        peer = await Peer.start(
+        peer = await RolePeer.start(
             config, port=config.client_port, port_given=given, initial_peers=config.initial_peers
         )
         sink = open_sinks(config.log_dir, "client", config.wandb_project)
         try:
             trainer_argv = to_argv(args.config_path or "", args.config_overrides)
-            return await Client(config, trainer_argv, peer, zygote, sink).run(stop)
+            return await Client(config, trainer_argv, peer, fork_server, sink).run(stop)
         finally:
             await peer.stop()
-            await zygote.close()
+            await fork_server.close()
             sink.close()
 
     return run_role("client", role)

@@ -18,7 +18,7 @@ from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.assembly.tied_weights import tie
 from distqat.distributed.network.call_fields import Hop, step_fields, take
 from distqat.distributed.network.other_runs import check_run_is_there
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.step_driver import clipping
 from distqat.models import named_tensors
 from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
@@ -76,7 +76,7 @@ class SwarmBaselineModel(nn.Module):
 
     def follow_schedule(
         self, steps: Sequence[int], total_steps: int, measuring: Collection[int] = ()
-    ) -> quant_schedule.Moment:
+    ) -> quant_schedule.ScheduleMoment:
         """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
 
         `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. Only here may
@@ -159,7 +159,7 @@ class SwarmModel(nn.Module):
         self._calls = 0
         self._samples = 0
         self._links: list[LinkLike] = []
-        self._peer: Peer | None = None  # of our own, if `connect` made it
+        self._peer: RolePeer | None = None  # of our own, if `connect` made it
         self.auxiliary_loss: Tensor = torch.zeros(())
 
     @classmethod
@@ -269,8 +269,8 @@ class SwarmModel(nn.Module):
         self._links = []
 
 
-async def _find(config: Config, pipeline: int) -> tuple[Peer, list[Hop]]:
-    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+async def _find(config: Config, pipeline: int) -> tuple[RolePeer, list[Hop]]:
+    peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     try:
         snapshot = await peer.directory.snapshot()
         if not snapshot.servers:

@@ -21,7 +21,7 @@ from typing import Any
 from distqat.atomic_files import write_whole
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
 from distqat.distributed.network.other_runs import OtherRuns
-from distqat.distributed.network.role_peer import Peer, first_of, need_log_dir
+from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir
 from distqat.errors import ConfigError, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.metrics.status_waits import waits_of
@@ -37,7 +37,7 @@ ASK_TIMEOUT = 5.0
 class Monitor:
     """Asks every server and the client how they are."""
 
-    def __init__(self, config: Config, peer: Peer) -> None:
+    def __init__(self, config: Config, peer: RolePeer) -> None:
         self._config = config
         self._peer = peer
         self._watch = DirectoryWatch(peer.directory, config.stages)
@@ -79,7 +79,7 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     """Bootstrap the swarm and record its metrics until asked to stop."""
     given = "monitor_port" in config.model_fields_set
     need_log_dir(config)
-    peer = await Peer.start(
+    peer = await RolePeer.start(
         config,
         port=config.monitor_port,
         port_given=True if given else config.monitor_port != 0,
@@ -130,7 +130,7 @@ async def watch(config: Config, stop: asyncio.Event) -> int:
     from distqat.metrics import swarm_table
 
     peers = config.initial_peers or _written_peers(config)
-    peer = await Peer.start(config, port=0, port_given=False, initial_peers=peers)
+    peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=peers)
     monitor, others = Monitor(config, peer), OtherRuns(peer.directory)
     try:
         with Live(refresh_per_second=2, redirect_stderr=not keeps_clean()) as live:

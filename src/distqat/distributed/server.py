@@ -22,11 +22,11 @@ from distqat.distributed.assembly.keep_earlier_runs import make_room
 from distqat.distributed.assembly.model_check import check_batch, check_run, check_served
 from distqat.distributed.assembly.run_notes import note_run_of_server
 from distqat.distributed.assembly.stage_factory import build_module
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.network.role_peer import Peer, first_of, need_log_dir, need_peers
-from distqat.distributed.network.unreachable_peers import Unreached
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir, need_peers
+from distqat.distributed.network.unreachable_peers import UnreachablePeers
 from distqat.distributed.serving.compute_thread import ComputeThread
-from distqat.distributed.serving.held_slot import Tenancy
+from distqat.distributed.serving.held_slot import HeldSlot
 from distqat.distributed.serving.run_settings import most_samples, take_over
 from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.errors import (
@@ -49,7 +49,7 @@ from distqat.process import (
     set_up_logging,
     threads_per_server,
 )
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Server:
     """One server process. `run` serves slot after slot until the run is finished or it is asked to stop."""
 
     def __init__(
-        self, config: Config, peer: Peer, device: str, sink: Sink, given: Collection[str] = ()
+        self, config: Config, peer: RolePeer, device: str, sink: Sink, given: Collection[str] = ()
     ) -> None:
         """`given`: the keys of `config` that were flags."""
         self._config = config
@@ -67,11 +67,11 @@ class Server:
         self._peer = peer
         self._device = torch.device(device)
         self._sink = sink
-        self._coordinator = Coordinator(peer.transport, peer.directory)
+        self._coordinator = CoordinatorLink(peer.transport, peer.directory)
         self._most_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_per_server(1)
         self._compute = ComputeThread(self._most_threads)
-        self._unreached = Unreached(peer.transport, self._coordinator, peer.host)
-        self._tenancy: Tenancy | None = None
+        self._unreached = UnreachablePeers(peer.transport, self._coordinator, peer.host)
+        self._tenancy: HeldSlot | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: finished, or left in order."""
@@ -140,7 +140,7 @@ class Server:
         await asyncio.to_thread(note_run_of_server, config, slot.generation, slot.counts_from)
         parts = config, self._peer, self._coordinator, self._compute, slot, self._device
         module = await asyncio.to_thread(build_module, config, slot.expert.stage)
-        tenancy = self._tenancy = Tenancy(*parts, module)
+        tenancy = self._tenancy = HeldSlot(*parts, module)
         tenancy.telling.sink = self._sink
         tenancy.telling.most_samples = most_samples(self._config, self._given)
         try:
@@ -149,7 +149,7 @@ class Server:
             self._tenancy = None
             await tenancy.close()
 
-    async def _answer(self, call: Call) -> Message:
+    async def _answer(self, call: IncomingCall) -> Message:
         if self._tenancy is None:
             raise StageUnavailable("this server holds no slot at the moment")
         return await self._tenancy.answer(call)
@@ -182,7 +182,7 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     await asyncio.to_thread(check_run, config)
     need_peers(config)
     need_log_dir(config)
-    peer = await Peer.start(
+    peer = await RolePeer.start(
         config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
     )
     sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))

@@ -22,24 +22,24 @@ from distqat.data.serving.batch_client import DataClient, LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.network.role_peer import Peer, first_of
-from distqat.distributed.network.unreachable_peers import Unreached
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.network.role_peer import RolePeer, first_of
+from distqat.distributed.network.unreachable_peers import UnreachablePeers
 from distqat.distributed.training.batch_phases import PhaseStep, phase_steps
-from distqat.distributed.training.batch_source import BatchFeed, Stopped
-from distqat.distributed.training.checkpoint_schedule import Marker, TrainerProgress
+from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
+from distqat.distributed.training.checkpoint_schedule import CheckpointSchedule, TrainerProgress
 from distqat.distributed.training.loss_scaler import LossScaler, wants_scaling
 from distqat.distributed.training.part_writer import PartWriter
 from distqat.distributed.training.rollout import RolloutFeed
 from distqat.distributed.training.route_choice import RouteChoice
-from distqat.distributed.training.step_driver import Stepper, StepResult
+from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.distributed.training.step_failures import BatchFailures, StepFailures
 from distqat.distributed.training.step_records import StepRecords
 from distqat.distributed.training.step_size import StepSize
 from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
-from distqat.process import Wait, announce_ready, run_role, set_title, set_up_logging, waiting
+from distqat.process import AnnouncedWait, announce_ready, run_role, set_title, set_up_logging, waiting
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
 from distqat.topology.routing import Route
@@ -55,15 +55,17 @@ WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand
 class Trainer:
     """Trains over whatever complete pipeline there is; pauses when there is none."""
 
-    def __init__(self, config: Config, peer: Peer, pipeline: int, data: BatchFeed | None, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, peer: RolePeer, pipeline: int, data: BatchFeed | None, sink: Sink
+    ) -> None:
         """`data`: None for a task that makes its batches by acting."""
         self._config = config
         self._peer = peer
         self._pipeline = pipeline
         self._task = build_task(config)
         self._watch = DirectoryWatch(peer.directory, config.stages)
-        self._coordinator = Coordinator(peer.transport, peer.directory)
-        self._unreached = Unreached(peer.transport, self._coordinator, peer.host)
+        self._coordinator = CoordinatorLink(peer.transport, peer.directory)
+        self._unreached = UnreachablePeers(peer.transport, self._coordinator, peer.host)
         self._routes = RouteChoice(self._watch, pipeline)
         self._records = StepRecords(sink, pipeline, peer.transport)
         self._count = TrainerProgress.of_environment()
@@ -78,12 +80,12 @@ class Trainer:
         assert data is not None
         self._data = data
         self._life = int(time.time() * 1000)
-        self._marker = Marker(pipeline, self._life, config.param_mirror.refresh_every)
+        self._marker = CheckpointSchedule(pipeline, self._life, config.param_mirror.refresh_every)
         self._parts = PartWriter(config, pipeline, self._life)
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
         self._step_size = StepSize(config.diloco.batch_size_per_step)
         self._fp16 = LossScaler.for_fp16(self._count.scaler)
-        self._stepper = Stepper(
+        self._stepper = StepDriver(
             transport=peer.transport,
             trainer=peer.identity.peer,
             incarnation=self._life,
@@ -106,7 +108,7 @@ class Trainer:
             while not finished and not stop.is_set():
                 try:
                     leased = await self._lease(await self._routes.next(stop))
-                except Stopped:
+                except StoppedWaiting:
                     break
                 try:
                     finished = await self._one_batch(leased, stop)
@@ -151,7 +153,7 @@ class Trainer:
                 attempt += 1
                 logger.warning("the model is asked again (attempt %d): %s", attempt, error)
                 await self._routes.failed(error, route, attempt)
-        raise Stopped
+        raise StoppedWaiting
 
     async def _release(self, lease: LeasedBatch) -> None:
         with contextlib.suppress(DataServerGone):
@@ -198,7 +200,7 @@ class Trainer:
     ) -> bool:
         """As `_one_step`; a wait that says why is opened in `failing` at the first failure."""
         step, attempt = self._count.take(), 0
-        wait: Wait | None = None
+        wait: AnnouncedWait | None = None
         while not stop.is_set():
             route = await self._routes.next(stop)
             if route is None:
@@ -280,7 +282,7 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
     """Connect to the data server and the swarm, then train."""
     plays = isinstance(build_task(config), Interactive)
     pipeline = int(os.environ.get(PIPELINE_ID, "0"))
-    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+    peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
         data: DataClient | None = None

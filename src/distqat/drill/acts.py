@@ -10,17 +10,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distqat.drill.drill_swarm import DrillSwarm, Replica
-from distqat.drill.timeline import Event, Screen, Timeline
+from distqat.drill.drill_swarm import DrillSwarm, ServerLife
+from distqat.drill.timeline import Event, Timeline, TimelineScreen
 from distqat.errors import RoleError
-from distqat.metrics.record_files import Tail
+from distqat.metrics.record_files import RecordTail
 
 Record = Mapping[str, Any]
 LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
-class Pace:
+class DrillPace:
     """How long a drill lets the swarm train between its acts, and the bound of everything it waits for."""
 
     first_s: float = 20.0  # before the first kill
@@ -28,17 +28,17 @@ class Pace:
     bound_s: float = 90.0
 
 
-QUICK = Pace(first_s=6.0, later_s=2.0)
+QUICK = DrillPace(first_s=6.0, later_s=2.0)
 
 
-class Watch:
+class SwarmWatch:
     """The steps and rounds of a running swarm, as its roles write them down."""
 
     def __init__(self, log_dir: Path) -> None:
         self.steps: list[Record] = []
         self.rounds: list[Record] = []  # as the client saw them end
-        self._trainers = Tail(log_dir, "trainer")
-        self._client = Tail(log_dir, "client")
+        self._trainers = RecordTail(log_dir, "trainer")
+        self._client = RecordTail(log_dir, "client")
 
     def look(self) -> None:
         """Read what is new."""
@@ -90,13 +90,13 @@ class Drill:
     """Goes through the acts; whatever was reached stands in the timeline."""
 
     swarm: DrillSwarm
-    pace: Pace
-    screen: Screen
+    pace: DrillPace
+    screen: TimelineScreen
     timeline: Timeline = field(default_factory=Timeline)
     _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.swarm.settings.log_dir)
+        self.watch = SwarmWatch(self.swarm.settings.log_dir)
         self._stages = self.swarm.settings.config.stages
         self.swarm.say = self._ended
 
@@ -141,7 +141,7 @@ class Drill:
     async def _train(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _kill(self, victims: list[Replica]) -> None:
+    async def _kill(self, victims: list[ServerLife]) -> None:
         """SIGKILL; returns when every affected pipeline has applied a step again."""
         self.watch.look()
         peers = {victim.peer for victim in victims}
@@ -182,7 +182,7 @@ class Drill:
 
     # whom
 
-    def _choose(self) -> Replica:
+    def _choose(self) -> ServerLife:
         """A server that a pipeline trains through now."""
         self.watch.look()
         for step in reversed(self.watch.steps):
@@ -191,11 +191,11 @@ class Drill:
                 return replica
         raise RoleError("no step was applied, so there is no pipeline to break")
 
-    def _of_different_pipelines(self) -> list[Replica]:
+    def _of_different_pipelines(self) -> list[ServerLife]:
         """A server of every pipeline, each of another stage: what is left makes one new pipeline."""
         self.watch.look()
         newest = {int(step["pipeline"]): step for step in self.watch.steps}
-        victims: list[Replica] = []
+        victims: list[ServerLife] = []
         for pipeline, position in zip(sorted(newest)[:2], (0, len(self._stages) - 1), strict=False):
             stage = self._stages[position]
             uid = next(uid for uid in newest[pipeline]["route"] if uid.partition(".")[0] == stage)

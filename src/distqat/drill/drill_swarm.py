@@ -21,22 +21,22 @@ from distqat.errors import DistqatError, RoleError
 from distqat.launch.launcher_roles import (
     READY_S,
     STOP_GRACE_S,
-    Settings,
+    LauncherSettings,
     claim_role_log,
     keep_until_ready,
     known_peers,
     role_command,
 )
 from distqat.launch.log_folder import claim_folder
-from distqat.launch.process_survey import RUNTIME, Processes, left_behind, shared_memory
+from distqat.launch.process_survey import RUNTIME, ProcessSurvey, left_behind, shared_memory
 from distqat.launch.status_poller import StatusFeed
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import (
-    Ended,
     LogClaim,
     PortClaim,
     RestartPolicy,
     RoleCommand,
+    RoleEnded,
     RoleProcess,
     Supervisor,
     claim_port,
@@ -53,7 +53,7 @@ ONCE_MORE = RestartPolicy(crashes=2)
 
 
 @dataclass
-class Replica:
+class ServerLife:
     """One life of a server, from its start to its end."""
 
     number: int
@@ -93,11 +93,11 @@ class Replica:
 class DrillSwarm:
     """The processes of one swarm. `say` is told of roles that end by themselves."""
 
-    settings: Settings
-    zygotes: Zygotes
+    settings: LauncherSettings
+    fork_servers: WarmForkServers
     say: Callable[[str], None] = lambda line: None
-    replicas: list[Replica] = field(default_factory=list)  # every life so far
-    processes: Processes = field(default_factory=Processes)
+    replicas: list[ServerLife] = field(default_factory=list)  # every life so far
+    processes: ProcessSurvey = field(default_factory=ProcessSurvey)
     network_policy: RestartPolicy = ONCE_MORE  # of monitor and client
     environment: Mapping[str, str] = field(default_factory=dict)  # of every role
     shared_before: set[Path] = field(default_factory=shared_memory)
@@ -108,8 +108,8 @@ class DrillSwarm:
 
     def __post_init__(self) -> None:
         heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._noticed}
-        self._network = Supervisor(self.zygotes.network, **heard)
-        self._servers = Supervisor(self.zygotes.servers, **heard)
+        self._network = Supervisor(self.fork_servers.network, **heard)
+        self._servers = Supervisor(self.fork_servers.servers, **heard)
         self.feed = StatusFeed(self.settings.config.experiment_prefix)
 
     async def start(self) -> None:
@@ -138,7 +138,7 @@ class DrillSwarm:
         """Raises what the monitor or the client was given up with, and what a server was refused with."""
         raise await self._failures.get()
 
-    async def add_server(self) -> Replica:
+    async def add_server(self) -> ServerLife:
         """Start one more server; returns when its process runs."""
         config, number = self.settings.config, len(self.replicas)
         base = config.server_base_port
@@ -164,7 +164,7 @@ class DrillSwarm:
                 started.cancel()
         if started.cancelled() or not started.done():
             raise RoleError(f"{command.name} was not started: {await kept}")
-        replica = Replica(number, started.result(), port, began)
+        replica = ServerLife(number, started.result(), port, began)
         kept.add_done_callback(lambda _: port.release())
         kept.add_done_callback(lambda _: log.release())
         self.replicas.append(replica)
@@ -176,7 +176,7 @@ class DrillSwarm:
         added = [await self.add_server() for _ in range(count)]
         await asyncio.gather(*(replica.serves(timeout_s) for replica in added))
 
-    def kill(self, replica: Replica) -> float:
+    def kill(self, replica: ServerLife) -> float:
         """SIGKILL to the server's process alone, as a crash would end it; when that was."""
         self.processes.look(os.getpid())
         replica.killed = time.time()
@@ -184,12 +184,12 @@ class DrillSwarm:
             os.kill(replica.role.pid, signal.SIGKILL)
         return replica.killed
 
-    def serving(self, stage: str | None = None) -> list[Replica]:
+    def serving(self, stage: str | None = None) -> list[ServerLife]:
         """Live servers that serve, of one stage if it is named."""
         there = [replica for replica in self.replicas if replica.lives and replica.served is not None]
         return [replica for replica in there if stage in (None, replica.stage)]
 
-    def of(self, uid: str) -> Replica | None:
+    def of(self, uid: str) -> ServerLife | None:
         """The live server in a slot."""
         return next((replica for replica in self.serving() if replica.uid == uid), None)
 
@@ -217,7 +217,7 @@ class DrillSwarm:
         """What everybody has written until now."""
         return Evidence.read(self.settings.log_dir, self.gone, self.left)
 
-    def dead_of_themselves(self) -> list[Replica]:
+    def dead_of_themselves(self) -> list[ServerLife]:
         """Servers that ended although nobody killed them."""
         return [each for each in self.replicas if each.killed is None and each.role.returncode is not None]
 
@@ -242,7 +242,7 @@ class DrillSwarm:
     def _hosts(self) -> tuple[str, ...]:
         return bound_hosts(self.settings.config.public_ip)
 
-    def _ended(self, ended: Ended) -> None:
+    def _ended(self, ended: RoleEnded) -> None:
         killed = any(each.role.pid == ended.pid and each.killed is not None for each in self.replicas)
         if ended.consequence == "stopped" or killed:
             return
@@ -258,7 +258,7 @@ class DrillSwarm:
         self.say(f"{command.name}: {sentence}")
 
 
-async def _noticed(replica: Replica) -> None:
+async def _noticed(replica: ServerLife) -> None:
     """Write down when it begins to serve, also while nobody waits for that."""
     try:
         await replica.serves(timeout_s=3600.0)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from distqat.atomic_files import write_whole
 from distqat.environment import prepare
 from distqat.errors import ConfigError, DistqatError
-from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, Settings, check_data, read_settings
+from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, LauncherSettings, check_data, read_settings
 from distqat.launch.output_check import check_output
 from distqat.launch.process_survey import private_runtime
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import guarded, run_role, set_title
 from distqat.terminal import begin, leave
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare()
     set_title("failover", words)
     with private_runtime():
-        zygotes = Zygotes.start()
-        return guarded(NAME, lambda: _main(words, zygotes))
+        fork_servers = WarmForkServers.start()
+        return guarded(NAME, lambda: _main(words, fork_servers))
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def with_defaults(config_path: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**defaults, **given}
 
 
-def _main(words: Sequence[str], zygotes: Zygotes) -> int:
+def _main(words: Sequence[str], fork_servers: WarmForkServers) -> int:
     args = parse(words)
     settings = read_settings(args)
     check_data(settings.config)
@@ -92,21 +92,23 @@ def _main(words: Sequence[str], zygotes: Zygotes) -> int:
     if args.json is not None:
         check_output(args.json, "--json")
     shutil.rmtree(settings.log_dir / "checkpoints", ignore_errors=True)  # of the last drill
-    zygotes.start_servers(config)
+    fork_servers.start_servers(config)
 
     async def launcher(stop: asyncio.Event) -> int:
-        return await _drill(stop, args, settings, zygotes)
+        return await _drill(stop, args, settings, fork_servers)
 
     return run_role(NAME, launcher, grace_s=2 * LAUNCHER_GRACE_S)
 
 
-async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settings, zygotes: Zygotes) -> int:
-    from distqat.drill.acts import QUICK, Drill, Pace
+async def _drill(
+    stop: asyncio.Event, args: argparse.Namespace, settings: LauncherSettings, fork_servers: WarmForkServers
+) -> int:
+    from distqat.drill.acts import QUICK, Drill, DrillPace
     from distqat.drill.drill_swarm import DrillSwarm
     from distqat.drill.timeline import open_screen
 
     screen = open_screen()
-    drill = Drill(DrillSwarm(settings, zygotes), QUICK if args.quick else Pace(), screen)
+    drill = Drill(DrillSwarm(settings, fork_servers), QUICK if args.quick else DrillPace(), screen)
     acts, asked = asyncio.ensure_future(drill.run()), asyncio.ensure_future(stop.wait())
     failing = asyncio.ensure_future(drill.swarm.failure())
     failure: DistqatError | None = None
@@ -120,7 +122,7 @@ async def _drill(stop: asyncio.Event, args: argparse.Namespace, settings: Settin
     finally:
         for task in (asked, failing):
             task.cancel()
-        rows = await _end(drill, zygotes, failure)
+        rows = await _end(drill, fork_servers, failure)
         screen.close()
     code = conclude(drill.timeline, rows, args.json, interrupted=interrupted)
     if failure is not None:
@@ -139,7 +141,7 @@ async def _failure_of(work: asyncio.Future[None]) -> DistqatError | None:
     return None
 
 
-async def _end(drill: Drill, zygotes: Zygotes, failure: DistqatError | None) -> dict[str, Row]:
+async def _end(drill: Drill, fork_servers: WarmForkServers, failure: DistqatError | None) -> dict[str, Row]:
     """End the swarm; every invariant with whether it held."""
     from distqat.drill.verdict import judge
 
@@ -147,7 +149,7 @@ async def _end(drill: Drill, zygotes: Zygotes, failure: DistqatError | None) -> 
     try:
         await swarm.stop()
     finally:
-        await zygotes.close()
+        await fork_servers.close()
     left = await swarm.left_behind()
     evidence = swarm.evidence()
     rows = judge(evidence) if evidence.steps else {}  # none: it failed, or was stopped, before

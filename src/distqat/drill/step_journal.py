@@ -25,7 +25,7 @@ class Imbalance:
 
 
 @dataclass(frozen=True)
-class Line:
+class JournalLine:
     """One applied step in the journal of a server, or one that it skipped or took part in frozen."""
 
     stage: str
@@ -38,10 +38,10 @@ class Line:
 
 def read_journals(
     servers: Iterable[Record], gone: Collection[str] = (), problems: list[Imbalance] | None = None
-) -> list[Line]:
+) -> list[JournalLine]:
     """What every server applied, in its order; the counts that it told are checked against it."""
     problems = [] if problems is None else problems
-    journals: dict[tuple[str, str], list[Line]] = defaultdict(list)  # by tenancy
+    journals: dict[tuple[str, str], list[JournalLine]] = defaultdict(list)  # by tenancy
     averaged: dict[tuple[str, str], int] = defaultdict(int)
     for record in servers:
         if not record.get("tenancy"):
@@ -50,7 +50,7 @@ def read_journals(
         event = record["event"]
         if event in (APPLIED, SKIPPED, FROZEN):
             uid = str(record["uid"])
-            journals[tenancy].append(Line(stage_of(uid), uid, tenancy[0], attempt_of(record), event))
+            journals[tenancy].append(JournalLine(stage_of(uid), uid, tenancy[0], attempt_of(record), event))
             continue
         if event == "round" and record.get("committed"):
             averaged[tenancy] += int(record.get("steps", 0))
@@ -59,13 +59,13 @@ def read_journals(
         if count is not None and int(count) != written:
             what = f"{tenancy[1]} of {tenancy[0]} counts {count} applied steps, its journal has {written}"
             problems.append(Imbalance(stage_of(str(record["uid"])), f"{event} record", what))
-    found: list[Line] = []
+    found: list[JournalLine] = []
     for tenancy, lines in journals.items():
         found += _with_rolled_back(lines, averaged[tenancy]) if tenancy[0] in gone else lines
     return found
 
 
-def _with_rolled_back(lines: list[Line], averaged: int) -> list[Line]:
+def _with_rolled_back(lines: list[JournalLine], averaged: int) -> list[JournalLine]:
     """Rounds hold the first steps of a journal; those behind them died with their replica."""
     marked, held = [], 0
     for line in lines:

@@ -35,7 +35,7 @@ from distqat.drill.step_journal import (
     SKIPPED,
     Attempt,
     Imbalance,
-    Line,
+    JournalLine,
     Record,
     attempt_of,
     name_of,
@@ -64,7 +64,7 @@ class StageLedger:
 
 
 @dataclass
-class Ledger:
+class StepLedger:
     """The ledger of a run."""
 
     stages: dict[str, StageLedger] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def check_ledger(
     servers: Iterable[Record],
     gone: Collection[str] = (),
     left: Collection[str] = (),
-) -> Ledger:
+) -> StepLedger:
     """Balance what trainers sent against what servers applied.
 
     Args:
@@ -90,9 +90,9 @@ def check_ledger(
         gone: peer ids of servers that died, with what they had. left: of those that ended in order; a commit
             may have found them gone already.
     """
-    ledger = Ledger()
+    ledger = StepLedger()
     lines = read_journals(servers, gone, ledger.problems)
-    at_stage: dict[str, dict[Attempt, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    at_stage: dict[str, dict[Attempt, list[JournalLine]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         at_stage[line.stage][line.id].append(line)
     _no_step_twice(lines, ledger)
@@ -113,8 +113,8 @@ def check_ledger(
     return ledger
 
 
-def _no_step_twice(lines: Iterable[Line], ledger: Ledger) -> None:
-    by_step: dict[tuple[str, tuple[str, int, int]], list[Line]] = defaultdict(list)
+def _no_step_twice(lines: Iterable[JournalLine], ledger: StepLedger) -> None:
+    by_step: dict[tuple[str, tuple[str, int, int]], list[JournalLine]] = defaultdict(list)
     for line in lines:
         if line.outcome == APPLIED:
             by_step[line.stage, line.id[:3]].append(line)
@@ -138,7 +138,7 @@ def _no_record_twice(told: Iterable[Record], problems: list[Imbalance]) -> None:
 
 
 def _end_of_abort(
-    own: StageLedger, id: Attempt, entries: list[Line], stage: str, problems: list[Imbalance]
+    own: StageLedger, id: Attempt, entries: list[JournalLine], stage: str, problems: list[Imbalance]
 ) -> None:
     if not entries:
         own.aborted += 1
@@ -150,7 +150,7 @@ def _end_of_step(
     own: StageLedger,
     record: Record,
     at: tuple[str, str],
-    entries: list[Line],
+    entries: list[JournalLine],
     ended: tuple[Collection[str], Collection[str]],
     problems: list[Imbalance],
 ) -> None:
@@ -184,7 +184,7 @@ def _end_of_step(
 
 
 def _untold(
-    ledger: Ledger, at_stage: Mapping[str, Mapping[Attempt, list[Line]]], told: Iterable[Record]
+    ledger: StepLedger, at_stage: Mapping[str, Mapping[Attempt, list[JournalLine]]], told: Iterable[Record]
 ) -> None:
     """Journalled steps without a trainer's record: fine for the last one of a trainer's life."""
     newest = _newest([*map(attempt_of, told), *(id for rest in at_stage.values() for id in rest)])

@@ -71,7 +71,7 @@ def verdict_table(rows: Mapping[str, tuple[bool, str]]) -> Table:
     return table
 
 
-class Screen(Protocol):
+class TimelineScreen(Protocol):
     """Where a drill is watched."""
 
     def refresh(self, timeline: Timeline) -> None:
@@ -81,7 +81,7 @@ class Screen(Protocol):
         """Leave the terminal as it was."""
 
 
-class Lines:
+class TimelineLines:
     """For a log or a pipe: a line per event, a second one when it has recovered."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -106,7 +106,7 @@ class Lines:
         print(line, file=self._stream, flush=True)
 
 
-class Panel:
+class TimelinePanel:
     """For a terminal: the table grows in its place, below it how training goes."""
 
     def __init__(self, console: Console) -> None:
@@ -127,12 +127,16 @@ class Panel:
         show_through(None)
 
 
-def open_screen() -> Screen:
+def open_screen() -> TimelineScreen:
     """The screen for standard output as it is."""
     from rich.console import Console
 
     console = Console()
-    return Panel(console) if console.is_terminal and not console.is_dumb_terminal else Lines(sys.stdout)
+    return (
+        TimelinePanel(console)
+        if console.is_terminal and not console.is_dumb_terminal
+        else TimelineLines(sys.stdout)
+    )
 
 
 def _recovery(event: Event) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.drill.step_journal import stage_of
-from distqat.drill.step_ledger import Ledger, check_ledger
+from distqat.drill.step_ledger import StepLedger, check_ledger
 from distqat.metrics.record_files import read_records
 
 Record = Mapping[str, Any]
@@ -39,7 +39,7 @@ class Evidence:
         trainers, servers = read_records(log_dir, "trainer"), read_records(log_dir, "server")
         return cls([*trainers], [*servers], [json.loads(line) for line in lines], set(gone), set(left))
 
-    def ledger(self) -> Ledger:
+    def ledger(self) -> StepLedger:
         """I2, in numbers."""
         return check_ledger(self.trainers, self.servers, self.gone, self.left)
 
@@ -77,7 +77,7 @@ def digests_agree(evidence: Evidence) -> Row:
     ] if wrong else f"{checked} digests after {len(logged)} rounds, all as in the log"
 
 
-def ledger_row(ledger: Ledger) -> Row:
+def ledger_row(ledger: StepLedger) -> Row:
     """I2 in words."""
     if not ledger.stages:
         return False, "no step was sent"

@@ -16,7 +16,7 @@ CLOSE = 2 / 255
 """Outputs without classes (images) agree where they differ by at most this share of their range."""
 
 
-class Model(Protocol):
+class RunsModel(Protocol):
     """Named inputs to named outputs, as tasks want them."""
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -24,7 +24,7 @@ class Model(Protocol):
 
 
 @dataclass
-class Agreement:
+class OutputAgreement:
     """Sums over batches; `places` are samples, or labelled places of sequences."""
 
     places: int = 0
@@ -75,7 +75,7 @@ def overlapping(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 class Scores:
     """The task's metric of several models on the same samples."""
 
-    agreement: Agreement
+    agreement: OutputAgreement
     metrics: dict[str, float]
     samples: int
 
@@ -94,13 +94,13 @@ def compare(
     task: Task,
     samples: Sequence[Sample],
     batches: Iterable[Batch],
-    models: Mapping[str, Model],
+    models: Mapping[str, RunsModel],
     *,
     reference: str,
     exported: str,
 ) -> Scores:
     """Run all models on all batches. `reference` and `exported` name the two whose outputs are compared."""
-    agreement, count = Agreement(), 0
+    agreement, count = OutputAgreement(), 0
     totals = {name: _Totals() for name in models}
     for batch in batches:
         outputs = {name: model(batch.inputs) for name, model in models.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.environment import SPELL
-from distqat.export.latency import Latency
+from distqat.export.latency import LatencyMedians
 from distqat.export.layer_agreement import LayerAgreement
 
 JSON_NAME, MARKDOWN_NAME = "report.json", "report.md"
@@ -50,7 +50,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Report:
+class ExportReport:
     """One export and its check; `failures` is empty where all is well."""
 
     model: str
@@ -69,7 +69,7 @@ class Report:
     operations: Operations | None
     """None where nothing was executed but torch itself."""
     sizes: Sizes
-    latencies: tuple[Latency, ...]
+    latencies: tuple[LatencyMedians, ...]
     layers: tuple[LayerAgreement, ...]
     failures: tuple[str, ...]
     versions: dict[str, str]

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from distqat.data.reading_errors import batch_of
 from distqat.export.agreement import Scores, compare
-from distqat.export.agreement_report import Operations, Report, Sizes
-from distqat.export.joined_stages import Whole
-from distqat.export.latency import Latency, latency
+from distqat.export.agreement_report import ExportReport, Operations, Sizes
+from distqat.export.joined_stages import JoinedStages
+from distqat.export.latency import LatencyMedians, latency
 from distqat.export.layer_agreement import LayerAgreement, compare_layers, first_apart
 from distqat.export.onnx.integer_products import ATTENTION
 from distqat.export.onnx.onnx_model import OnnxModels
-from distqat.export.onnx.ort_session import Executed, Session, executed
+from distqat.export.onnx.ort_session import ExecutedOperations, OrtSession, executed
 from distqat.tasks import Batch, Sample, Task
 
 BATCH, TOKENS = 64, 2048
@@ -38,7 +38,7 @@ class Expectations:
 
 
 @dataclass(frozen=True)
-class Files:
+class ExportFiles:
     """Where the models are."""
 
     integer: Path
@@ -46,18 +46,18 @@ class Files:
 
 
 def check_onnx(
-    model: Whole,
+    model: JoinedStages,
     models: OnnxModels,
-    files: Files,
+    files: ExportFiles,
     task: Task,
     samples: Sequence[Sample],
     *,
     source: str,
     expected: Expectations = Expectations(),
-) -> Report:
+) -> ExportReport:
     """Run everything that the report says, from the files as they were written."""
     model.eval()
-    integer, floating = Session(files.integer), Session(files.float)
+    integer, floating = OrtSession(files.integer), OrtSession(files.float)
     scores = compare(
         task,
         samples,
@@ -67,9 +67,9 @@ def check_onnx(
         exported=EXPORTED,
     )
     first = next(batches(task, samples))
-    layers = compare_layers(model, Session(models.probed), models.activations, first.inputs)
+    layers = compare_layers(model, OrtSession(models.probed), models.activations, first.inputs)
     operations = _operations(models, executed(files.integer))
-    return Report(
+    return ExportReport(
         model=files.integer.name,
         source=source,
         format="onnx-int8",
@@ -104,7 +104,7 @@ def batches(task: Task, samples: Sequence[Sample]) -> Iterator[Batch]:
 class _Ran:
     """A session in place of the model; outputs get back the names that the last stage gave them."""
 
-    def __init__(self, session: Session, model: Whole) -> None:
+    def __init__(self, session: OrtSession, model: JoinedStages) -> None:
         self._session, self._model = session, model
         self._names: list[str] = []
 
@@ -119,7 +119,7 @@ class _Ran:
 class FakeQuantized:
     """The fake-quantized model, called as tasks call a model."""
 
-    def __init__(self, model: Whole) -> None:
+    def __init__(self, model: JoinedStages) -> None:
         self._model = model
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class FakeQuantized:
             return self._model.outputs(*inputs.values())
 
 
-def _operations(models: OnnxModels, ran: Executed) -> Operations:
+def _operations(models: OnnxModels, ran: ExecutedOperations) -> Operations:
     wanted = [product for product in models.products if product.weight_bits]
     weighted = [p for p in models.products if not p.form and p.reason != ATTENTION]
     return Operations(
@@ -139,7 +139,7 @@ def _operations(models: OnnxModels, ran: Executed) -> Operations:
     )
 
 
-def _sizes(models: OnnxModels, files: Files) -> Sizes:
+def _sizes(models: OnnxModels, files: ExportFiles) -> Sizes:
     return Sizes(
         float_file=files.float.stat().st_size,
         integer_file=files.integer.stat().st_size,
@@ -148,9 +148,9 @@ def _sizes(models: OnnxModels, files: Files) -> Sizes:
     )
 
 
-def _latencies(files: Files, batch: Batch, seconds: float) -> Iterator[Latency]:
+def _latencies(files: ExportFiles, batch: Batch, seconds: float) -> Iterator[LatencyMedians]:
     """On one thread each: what several do depends on what else the machine does."""
-    floating, integer = Session(files.float, threads=1), Session(files.integer, threads=1)
+    floating, integer = OrtSession(files.float, threads=1), OrtSession(files.integer, threads=1)
     for size in sorted({1, batch.size}):
         inputs = {name: batch.inputs[name][:size].numpy() for name in integer.inputs}
         yield latency(floating, integer, inputs, seconds / 2)

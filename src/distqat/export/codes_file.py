@@ -20,10 +20,10 @@ from distqat.checkpoint import write_model
 from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
 from distqat.export.agreement import compare
-from distqat.export.agreement_report import Report, Sizes
+from distqat.export.agreement_report import ExportReport, Sizes
 from distqat.export.checker import Expectations, FakeQuantized, batches, versions
-from distqat.export.file_description import Description
-from distqat.export.joined_stages import Whole
+from distqat.export.file_description import FileDescription
+from distqat.export.joined_stages import JoinedStages
 from distqat.quant import WeightQuantizer, quantizers
 from distqat.quant.parametrized import settle_computed_weights
 from distqat.quant.quantized_layers import QuantizedLayer
@@ -34,14 +34,14 @@ _STATISTICS = (".counts", ".batches")
 
 
 def export_codes(
-    model: Whole,
-    blank: Whole,
+    model: JoinedStages,
+    blank: JoinedStages,
     samples: Sequence[Sample],
-    description: Description,
+    description: FileDescription,
     folder: Path,
     config: Mapping[str, Any],
     expected: Expectations,
-) -> Report:
+) -> ExportReport:
     """Write the file, load it into `blank` (the same model, anew) and compare. Raises ExportError."""
     path = folder / MODEL
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +122,13 @@ def _aligned(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
 
 
 def _check(
-    model: Whole,
-    loaded: Whole,
+    model: JoinedStages,
+    loaded: JoinedStages,
     path: Path,
     samples: Sequence[Sample],
-    description: Description,
+    description: FileDescription,
     expected: Expectations,
-) -> Report:
+) -> ExportReport:
     task = description.task()
     models = {"fake-quantized": FakeQuantized(model.eval()), "exported": FakeQuantized(loaded)}
     scores = compare(
@@ -137,7 +137,7 @@ def _check(
     agreement = scores.agreement
     equal = agreement.largest_error == 0
     weights = sum(layer.weight.numel() for _, layer, _ in _layers(model))
-    return Report(
+    return ExportReport(
         model=path.name,
         source=description.source,
         format="safetensors",

@@ -18,7 +18,7 @@ KEY = "distqat"
 
 
 @dataclass(frozen=True)
-class Description:
+class FileDescription:
     """The task with its settings, by which inputs are prepared and outputs read."""
 
     task_type: str
@@ -48,7 +48,7 @@ class Description:
         return f"as the task {self.task_type} makes its batches"
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Description:
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> FileDescription:
         """What `describe` wrote. Raises ExportError for a file that was not exported here."""
         if KEY not in metadata:
             raise ExportError(f"{where} was not made by distqat export: it does not say what it takes")
@@ -64,7 +64,7 @@ class Description:
         )
 
 
-def describe(model: onnx.ModelProto, description: Description) -> None:
+def describe(model: onnx.ModelProto, description: FileDescription) -> None:
     """Write the description into the file's metadata, for programs as JSON under one key."""
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, description.to_json()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from distqat.errors import ExportError
-from distqat.export.onnx.onnx_graph import Array, Graph, attribute
+from distqat.export.onnx.onnx_graph import Array, OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import MARK, WEIGHT
 from distqat.quant.int32_bias import folded_step
 
@@ -47,7 +47,7 @@ def quantized_codes(weight: Array, scale: Array, axis: int, qmin: int, qmax: int
     return codes
 
 
-def take_weight_codes(graph: Graph) -> dict[str, WeightCodes]:
+def take_weight_codes(graph: OnnxGraph) -> dict[str, WeightCodes]:
     """Turn marks of weights into codes, by the value that products use; transposes are done here."""
     found: dict[str, WeightCodes] = {}
     for node in [n for n in graph.nodes if is_mark(n, WEIGHT)]:
@@ -70,7 +70,7 @@ def take_weight_codes(graph: Graph) -> dict[str, WeightCodes]:
     return found
 
 
-def fold_batch_norms(graph: Graph, weights: dict[str, WeightCodes]) -> int:
+def fold_batch_norms(graph: OnnxGraph, weights: dict[str, WeightCodes]) -> int:
     """Fold every BatchNorm that alone uses the output of a quantized convolution; returns how many."""
     folded = 0
     for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
@@ -84,7 +84,7 @@ def fold_batch_norms(graph: Graph, weights: dict[str, WeightCodes]) -> int:
     return folded
 
 
-def _follow(graph: Graph, value: str, codes: WeightCodes, found: dict[str, WeightCodes]) -> None:
+def _follow(graph: OnnxGraph, value: str, codes: WeightCodes, found: dict[str, WeightCodes]) -> None:
     found[value] = codes
     for node in graph.consumers(value):
         if node.op_type == "Transpose":
@@ -100,7 +100,7 @@ def _follow(graph: Graph, value: str, codes: WeightCodes, found: dict[str, Weigh
             _follow(graph, node.output[0], turned, found)
 
 
-def _fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto, codes: WeightCodes) -> None:
+def _fold(graph: OnnxGraph, conv: onnx.NodeProto, norm: onnx.NodeProto, codes: WeightCodes) -> None:
     if codes.folded:
         raise ExportError(f"{codes.name}: two layers share the weight, and each has a BatchNorm of its own")
     numbers = [graph.constant(name) for name in norm.input[1:5]]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Whole(nn.Module):
+class JoinedStages(nn.Module):
     """The stages in order; each hands what it returns to the next, by position."""
 
     def __init__(self, stages: Mapping[str, nn.Module]) -> None:

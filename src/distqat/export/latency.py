@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distqat.export.onnx.onnx_graph import Array
-from distqat.export.onnx.ort_session import Session
+from distqat.export.onnx.ort_session import OrtSession
 
 WARM_UP, LEAST, MOST = 3, 10, 200
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyMedians:
     """Medians of one batch size, in milliseconds."""
 
     batch: int
@@ -28,7 +28,9 @@ class Latency:
         return self.integer_ms / self.float_ms if self.float_ms else 1.0
 
 
-def latency(floating: Session, integer: Session, inputs: Mapping[str, Array], seconds: float) -> Latency:
+def latency(
+    floating: OrtSession, integer: OrtSession, inputs: Mapping[str, Array], seconds: float
+) -> LatencyMedians:
     """Run both in turns for about `seconds`, so that what else the machine does meets both alike."""
     for _ in range(WARM_UP):
         floating.run(inputs)
@@ -42,4 +44,4 @@ def latency(floating: Session, integer: Session, inputs: Mapping[str, Array], se
             times[name].append(time.perf_counter() - began)
     medians = {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
     batch = len(next(iter(inputs.values())))
-    return Latency(batch, medians["float"], medians["integer"], len(times["float"]))
+    return LatencyMedians(batch, medians["float"], medians["integer"], len(times["float"]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distqat.export.agreement import overlapping
 from distqat.export.onnx.activation_nodes import ActivationCodes
-from distqat.export.onnx.ort_session import Session
+from distqat.export.onnx.ort_session import OrtSession
 from distqat.quant import ActivationQuantizer, quantizers
 
 TOLERATED_SHARE = 0.02
@@ -35,7 +35,7 @@ class LayerAgreement:
 
 
 def compare_layers(
-    model: nn.Module, probed: Session, probes: Sequence[ActivationCodes], inputs: Mapping[str, Tensor]
+    model: nn.Module, probed: OrtSession, probes: Sequence[ActivationCodes], inputs: Mapping[str, Tensor]
 ) -> list[LayerAgreement]:
     """Run both on one batch; one entry per quantized tensor, in the order of the graph."""
     expected = _codes(model, inputs)

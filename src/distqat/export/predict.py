@@ -13,10 +13,10 @@ from distqat.data.reading_errors import batch_of
 from distqat.data.sources.file_readers import text_lines
 from distqat.data.sources.rows import Row
 from distqat.errors import DataError, ExportError
-from distqat.export.file_description import Description
+from distqat.export.file_description import FileDescription
 from distqat.export.onnx.onnx_export import MODEL
 from distqat.export.onnx.onnx_graph import Array
-from distqat.export.onnx.ort_session import Session
+from distqat.export.onnx.ort_session import OrtSession
 from distqat.tasks import Batch, Sample
 
 IMAGES, SOUNDS = (".png", ".jpg", ".jpeg", ".bmp", ".npy"), (".wav", ".flac", ".ogg", ".mp3")
@@ -37,8 +37,8 @@ class Predictor:
         path = path / MODEL if path.is_dir() else path
         if not path.is_file():
             raise ExportError(f"{path} is no file; give the .onnx file of distqat export, or its folder")
-        self._session = Session(path)
-        self.description = Description.from_metadata(self._session.metadata, str(path))
+        self._session = OrtSession(path)
+        self.description = FileDescription.from_metadata(self._session.metadata, str(path))
         self._task: Any = self.description.task()
 
     def answers(self, given: str, top: int) -> list[Answer]:

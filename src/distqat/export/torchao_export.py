@@ -18,11 +18,11 @@ from torch import nn
 
 from distqat.errors import ExportError
 from distqat.export.agreement import compare
-from distqat.export.agreement_report import Operations, Report
+from distqat.export.agreement_report import ExportReport, Operations
 from distqat.export.checker import Expectations, FakeQuantized, batches
 from distqat.export.codes_file import export_codes, weight_codes
-from distqat.export.file_description import Description
-from distqat.export.joined_stages import Whole
+from distqat.export.file_description import FileDescription
+from distqat.export.joined_stages import JoinedStages
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
@@ -34,14 +34,14 @@ OPERATOR = "int_scaled_matmul"
 
 
 def export_torchao(
-    model: Whole,
-    blank: Whole,
+    model: JoinedStages,
+    blank: JoinedStages,
     samples: Sequence[Sample],
-    description: Description,
+    description: FileDescription,
     folder: Path,
     config: Mapping[str, Any],
     expected: Expectations,
-) -> Report:
+) -> ExportReport:
     """Write the codes and compare torchao's model with the fake-quantized one. Raises ExportError."""
     made = torchao_copy(model.settled())
     report = export_codes(model, blank, samples, description, folder, config, expected)
@@ -68,7 +68,7 @@ def export_torchao(
 
 
 @torch.no_grad()
-def torchao_copy(model: Whole) -> Whole:
+def torchao_copy(model: JoinedStages) -> JoinedStages:
     """A copy whose quantized layers are Linear over torchao's Int8Tensor.
 
     Raises ExportError for a model with other quantized layers, MissingExtra without torchao.

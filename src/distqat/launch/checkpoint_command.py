@@ -16,7 +16,7 @@ from distqat.launch.output_check import check_output
 from distqat.terminal import complain
 
 if TYPE_CHECKING:
-    from distqat.checkpoint import Mark, RoundFolder
+    from distqat.checkpoint import CheckpointMark, RoundFolder
     from distqat.config import Config
 
 
@@ -73,14 +73,14 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _marks(rounds: Sequence[RoundFolder]) -> dict[str, list[Mark]]:
+def _marks(rounds: Sequence[RoundFolder]) -> dict[str, list[CheckpointMark]]:
     """The checkpoint steps of each stage of the model."""
     from distqat.checkpoint.checkpoint_steps import marks_of
 
     return {stage: marks_of(rounds, stage) for stage in rounds[-1].wanted}
 
 
-def _mark_rows(marks: dict[str, list[Mark]]) -> list[tuple[str, ...]]:
+def _mark_rows(marks: dict[str, list[CheckpointMark]]) -> list[tuple[str, ...]]:
     """The newest of each stage, and whether all stages have it."""
     rows: list[tuple[str, ...]] = [
         ("stage", "newest mark", "generation", "round", "step", "replica", "all stages")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
-from distqat.launch.progress_text import Frame, panel, plain_line
+from distqat.launch.progress_text import ProgressFrame, panel, plain_line
 from distqat.terminal import show_through, stream
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Display(Protocol):
     """Shows the newest frame; `say` prints a line that stays."""
 
     def say(self, line: str) -> None: ...
-    def show(self, frame: Frame) -> None: ...
+    def show(self, frame: ProgressFrame) -> None: ...
     def clear(self) -> None:
         """Leave the terminal as it was; the next frame, if any, begins anew."""
 
@@ -43,7 +43,7 @@ class PlainDisplay:
     def say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
 
-    def show(self, frame: Frame) -> None:
+    def show(self, frame: ProgressFrame) -> None:
         line, now = plain_line(frame), self._clock()
         before, at = self._shown
         apart = max(LINE_EVERY_S, min(MOST_APART_S, LINES_APART * frame.elapsed_s))
@@ -76,7 +76,7 @@ class LiveDisplay:
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, frame: Frame) -> None:
+    def show(self, frame: ProgressFrame) -> None:
         if self._live is None:
             self._live = self._new()
             self._live.start()

@@ -18,7 +18,7 @@ from distqat.launch.saved_model import SavedModel
 from distqat.process import run_alone
 
 if TYPE_CHECKING:
-    from distqat.distributed.assembly.evaluation import Judged
+    from distqat.distributed.assembly.evaluation import EvaluationResult
 
 TIMEOUT_S = 60.0  # for finding the client, and for each stage's way here
 
@@ -60,7 +60,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _checkpoint(own: SavedConfig, path: Path, round: int | None) -> tuple[Judged, dict[str, Any]]:
+def _checkpoint(own: SavedConfig, path: Path, round: int | None) -> tuple[EvaluationResult, dict[str, Any]]:
     from distqat.data.source import class_names
     from distqat.distributed.assembly.evaluation import build_all, judge, load_all
     from distqat.distributed.assembly.run_notes import check_classes
@@ -86,20 +86,20 @@ def _print_both(config: Config, path: Path | None, round: int | None, *, as_json
         _print(judged, {"weights": kind, **saved.source}, as_json=as_json)
 
 
-async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
+async def _swarm(config: Config) -> tuple[EvaluationResult, dict[str, Any]]:
     """Mirror the committed stages of a swarm, as a guest that holds no slot, and judge them here."""
     from distqat.distributed.assembly.evaluation import build_all, judge
-    from distqat.distributed.network.coordinator_link import Coordinator
-    from distqat.distributed.network.role_peer import Peer
+    from distqat.distributed.network.coordinator_link import CoordinatorLink
+    from distqat.distributed.network.role_peer import RolePeer
     from distqat.distributed.serving.committed_state import as_local
     from distqat.distributed.transfer.snapshot_exchange import fetch_committed_now
     from distqat.errors import StageUnavailable
     from distqat.swarm.deadline import within
 
     building = asyncio.ensure_future(asyncio.to_thread(build_all, config))
-    peer = await Peer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
+    peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     try:
-        coordinator = Coordinator(peer.transport, peer.directory)
+        coordinator = CoordinatorLink(peer.transport, peer.directory)
         try:
             await within(coordinator.wait(), TIMEOUT_S)
             got = {
@@ -120,7 +120,7 @@ async def _swarm(config: Config) -> tuple[Judged, dict[str, Any]]:
     return await asyncio.to_thread(judge, config, modules), {"rounds": rounds}
 
 
-def _print(judged: Judged, what: dict[str, Any], *, as_json: bool) -> None:
+def _print(judged: EvaluationResult, what: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         from distqat.metrics.record_values import plain
 

@@ -18,8 +18,8 @@ from distqat.launch.output_check import check_output
 from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 
 if TYPE_CHECKING:
-    from distqat.export.agreement_report import Report
-    from distqat.export.file_description import Description
+    from distqat.export.agreement_report import ExportReport
+    from distqat.export.file_description import FileDescription
 
 FORMATS = ("onnx-int8", "torchao", "safetensors")
 
@@ -71,14 +71,14 @@ def _parser() -> ConfigParser:
     return parser
 
 
-def _export(own: SavedConfig, args: Any) -> Report:
+def _export(own: SavedConfig, args: Any) -> ExportReport:
     from distqat.data.source import class_names
     from distqat.distributed.assembly.evaluation import build_all, load_all
     from distqat.distributed.assembly.run_notes import check_classes
     from distqat.distributed.assembly.stage_factory import open_data
     from distqat.export.checker import Expectations
     from distqat.export.file_description import refuse_task
-    from distqat.export.joined_stages import Whole
+    from distqat.export.joined_stages import JoinedStages
     from distqat.launch.saved_model import SavedModel
 
     config = own.config
@@ -100,27 +100,27 @@ def _export(own: SavedConfig, args: Any) -> Report:
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told, labels=labels)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
-    model = Whole(modules)
+    model = JoinedStages(modules)
     if args.format != "onnx-int8":
         from distqat.export.codes_file import export_codes
         from distqat.export.torchao_export import export_torchao
 
         write = export_codes if args.format == "safetensors" else export_torchao
-        blank, fields = Whole(build_all(config)), config.model_dump(mode="json")
+        blank, fields = JoinedStages(build_all(config)), config.model_dump(mode="json")
         return write(model, blank, samples, description, args.out, fields, expected)
     from distqat.export.onnx.onnx_export import export_onnx
 
     return export_onnx(model, samples, description, args.out, expected)
 
 
-def _description(config: Config) -> Description:
+def _description(config: Config) -> FileDescription:
     """Classes are called by their numbers where nobody names them."""
     from distqat.distributed.assembly.stage_factory import task_settings
-    from distqat.export.file_description import Description
+    from distqat.export.file_description import FileDescription
 
     settings = task_settings(config)
     labels = tuple(str(number) for number in range(settings.num_classes or 0))
-    return Description(config.data.task_type, settings, labels, config.data.tokenizer)
+    return FileDescription(config.data.task_type, settings, labels, config.data.tokenizer)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ OLDEST = "DISTQAT_OLDEST"  # tells a client to begin anew: states from before th
 
 
 @dataclass(frozen=True)
-class Settings:
+class LauncherSettings:
     """The resolved configuration, and what the user gave to get it; roles are given the same."""
 
     config: Config
@@ -63,11 +63,11 @@ class Settings:
         return tuple(to_argv(self.config_path, {**self.overrides, **changes}))
 
 
-def read_settings(args: argparse.Namespace) -> Settings:
+def read_settings(args: argparse.Namespace) -> LauncherSettings:
     """From parsed flags; also sets up the launcher's own logging. Raises ConfigError."""
     from distqat.config import check_folders, config_from_args
 
-    settings = Settings(config_from_args(args), args.config_path or "", args.config_overrides)
+    settings = LauncherSettings(config_from_args(args), args.config_path or "", args.config_overrides)
     set_up_logging("launcher", settings.log_level)
     if (elsewhere := moved()) is not None:
         logger.warning(elsewhere)
@@ -102,7 +102,7 @@ def module_of(kind: str) -> str:
     return entry_of(kind).partition(":")[0]
 
 
-def claim_role_log(settings: Settings, kind: str, number: int | None = None) -> LogClaim:
+def claim_role_log(settings: LauncherSettings, kind: str, number: int | None = None) -> LogClaim:
     """`server_0.log`, or the next number where another launcher's server writes it. RoleError: unwritable."""
     try:
         return claim_log(settings.log_dir, kind.replace("-", "_"), number)
@@ -110,7 +110,7 @@ def claim_role_log(settings: Settings, kind: str, number: int | None = None) -> 
         raise no_logs(settings.log_dir, error) from error
 
 
-def claim_launcher_log(settings: Settings, stem: str) -> LogClaim:
+def claim_launcher_log(settings: LauncherSettings, stem: str) -> LogClaim:
     """The log of the launcher itself: what it tells and what its libraries write. RoleError: unwritable."""
     try:
         claim = claim_log(settings.log_dir, stem)
@@ -120,7 +120,7 @@ def claim_launcher_log(settings: Settings, stem: str) -> LogClaim:
     return claim
 
 
-def known_peers(said: Mapping[str, Any], settings: Settings) -> list[str]:
+def known_peers(said: Mapping[str, Any], settings: LauncherSettings) -> list[str]:
     """The monitor's addresses, then those that the user gave. RoleError: the monitor told none."""
     peers = said.get("peers")
     if not isinstance(peers, list) or not peers or not all(isinstance(peer, str) for peer in peers):
@@ -130,7 +130,7 @@ def known_peers(said: Mapping[str, Any], settings: Settings) -> list[str]:
 
 def role_command(
     kind: str,
-    settings: Settings,
+    settings: LauncherSettings,
     log: LogClaim,
     *,
     changes: Mapping[str, Any] | None = None,

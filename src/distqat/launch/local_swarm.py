@@ -21,17 +21,17 @@ from distqat.launch.launcher_roles import (
     role_command,
 )
 from distqat.launch.log_folder import SUMMARY
-from distqat.launch.role_reporter import Reporter
-from distqat.launch.run_plan import Plan
-from distqat.launch.run_watch import Watching
+from distqat.launch.role_reporter import RoleReporter
+from distqat.launch.run_plan import RunPlan
+from distqat.launch.run_watch import RunWatch
 from distqat.launch.start_servers import claim_server_ports, plan_servers
-from distqat.launch.summary_table import Summary
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.summary_table import SummaryTable
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import (
-    Ended,
     PortClaim,
     RestartPolicy,
     RoleCommand,
+    RoleEnded,
     Supervisor,
 )
 from distqat.process.restart_policy import USAGE
@@ -47,20 +47,22 @@ _CLIENT = RestartPolicy(crashes=2)  # somebody waits for the run: tell early tha
 class LocalRun:
     """Starts the roles of a plan, shows how they do, ends them."""
 
-    plan: Plan
-    zygotes: Zygotes
+    plan: RunPlan
+    fork_servers: WarmForkServers
     display: Display
     began: float = field(default_factory=time.monotonic)
-    _lost: asyncio.Queue[Ended | BaseException] = field(default_factory=asyncio.Queue)
+    _lost: asyncio.Queue[RoleEnded | BaseException] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
-        self._reporter = Reporter(self.display, self.plan.folder.path)
+        self._reporter = RoleReporter(self.display, self.plan.folder.path)
         self._repeats = Repeats()
 
-    async def run(self, stop: asyncio.Event) -> Summary | None:
+    async def run(self, stop: asyncio.Event) -> SummaryTable | None:
         """The summary of the finished run; None: it was stopped. DistqatError: what failed."""
-        network = self._supervisor(self.zygotes.network, self._reporter.ended)
-        servers = self._supervisor(self.zygotes.servers, self._server_ended) if self.plan.servers else None
+        network = self._supervisor(self.fork_servers.network, self._reporter.ended)
+        servers = (
+            self._supervisor(self.fork_servers.servers, self._server_ended) if self.plan.servers else None
+        )
         each = [supervisor for supervisor in (network, servers) if supervisor is not None]
         watching = self._watching()
         work = asyncio.ensure_future(self._train(network, servers, watching))
@@ -86,13 +88,13 @@ class LocalRun:
             await asyncio.gather(*(supervisor.stop(STOP_GRACE_S) for supervisor in each))
             self.plan.release()
 
-    def _supervisor(self, zygote: Any, on_end: Any) -> Supervisor:
+    def _supervisor(self, fork_server: Any, on_end: Any) -> Supervisor:
         reporter = self._reporter
-        return Supervisor(zygote, on_start=reporter.started, on_end=on_end, on_notice=reporter.noticed)
+        return Supervisor(fork_server, on_start=reporter.started, on_end=on_end, on_notice=reporter.noticed)
 
-    def _watching(self) -> Watching:
+    def _watching(self) -> RunWatch:
         config, plan = self.plan.settings.config, self.plan
-        return Watching(
+        return RunWatch(
             run=config.experiment_prefix,
             title=f"{config.experiment_prefix} {plan.mode}",
             goal=plan.goal,
@@ -103,7 +105,9 @@ class LocalRun:
             began=self.began,
         )
 
-    async def _train(self, network: Supervisor, servers: Supervisor | None, watching: Watching) -> Summary:
+    async def _train(
+        self, network: Supervisor, servers: Supervisor | None, watching: RunWatch
+    ) -> SummaryTable:
         settings, kept = self.plan.settings, list[asyncio.Task[int]]()
         ports = claim_server_ports(settings, self.plan.servers)
         monitor = self._command("monitor", self.plan.monitor_port)
@@ -171,10 +175,10 @@ class LocalRun:
         if error is not None:
             self._lost.put_nowait(error)
 
-    def _result(self, network: Supervisor, client: RoleCommand, code: int) -> Summary:
+    def _result(self, network: Supervisor, client: RoleCommand, code: int) -> SummaryTable:
         path = self.plan.settings.log_dir / SUMMARY
         if code not in (0, USAGE) and path.exists():
-            summary = Summary.read(path, self.plan.mode)
+            summary = SummaryTable.read(path, self.plan.mode)
             if summary.failure:  # the model is there, only its judgement is not
                 return summary
         ended = network.end_of(client)
@@ -184,9 +188,9 @@ class LocalRun:
             error = RoleError("the client ended before the run was finished")
             error.log = client.log_path
             raise error
-        return Summary.read(path, self.plan.mode)
+        return SummaryTable.read(path, self.plan.mode)
 
-    def _server_ended(self, ended: Ended) -> None:
+    def _server_ended(self, ended: RoleEnded) -> None:
         self._reporter.ended(ended)
         fault = ended.words is not None and ended.words.kind == "fault"
         if fault and ended.words is not None and self._repeats.add(ended.words.sentence):

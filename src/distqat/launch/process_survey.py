@@ -40,7 +40,7 @@ def private_runtime() -> Iterator[str]:
                 os.environ[RUNTIME] = before
 
 
-class Processes:
+class ProcessSurvey:
     """All processes that were ever seen below some ancestor."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def told(process: psutil.Process) -> str:
 
 
 async def left_behind(
-    processes: Processes, runtime: str, shared: set[Path], wait_s: float = LEFT_S
+    processes: ProcessSurvey, runtime: str, shared: set[Path], wait_s: float = LEFT_S
 ) -> list[str]:
     """I5, once every role was asked to end: what of a swarm is there after two seconds, in words.
 

@@ -16,7 +16,7 @@ _TAKES_STEPS = ("calibrating", "serving")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClientStatus:
     """One status of the client, as far as it is shown."""
 
     step: int = 0  # of the trainer that is furthest
@@ -34,7 +34,7 @@ class Reading:
         return [stage for stage, count in self.replicas.items() if count == 0]
 
     @classmethod
-    def of(cls, status: Mapping[str, Any], stages: Sequence[str], time: float = 0.0) -> Reading:
+    def of(cls, status: Mapping[str, Any], stages: Sequence[str], time: float = 0.0) -> ClientStatus:
         """From the fields of the client's answer; `stages` in pipeline order, none for a baseline.
 
         time: now (Unix time), for how long somebody waits.
@@ -56,13 +56,13 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Goal:
+class RunGoal:
     """When the run is over: after `outer_steps` rounds, or (a baseline: no rounds) after `steps` steps."""
 
     outer_steps: int | None
     steps: int
 
-    def share(self, reading: Reading) -> float:
+    def share(self, reading: ClientStatus) -> float:
         """How much is done, 0 to 1; steps tell what rounds are too coarse for, up to half a round."""
         by_step = reading.step / max(1, self.steps)
         if self.outer_steps is None:
@@ -73,14 +73,14 @@ class Goal:
 
 
 @dataclass
-class Pace:
+class TimeLeft:
     """Estimates the time left from what was done since the first step was seen."""
 
-    goal: Goal
+    goal: RunGoal
     share: float = 0.0
     _began: tuple[float, float] | None = None  # seconds, share
 
-    def update(self, reading: Reading, now_s: float) -> float | None:
+    def update(self, reading: ClientStatus, now_s: float) -> float | None:
         """Seconds left as of `now_s`; None: too early to tell. Never goes back in what is done."""
         self.share = max(self.share, self.goal.share(reading))
         if self._began is None and reading.step > 0:
@@ -92,19 +92,19 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ProgressFrame:
     """One picture of the progress display."""
 
     title: str
     phase: str  # what it waits for; "" while it trains
     elapsed_s: float
-    reading: Reading
-    goal: Goal
+    reading: ClientStatus
+    goal: RunGoal
     share: float = 0.0
     left_s: float | None = None
 
 
-def plain_line(frame: Frame) -> str:
+def plain_line(frame: ProgressFrame) -> str:
     """`step 120 loss 1.23456 samples/s 210 round 12/40 replicas front 2 back 2 left 1:20`."""
     reading = frame.reading
     if frame.phase and not reading.step:
@@ -123,7 +123,7 @@ def plain_line(frame: Frame) -> str:
     return " ".join(words)
 
 
-def panel(frame: Frame) -> RenderableType:
+def panel(frame: ProgressFrame) -> RenderableType:
     """The same for a terminal: a bar over the rounds, and the figures below it."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -155,7 +155,7 @@ def panel(frame: Frame) -> RenderableType:
     return Group(bar, line)
 
 
-def replicas(reading: Reading) -> str:
+def replicas(reading: ClientStatus) -> str:
     """`front 2 back 1`."""
     return " ".join(f"{stage} {count}" for stage, count in reading.replicas.items())
 

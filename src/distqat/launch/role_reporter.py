@@ -8,14 +8,14 @@ from pathlib import Path
 
 from distqat.errors import DistqatError
 from distqat.launch.display import Display
-from distqat.process import Ended, RoleCommand, RoleProcess
+from distqat.process import RoleCommand, RoleEnded, RoleProcess
 from distqat.process.role_endings import ending
 from distqat.terminal import complain
 
 SETTLE_S = 3.0  # from the end of a role to when it is clear that the launcher goes on without it
 
 
-class Reporter:
+class RoleReporter:
     """Standard output gets what goes on; standard error gets what ended something.
 
     A launcher ends with the sentence of the role that it cannot do without, so what a role that was given up
@@ -25,7 +25,7 @@ class Reporter:
     def __init__(self, display: Display, log: Path) -> None:
         self._display = display
         self._log = log
-        self._given_up: list[Ended] = []
+        self._given_up: list[RoleEnded] = []
         self._said: set[tuple[str, str]] = set()
         self._running: set[str] = set()
 
@@ -44,7 +44,7 @@ class Reporter:
             self.say(f"{role.command.name} started again: PID {role.pid}")
         self._running.add(role.command.name)
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, ended: RoleEnded) -> None:
         """A role ended: how, and what follows."""
         if ended.given_up:
             self._write(self.told(ended))
@@ -61,7 +61,7 @@ class Reporter:
             complain(self.told(ended))
         self._given_up.clear()
 
-    def failure(self, cause: Ended) -> DistqatError:
+    def failure(self, cause: RoleEnded) -> DistqatError:
         """The error to end with, that of `cause`; what others ended with, if something else, is said now."""
         for ended in self._given_up:
             if ended is not cause and ended.failure().args != cause.failure().args:
@@ -70,11 +70,11 @@ class Reporter:
         return cause.failure()
 
     @property
-    def given_up(self) -> Ended | None:
+    def given_up(self) -> RoleEnded | None:
         """The role that was given up last, if nothing was said of it yet."""
         return self._given_up[-1] if self._given_up else None
 
-    def told(self, ended: Ended, *, again: bool = False) -> str:
+    def told(self, ended: RoleEnded, *, again: bool = False) -> str:
         """`server 0 (PID 7) ended with code 1: no such key; starting again in 0.2 s; see LOG`."""
         parts = [ended.consequence]
         if ended.words is not None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from distqat.environment import prepare
 from distqat.errors import RunFailed
-from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, Settings, check_data, read_settings
-from distqat.launch.warm_processes import Zygotes
+from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, LauncherSettings, check_data, read_settings
+from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import guarded, run_role, set_title
 from distqat.terminal import begin, leave, log_to
 
@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     if not {"-h", "--help"} & set(words):
         print("distqat: starting", flush=True)  # noqa: T201  at once; the rest takes a second of imports
-    zygotes = Zygotes.start()
-    return guarded(NAME, lambda: _main(words, zygotes, began))
+    fork_servers = WarmForkServers.start()
+    return guarded(NAME, lambda: _main(words, fork_servers, began))
 
 
-def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
+def _main(words: Sequence[str], fork_servers: WarmForkServers, began: float) -> int:
     args = parse(words)
     settings = read_settings(args)
     check_data(settings.config)
@@ -49,17 +49,17 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
     for line in plan.describe():
         display.say(line)
     if plan.servers:
-        zygotes.start_servers(settings.config)
+        fork_servers.start_servers(settings.config)
 
     async def launcher(stop: asyncio.Event) -> int:
         try:
-            summary = await LocalRun(plan, zygotes, display, began).run(stop)
+            summary = await LocalRun(plan, fork_servers, display, began).run(stop)
             runs = [summary] if summary is not None else []
             if summary is not None and args.with_baseline:
                 second = make_plan("baseline", beside(settings), summary.samples)
                 for line in second.describe():
                     display.say(line)
-                compared = await LocalRun(second, zygotes, display).run(stop)
+                compared = await LocalRun(second, fork_servers, display).run(stop)
                 runs += [compared] if compared is not None else []
             if runs:
                 conclude(runs, settings.log_dir, display)
@@ -68,7 +68,7 @@ def _main(words: Sequence[str], zygotes: Zygotes, began: float) -> int:
                 raise RunFailed(failed[0])
             return 0
         finally:
-            await zygotes.close()
+            await fork_servers.close()
 
     return run_role(NAME, launcher, grace_s=LAUNCHER_GRACE_S)
 
@@ -114,7 +114,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def beside(settings: Settings) -> Settings:
+def beside(settings: LauncherSettings) -> LauncherSettings:
     """The settings of a baseline whose logs and model go into folders within those of its swarm."""
     from distqat.config import load_config
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distqat.config_paths import find
-from distqat.launch.launcher_roles import Settings
+from distqat.launch.launcher_roles import LauncherSettings
 from distqat.launch.log_folder import check_checkpoint_folder, claim_folder
-from distqat.launch.progress_text import Goal
+from distqat.launch.progress_text import RunGoal
 from distqat.launch.resume_check import check_resumable
 from distqat.process import LogClaim, PortClaim, claim_port
 from distqat.swarm.role_addresses import bound_hosts
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What to run, with the ports and the log folder held until `release`."""
 
     mode: str  # "swarm" or "baseline"
-    settings: Settings
+    settings: LauncherSettings
     monitor_port: PortClaim
     client_port: PortClaim
     folder: LogClaim
@@ -35,13 +35,13 @@ class Plan:
         return 0 if self.mode == "baseline" else config.world_size * len(config.stages)
 
     @property
-    def goal(self) -> Goal:
+    def goal(self) -> RunGoal:
         config = self.settings.config
         whole = goal_of(config)
         if self.mode == "baseline":
             per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
             samples = self.samples or whole.steps * config.world_size * per_step
-            return Goal(None, -(-samples // per_step))
+            return RunGoal(None, -(-samples // per_step))
         return whole
 
     def describe(self) -> list[str]:
@@ -67,12 +67,14 @@ class Plan:
             claim.release()
 
 
-def goal_of(config: Config) -> Goal:
+def goal_of(config: Config) -> RunGoal:
     """When a run in a swarm is over."""
-    return Goal(config.diloco.outer_steps, config.diloco.inner_steps * config.diloco.outer_steps)
+    return RunGoal(config.diloco.outer_steps, config.diloco.inner_steps * config.diloco.outer_steps)
 
 
-def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resume: bool = False) -> Plan:
+def make_plan(
+    mode: str, settings: LauncherSettings, samples: int | None = None, *, resume: bool = False
+) -> RunPlan:
     """Claim what the run needs.
 
     RoleError: a port is busy, or another launcher writes these logs. ConfigError: nothing to resume, or no
@@ -87,4 +89,4 @@ def make_plan(mode: str, settings: Settings, samples: int | None = None, *, resu
     monitor = claim_port(hosts, config.monitor_port, given=True)
     client = claim_port(hosts, config.client_port, given=True)
     folder = claim_folder(settings.log_dir, resume=resume)
-    return Plan(mode, settings, monitor, client, folder, samples, resume)
+    return RunPlan(mode, settings, monitor, client, folder, samples, resume)

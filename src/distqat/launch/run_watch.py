@@ -11,7 +11,7 @@ from typing import Any
 from distqat.errors import DistqatError
 from distqat.launch.display import Display
 from distqat.launch.launcher_roles import READY_S
-from distqat.launch.progress_text import Frame, Goal, Pace, Reading
+from distqat.launch.progress_text import ClientStatus, ProgressFrame, RunGoal, TimeLeft
 from distqat.launch.progress_text import replicas as told
 from distqat.launch.status_poller import StatusFeed
 from distqat.process import RoleProcess
@@ -20,7 +20,7 @@ LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
 
 
 @dataclass
-class Watching:
+class RunWatch:
     """Asks the client of a run how it goes and shows that.
 
     `stages`: none for a baseline. `expected`: servers that this launcher starts itself; None: others do.
@@ -28,7 +28,7 @@ class Watching:
 
     run: str
     title: str
-    goal: Goal
+    goal: RunGoal
     stages: Sequence[str]
     display: Display
     say: Callable[[str], None]
@@ -43,17 +43,17 @@ class Watching:
 
     async def show(self) -> None:
         """Show how it goes; never returns."""
-        reading, pace = Reading(), Pace(self.goal)
+        reading, pace = ClientStatus(), TimeLeft(self.goal)
         while True:
             status = await self._feed.ask()
             elapsed = time.monotonic() - self.began
             if status is not None:
-                before, reading = reading, Reading.of(status, self.stages, time.time())
+                before, reading = reading, ClientStatus.of(status, self.stages, time.time())
                 if before.step == 0 and reading.step > 0:
                     self.say(f"first step after {elapsed:.1f} s")
             left = pace.update(reading, elapsed)
             waits = self._waiting_for(status, reading)
-            self.display.show(Frame(self.title, waits, elapsed, reading, self.goal, pace.share, left))
+            self.display.show(ProgressFrame(self.title, waits, elapsed, reading, self.goal, pace.share, left))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def follow(self, client: RoleProcess) -> None:
@@ -74,7 +74,7 @@ class Watching:
             return
         self.phase = "waiting for the first step"
 
-    def _waiting_for(self, status: dict[str, Any] | None, reading: Reading) -> str:
+    def _waiting_for(self, status: dict[str, Any] | None, reading: ClientStatus) -> str:
         """What the display says instead of, or beside, the figures."""
         if self.over:
             return self.over
@@ -88,7 +88,7 @@ class Watching:
             return f"nobody serves {', '.join(reading.missing)}" if reading.missing else reading.unsaved
         return f"{self.phase}: {self._servers(reading)}" if self.stages else self.phase
 
-    def _servers(self, reading: Reading) -> str:
+    def _servers(self, reading: ClientStatus) -> str:
         if self.expected is None:
             return f"servers {told(reading)}"
         return f"{sum(reading.replicas.values())} of {self.expected} servers"

@@ -13,7 +13,7 @@ from distqat.errors import ConfigError
 from distqat.launch.launcher_roles import (
     LAUNCHER_GRACE_S,
     STOP_GRACE_S,
-    Settings,
+    LauncherSettings,
     claim_launcher_log,
     claim_role_log,
     exit_code,
@@ -24,12 +24,12 @@ from distqat.launch.launcher_roles import (
 )
 from distqat.process import (
     PRELOAD,
-    Ended,
+    ForkServerClient,
     PortClaim,
     RoleCommand,
+    RoleEnded,
     RoleProcess,
     Supervisor,
-    Zygote,
     claim_port,
     guarded,
     run_role,
@@ -42,7 +42,7 @@ from distqat.terminal import begin, leave
 from distqat.writable_folder import why_unwritable
 
 if TYPE_CHECKING:
-    from distqat.launch.role_reporter import Reporter
+    from distqat.launch.role_reporter import RoleReporter
 
 NAME = "servers"
 
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: all servers finished, or were stopped in order; 1: one failed; 2: refused."""
     prepare()
     set_title(NAME, argv)
-    zygote = Zygote.start((*PRELOAD, module_of("server")))
-    return guarded(NAME, lambda: _main(argv, zygote))
+    fork_server = ForkServerClient.start((*PRELOAD, module_of("server")))
+    return guarded(NAME, lambda: _main(argv, fork_server))
 
 
-def claim_server_ports(settings: Settings, count: int) -> list[PortClaim]:
+def claim_server_ports(settings: LauncherSettings, count: int) -> list[PortClaim]:
     """A port for each of `count` servers. RoleError: one that was given is busy."""
     config = settings.config
     hosts = bound_hosts(config.public_ip)
@@ -73,7 +73,7 @@ def claim_server_ports(settings: Settings, count: int) -> list[PortClaim]:
 
 
 def plan_servers(
-    settings: Settings, count: int, ports: Sequence[PortClaim] | None = None
+    settings: LauncherSettings, count: int, ports: Sequence[PortClaim] | None = None
 ) -> list[ServerPlan]:
     """Ports (unless they are claimed already), log files, devices and CPU threads for `count` servers.
 
@@ -99,10 +99,10 @@ def plan_servers(
     return plans
 
 
-def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
+def _main(argv: Sequence[str] | None, fork_server: ForkServerClient) -> int:
     from distqat.config import ConfigParser, add_config_arguments
     from distqat.launch.display import PlainDisplay
-    from distqat.launch.role_reporter import Reporter
+    from distqat.launch.role_reporter import RoleReporter
 
     parser = ConfigParser("start_servers.py", description="Start servers on this host and keep them running.")
     parser.add_argument("--num-servers", type=int, default=1, metavar="N", help="(default: %(default)s)")
@@ -110,7 +110,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     args = parser.parse_args(argv)
     settings = read_settings(args)
     log = claim_launcher_log(settings, "start_servers")
-    reporter = Reporter(PlainDisplay(sys.stdout), log.path)
+    reporter = RoleReporter(PlainDisplay(sys.stdout), log.path)
     folder = settings.config.checkpoint_dir
     why = why_unwritable(folder)
     if why:  # the run does not depend on them: the client's host keeps copies
@@ -120,12 +120,14 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
     plans = plan_servers(settings, args.num_servers)
 
     async def launcher(stop: asyncio.Event) -> int:
-        return await _serve(stop, plans, zygote, reporter)
+        return await _serve(stop, plans, fork_server, reporter)
 
     return run_role(NAME, launcher, grace_s=LAUNCHER_GRACE_S)
 
 
-async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygote, reporter: Reporter) -> int:
+async def _serve(
+    stop: asyncio.Event, plans: Sequence[ServerPlan], fork_server: ForkServerClient, reporter: RoleReporter
+) -> int:
     """Exit code 0: all have finished, or were stopped in order. Raises what the last one ended with."""
     ports = {plan.command.name: plan.port.port for plan in plans}
 
@@ -133,12 +135,12 @@ async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygot
         name, log = role.command.name, role.command.log_path
         reporter.say(f"{name} started: PID {role.pid}, port {ports[name]}, log {log}")
 
-    def on_end(ended: Ended) -> None:
+    def on_end(ended: RoleEnded) -> None:
         if ended.code == 0:
             reporter.say(reporter.told(ended))
         reporter.ended(ended)
 
-    supervisor = Supervisor(zygote, on_start=on_start, on_end=on_end, on_notice=reporter.noticed)
+    supervisor = Supervisor(fork_server, on_start=on_start, on_end=on_end, on_notice=reporter.noticed)
     kept = [supervisor.start(plan.command) for plan in plans]
     try:
         await until(stop, kept)
@@ -148,7 +150,7 @@ async def _serve(stop: asyncio.Event, plans: Sequence[ServerPlan], zygote: Zygot
             raise reporter.failure(reporter.given_up)
         return exit_code(codes)
     finally:
-        await zygote.close()
+        await fork_server.close()
 
 
 if __name__ == "__main__":

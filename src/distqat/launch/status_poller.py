@@ -40,10 +40,10 @@ class StatusFeed:
                 None, importlib.import_module, "distqat.swarm.transport"
             )
             self._transport = self._open()
-        from distqat.swarm.peer_link import Address
+        from distqat.swarm.peer_link import PeerAddress
 
         try:
-            link = await self._transport.link(Address(self._client, host_id()))
+            link = await self._transport.link(PeerAddress(self._client, host_id()))
             return dict((await link.call("status", timeout=TIMEOUT_S, urgent=True)).fields)
         except (SwarmError, DistqatError):
             return None

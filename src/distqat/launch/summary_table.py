@@ -25,7 +25,7 @@ _UID = re.compile(r"[^\s.]+\.\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True)
-class Summary:
+class SummaryTable:
     """What came out of a run. Figures that it did not measure are None."""
 
     mode: str  # "swarm" or "baseline"
@@ -50,7 +50,7 @@ class Summary:
         return not_judged(self.model, self.evaluation_error)
 
     @classmethod
-    def read(cls, path: Path, mode: str) -> Summary:
+    def read(cls, path: Path, mode: str) -> SummaryTable:
         """RoleError: it is not there, or no summary."""
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ class Summary:
         return cls.of(fields, mode)
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], mode: str) -> Summary:
+    def of(cls, fields: Mapping[str, Any], mode: str) -> SummaryTable:
         """From the fields that the client writes; RoleError names one that cannot be read.
 
         Those of an older release call every metric "accuracy".
@@ -92,7 +92,7 @@ class Summary:
             raise RoleError(f"the summary cannot be read: {error}") from error
 
 
-def summary_table(runs: Sequence[Summary]) -> Table:
+def summary_table(runs: Sequence[SummaryTable]) -> Table:
     """One column per run; two runs get a third, how far the first is from the second."""
     from rich.table import Table
 
@@ -107,7 +107,7 @@ def summary_table(runs: Sequence[Summary]) -> Table:
     return table
 
 
-def places(run: Summary, log_dir: Path) -> list[str]:
+def places(run: SummaryTable, log_dir: Path) -> list[str]:
     """What is said of the data, and where everything is, a line each: no table cuts them."""
     sheet = log_dir / SAMPLES
     found = [("data", run.data), ("samples", str(sheet) if sheet.is_file() else "")]
@@ -115,7 +115,7 @@ def places(run: Summary, log_dir: Path) -> list[str]:
     return [f"{name:<12} {place}" for name, place in found if place]
 
 
-def conclude(runs: Sequence[Summary], log_dir: Path, display: Display) -> None:
+def conclude(runs: Sequence[SummaryTable], log_dir: Path, display: Display) -> None:
     """Say how runs came out, and where everything is."""
     display.say("")
     display.table(summary_table(runs))
@@ -123,7 +123,7 @@ def conclude(runs: Sequence[Summary], log_dir: Path, display: Display) -> None:
         display.say(line)
 
 
-def _rows(runs: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+def _rows(runs: Sequence[SummaryTable]) -> list[tuple[str, list[str]]]:
     first, last = runs[0], runs[-1]
     two = len(runs) == 2
     rows = [
@@ -158,25 +158,25 @@ def by_kind(sent: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _rounds(run: Summary) -> str:
+def _rounds(run: SummaryTable) -> str:
     if not run.rounds:
         return "-"
     return f"{run.rounds}" + (f", {run.discarded_rounds} discarded" if run.discarded_rounds else "")
 
 
-def _difference(first: Summary, second: Summary, name: str) -> str:
+def _difference(first: SummaryTable, second: SummaryTable, name: str) -> str:
     a, b = getattr(first, name), getattr(second, name)
     return "" if a is None or b is None else f"{a - b:+.5f}"
 
 
-def _score(run: Summary) -> str:
+def _score(run: SummaryTable) -> str:
     """A share in percent; a perplexity as it is."""
     if run.evaluation_error:
         return "not judged"
     return percent(run.score) if run.metric in SHARES else number(run.score)
 
 
-def _apart(first: Summary, last: Summary) -> str:
+def _apart(first: SummaryTable, last: SummaryTable) -> str:
     shares = first.metric in SHARES
     return _points(first.score, last.score) if shares else _difference(first, last, "score")
 
@@ -185,7 +185,7 @@ def _points(a: float | None, b: float | None) -> str:
     return "" if a is None or b is None else f"{100 * (a - b):+.2f} points"
 
 
-def _times(first: Summary, second: Summary) -> str:
+def _times(first: SummaryTable, second: SummaryTable) -> str:
     return f"× {first.samples_per_s / second.samples_per_s:.2f}" if second.samples_per_s > 0 else ""
 
 

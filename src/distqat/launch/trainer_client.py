@@ -14,7 +14,7 @@ from distqat.launch.launcher_roles import (
     LAUNCHER_GRACE_S,
     OLDEST,
     STOP_GRACE_S,
-    Settings,
+    LauncherSettings,
     check_data,
     claim_launcher_log,
     claim_role_log,
@@ -27,11 +27,11 @@ from distqat.launch.launcher_roles import (
 from distqat.launch.log_folder import SUMMARY, check_checkpoint_folder, set_aside
 from distqat.process import (
     PRELOAD,
-    Ended,
+    ForkServerClient,
     PortClaim,
     RoleCommand,
+    RoleEnded,
     Supervisor,
-    Zygote,
     claim_port,
     guarded,
     run_role,
@@ -42,8 +42,8 @@ from distqat.terminal import begin, leave
 
 if TYPE_CHECKING:
     from distqat.launch.display import Display
-    from distqat.launch.role_reporter import Reporter
-    from distqat.launch.run_watch import Watching
+    from distqat.launch.role_reporter import RoleReporter
+    from distqat.launch.run_watch import RunWatch
 
 NAME = "trainer-client"
 
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: training finished, or was stopped in order; 1: it failed; 2: refused."""
     prepare()
     set_title(NAME, argv)
-    zygote = Zygote.start((*PRELOAD, module_of("monitor"), module_of("client")))
-    return guarded(NAME, lambda: _main(argv, zygote))
+    fork_server = ForkServerClient.start((*PRELOAD, module_of("monitor"), module_of("client")))
+    return guarded(NAME, lambda: _main(argv, fork_server))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
+def _main(argv: Sequence[str] | None, fork_server: ForkServerClient) -> int:
     began = time.monotonic()
     args = parse(argv)
     settings = read_settings(args)
@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None, zygote: Zygote) -> int:
         set_aside(settings.log_dir)
     from distqat.launch.display import open_display
 
-    run = TrainerClient(settings, zygote, open_display(args.progress), start, began)
+    run = TrainerClient(settings, fork_server, open_display(args.progress), start, began)
     return run_role(NAME, run.train, grace_s=LAUNCHER_GRACE_S)
 
 
@@ -89,26 +89,31 @@ class TrainerClient:
     """Keeps monitor and client running until the client has finished, and shows how the run goes."""
 
     def __init__(
-        self, settings: Settings, zygote: Zygote, display: Display, start: Mapping[str, str], began: float
+        self,
+        settings: LauncherSettings,
+        fork_server: ForkServerClient,
+        display: Display,
+        start: Mapping[str, str],
+        began: float,
     ) -> None:
-        from distqat.launch.role_reporter import Reporter
+        from distqat.launch.role_reporter import RoleReporter
 
         self._settings = settings
-        self._zygote = zygote
+        self._fork_server = fork_server
         self._display = display
         self._start = start  # what the client is told of where to begin
         self._began = time.time()
         self._log = claim_launcher_log(settings, "start_trainer_client")
-        self._reporter: Reporter = Reporter(display, self._log.path)
+        self._reporter: RoleReporter = RoleReporter(display, self._log.path)
         self._supervisor = Supervisor(
-            zygote,
+            fork_server,
             on_start=self._reporter.started,
             on_end=self._ended,
             on_notice=self._reporter.noticed,
         )
         self._watching = self._watch(began)
 
-    def _ended(self, ended: Ended) -> None:
+    def _ended(self, ended: RoleEnded) -> None:
         # The monitor may be asked to leave by itself; the client's end is that of the launcher.
         if ended.command.name == "monitor" and ended.code == 0 and ended.consequence != "stopped":
             self._reporter.say(self._reporter.told(ended))
@@ -135,7 +140,7 @@ class TrainerClient:
             await asyncio.gather(work, show, return_exceptions=True)
             await self._watching.close()
             await self._supervisor.stop(STOP_GRACE_S)
-            await self._zygote.close()
+            await self._fork_server.close()
         self._conclude()
         return 0
 
@@ -167,12 +172,12 @@ class TrainerClient:
         log = claim_role_log(self._settings, kind)
         return role_command(kind, self._settings, log, changes=changes, env=environment)
 
-    def _watch(self, began: float) -> Watching:
+    def _watch(self, began: float) -> RunWatch:
         from distqat.launch.run_plan import goal_of
-        from distqat.launch.run_watch import Watching
+        from distqat.launch.run_watch import RunWatch
 
         config = self._settings.config
-        return Watching(
+        return RunWatch(
             run=config.experiment_prefix,
             title=config.experiment_prefix,
             goal=goal_of(config),
@@ -184,14 +189,14 @@ class TrainerClient:
 
     def _conclude(self) -> None:
         """The summary, where this run of the client has written one."""
-        from distqat.launch.summary_table import Summary, conclude
+        from distqat.launch.summary_table import SummaryTable, conclude
 
         path = Path(self._settings.log_dir) / SUMMARY
         if path.exists() and path.stat().st_mtime >= self._began:
-            conclude([Summary.read(path, "swarm")], self._settings.log_dir, self._display)
+            conclude([SummaryTable.read(path, "swarm")], self._settings.log_dir, self._display)
 
 
-def _claim(settings: Settings, kind: str) -> PortClaim:
+def _claim(settings: LauncherSettings, kind: str) -> PortClaim:
     """RoleError: a port that was given, or the monitor's, whose address people copy, is busy."""
     config, name = settings.config, f"{kind}_port"
     wanted: int = getattr(config, name)

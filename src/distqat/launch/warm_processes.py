@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from distqat.launch.launcher_roles import module_of
-from distqat.process import PRELOAD, Zygote
+from distqat.process import PRELOAD, ForkServerClient
 
 if TYPE_CHECKING:
     from distqat.config import Config
@@ -27,34 +27,38 @@ _MODEL_CODE = {  # 1.4 s, by family of models
 }
 
 
-class Zygotes:
+class WarmForkServers:
     """One fork server for the roles of the network, another for servers."""
 
-    def __init__(self, network: Zygote) -> None:
+    def __init__(self, network: ForkServerClient) -> None:
         self.network = network
-        self._servers: Zygote | None = None
+        self._servers: ForkServerClient | None = None
 
     @classmethod
-    def start(cls) -> Zygotes:
+    def start(cls) -> WarmForkServers:
         """Start the first; returns at once. Call it before anything slow is imported."""
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that numpy starts would forbid a fork
-        return cls(Zygote.start((*NETWORK, *map(module_of, ("monitor", "client", "trainer", "data-server")))))
+        return cls(
+            ForkServerClient.start(
+                (*NETWORK, *map(module_of, ("monitor", "client", "trainer", "data-server")))
+            )
+        )
 
     def start_servers(self, config: Config) -> None:
         """Fork the one for servers of `config`'s model, outside any event loop."""
         import torch  # noqa: F401  once for both: the fork inherits it, and the status feed needs it here
 
-        self._servers = Zygote.start((*PRELOAD, *model_modules(config), module_of("server")))
+        self._servers = ForkServerClient.start((*PRELOAD, *model_modules(config), module_of("server")))
 
     @property
-    def servers(self) -> Zygote:
+    def servers(self) -> ForkServerClient:
         assert self._servers is not None, "start_servers comes first"
         return self._servers
 
     async def close(self) -> None:
         """End both, and what they still run."""
-        each = [zygote for zygote in (self.network, self._servers) if zygote is not None]
-        await asyncio.gather(*(zygote.close() for zygote in each))
+        each = [fork_server for fork_server in (self.network, self._servers) if fork_server is not None]
+        await asyncio.gather(*(fork_server.close() for fork_server in each))
 
 
 def model_modules(config: Config) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqat.metrics.sink import Fanout, JsonLines, Nothing, Sink, open_sinks
+from distqat.metrics.sink import Fanout, JsonLines, NullSink, Sink, open_sinks
 from distqat.metrics.swarm_tables import swarm_table
 
-__all__ = ["Fanout", "JsonLines", "Nothing", "Sink", "open_sinks", "swarm_table"]
+__all__ = ["Fanout", "JsonLines", "NullSink", "Sink", "open_sinks", "swarm_table"]

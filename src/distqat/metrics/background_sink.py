@@ -16,21 +16,21 @@ CLOSE_S = 5.0
 Record = Mapping[str, Any]
 
 
-class Slow(Protocol):
+class BlockingSink(Protocol):
     """A sink that may block and raise: a service, a foreign library."""
 
     def write(self, record: Record) -> None: ...
     def close(self) -> None: ...
 
 
-class Background:
+class BackgroundSink:
     """Opens, feeds and closes a slow sink in a thread; never blocks and never raises.
 
     Records that do not fit into the queue are dropped; the first drop and the first error are logged.
     """
 
     def __init__(
-        self, open_sink: Callable[[], Slow], *, name: str, size: int = QUEUE, close_s: float = CLOSE_S
+        self, open_sink: Callable[[], BlockingSink], *, name: str, size: int = QUEUE, close_s: float = CLOSE_S
     ) -> None:
         self._open = open_sink
         self._name = name
@@ -58,7 +58,7 @@ class Background:
             self._thread.join(self._close_s)
 
     def _work(self) -> None:
-        sink: Slow | None = None
+        sink: BlockingSink | None = None
         try:
             sink = self._open()
             while (record := self._next()) is not None:
@@ -77,7 +77,7 @@ class Background:
                 if self._closed.is_set():
                     return None
 
-    def _end(self, sink: Slow | None) -> None:
+    def _end(self, sink: BlockingSink | None) -> None:
         if sink is None:
             return
         try:

@@ -19,7 +19,7 @@ def read_records(log_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [record for path in paths for record in _records(path.read_text(encoding="utf-8"))]
 
 
-class Tail:
+class RecordTail:
     """The records of a kind that were added since the last look."""
 
     def __init__(self, log_dir: Path, kind: str) -> None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from distqat.metrics.background_sink import Background
+from distqat.metrics.background_sink import BackgroundSink
 from distqat.metrics.record_values import plain
 from distqat.metrics.services import TensorBoard, WandbRun
 
@@ -33,7 +33,7 @@ class Sink(Protocol):
         """Write out what is waiting, within seconds. Idempotent."""
 
 
-class Nothing:
+class NullSink:
     """The null object: for tests and for roles that measure nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ def open_sinks(log_dir: str | os.PathLike[str], role: str, wandb_project: str | 
         log.info("W&B is not installed (pip install 'distqat[wandb]'); metrics are kept in %s only", folder)
     elif wandb_project is not None:
         project = wandb_project
-        sinks.append(Background(lambda: WandbRun(project, role, folder), name="W&B"))
+        sinks.append(BackgroundSink(lambda: WandbRun(project, role, folder), name="W&B"))
     if find_spec("tensorboard") is not None:
-        sinks.append(Background(lambda: TensorBoard(folder / "tensorboard" / role), name="TensorBoard"))
+        sinks.append(BackgroundSink(lambda: TensorBoard(folder / "tensorboard" / role), name="TensorBoard"))
     return Fanout(sinks)

@@ -21,7 +21,7 @@ Cut = Sequence["str | int"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ChainPart:
     """Blocks [start, stop) of a chain."""
 
     start: int
@@ -33,7 +33,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Chain:
+class BlockChain:
     """Blocks by name with what each costs, and what is always with the first and with the last of them."""
 
     names: Sequence[str]
@@ -47,7 +47,7 @@ class Chain:
         cut: Cut | None = None,
         stage_index: int | None = None,
         stage_count: int | None = None,
-    ) -> Part:
+    ) -> ChainPart:
         """The blocks of a stage: of `stage_count` it is number `stage_index`, from 0.
 
         Where they are not given, the stage's name and the cut tell: a front or a head is the first and a back
@@ -56,12 +56,12 @@ class Chain:
         if stage == "full":
             if cut is not None:
                 raise ModelError("a full stage is not cut; leave out cut, or name the stages front and back")
-            return Part(0, len(self.names), first=True, last=True)
+            return ChainPart(0, len(self.names), first=True, last=True)
         count = _count(stage, cut, stage_count)
         index = _index(stage, stage_index, count)
         cuts = self.cuts(count) if cut is None else self._given(cut)
         ends = [0, *cuts, len(self.names)]
-        return Part(ends[index], ends[index + 1], first=index == 0, last=index == count - 1)
+        return ChainPart(ends[index], ends[index + 1], first=index == 0, last=index == count - 1)
 
     def cuts(self, count: int) -> list[int]:
         """Where `count` stages start, but the first: balanced."""

@@ -16,14 +16,14 @@ from typing import Any
 from torch import nn
 
 from distqat.models.balanced_cuts import balanced_cuts
-from distqat.models.causal_lm_outline import Outline
+from distqat.models.causal_lm_outline import ModelOutline
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 VISITED = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 
 
 @dataclass(frozen=True)
-class Costs:
+class BlockCosts:
     """Multiply-accumulates per token."""
 
     before: int
@@ -37,7 +37,7 @@ class Costs:
         return first + sum(self.blocks[start:stop]) + last
 
 
-def costs_of(model: nn.Module, parts: Outline) -> Costs:
+def costs_of(model: nn.Module, parts: ModelOutline) -> BlockCosts:
     """Of a whole model, which may be on the meta device."""
     config: Any = model.config
     share = _visited(config)
@@ -46,12 +46,12 @@ def costs_of(model: nn.Module, parts: Outline) -> Costs:
     def outside(names: tuple[str, ...]) -> int:
         return sum(_matrices(model.get_submodule(name), 1.0) for name in names)
 
-    return Costs(
+    return BlockCosts(
         outside(parts.before), tuple(_matrices(block, share) for block in blocks), outside(parts.behind)
     )
 
 
-def balanced(costs: Costs, stages: int) -> list[tuple[int, int]]:
+def balanced(costs: BlockCosts, stages: int) -> list[tuple[int, int]]:
     """The blocks [start, stop) of each of so many stages."""
     cuts = balanced_cuts(costs.blocks, stages, fixed_first=costs.before, fixed_last=costs.behind)
     bounds = [0, *cuts, len(costs.blocks)]

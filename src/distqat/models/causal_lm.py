@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.block_costs import Costs, balanced, costs_of
+from distqat.models.block_costs import BlockCosts, balanced, costs_of
 from distqat.models.causal_lm_outline import outline
 from distqat.models.causal_lm_stage import BlockStage, cut, stand_in
 from distqat.models.meta_init import materialize, weights_on_meta
@@ -43,7 +43,7 @@ STAGES: tuple[StageName, ...] = ("full", "head", "body", "tail")
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Which part of which model a pipeline entry is: the keys that every causal language model takes."""
 
     pretrained: str | None = None
@@ -71,7 +71,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Hf(Part):
+class Hf(ModelPart):
     """A part of any model: `config` or `pretrained`."""
 
     config: Mapping[str, Any] | None = None
@@ -81,9 +81,9 @@ class Hf(Part):
 
 
 class StageBuilder:
-    """Builds one stage of a kind of model; takes the fields of the kind's `Part` as keywords."""
+    """Builds one stage of a kind of model; takes the fields of the kind's `ModelPart` as keywords."""
 
-    def __init__(self, stage: StageName, kind: type[Part]) -> None:
+    def __init__(self, stage: StageName, kind: type[ModelPart]) -> None:
         self.__signature__ = inspect.signature(kind)
         self._stage = stage
         self._kind = kind
@@ -101,7 +101,7 @@ class StageBuilder:
 class StageSample:
     """Makes the input of one stage: token ids for the first one, hidden states for the others."""
 
-    def __init__(self, stage: StageName, kind: type[Part]) -> None:
+    def __init__(self, stage: StageName, kind: type[ModelPart]) -> None:
         own = [inspect.Parameter("batch_size", inspect.Parameter.KEYWORD_ONLY)]
         own += [inspect.Parameter("sequence_length", inspect.Parameter.KEYWORD_ONLY, default=128)]
         fields = inspect.signature(kind).parameters.values()
@@ -118,7 +118,7 @@ class StageSample:
         return torch.zeros(batch_size, sequence_length, int(config.hidden_size))
 
 
-def build(stage: StageName, part: Part) -> BlockStage:
+def build(stage: StageName, part: ModelPart) -> BlockStage:
     """One stage, on the default device, initialised by the family's own rules or from `pretrained`.
 
     Imports transformers. Raises ModelError for a model that cannot be cut so, UnknownName for a model type
@@ -171,7 +171,7 @@ def _copies(stage: StageName, ties: Mapping[str, str]) -> dict[str, str]:
     return {target: source if stage == "head" else target for target, source in ties.items()}
 
 
-def _unsplit(part: Part) -> Any:
+def _unsplit(part: ModelPart) -> Any:
     """The whole model, without memory."""
     whole = part.model_config()
     with torch.device("meta"):
@@ -208,7 +208,7 @@ def model_class(config: Any) -> Any:
         raise ModelError(f"transformers has no causal language model for {type(config).__name__}") from None
 
 
-def block_range(stage: StageName, costs: Costs, part: Part) -> tuple[int, int]:
+def block_range(stage: StageName, costs: BlockCosts, part: ModelPart) -> tuple[int, int]:
     """The blocks [start, stop) of a stage of a model whose blocks cost so much."""
     count, layers = len(costs.blocks), part.layers
     if layers is not None:
@@ -225,7 +225,7 @@ def block_range(stage: StageName, costs: Costs, part: Part) -> tuple[int, int]:
     return start, stop
 
 
-def _share(stage: StageName, costs: Costs, part: Part) -> tuple[int, int]:
+def _share(stage: StageName, costs: BlockCosts, part: ModelPart) -> tuple[int, int]:
     count, stages = len(costs.blocks), part.stages or part.default_stages
     if stages is None:
         raise ModelError("say which blocks: layers: [from, to], or stages: the number of stages")

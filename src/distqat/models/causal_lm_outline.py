@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from distqat.errors import ModelError
-from distqat.models.stand_ins import Absent, Elsewhere
+from distqat.models.stand_ins import AbsentBlock, AbsentModule
 
 FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What a family's own code raises over a tensor where it expects a tuple, or the other way round."""
 
 
 @dataclass(frozen=True)
-class Outline:
+class ModelOutline:
     """Where the blocks of a model are, and the names of the modules that run before and behind them."""
 
     path: str
@@ -32,7 +32,7 @@ class Outline:
     """What a block returns: 0, the hidden states; else the length of a tuple that begins with them."""
 
 
-def outline(model: nn.Module) -> Outline:
+def outline(model: nn.Module) -> ModelOutline:
     """Of a model on the meta device. Raises ModelError for a family whose parts cannot be told apart."""
     config: Any = model.config
     path = block_path(model, int(config.num_hidden_layers))
@@ -45,7 +45,7 @@ def outline(model: nn.Module) -> Outline:
         )
     with _without_router_logits(config):
         before, behind, returns = _order(model, path)
-        found = Outline(path, tuple(before), tuple(behind), returns)
+        found = ModelOutline(path, tuple(before), tuple(behind), returns)
         _check_stages(model, found)
     return found
 
@@ -167,7 +167,7 @@ def _run_without_blocks(model: nn.Module, path: str, watch: _Watch) -> int:
     return watch.refuse(f"its pass without blocks fails ({'; '.join(map(str, failures))})")
 
 
-def _check_stages(model: nn.Module, parts: Outline) -> None:
+def _check_stages(model: nn.Module, parts: ModelOutline) -> None:
     """Pass what a first and what a later stage has, blocks aside: some families ask for what is gone."""
     width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     tokens, hidden = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, width)
@@ -176,9 +176,9 @@ def _check_stages(model: nn.Module, parts: Outline) -> None:
         blocks: Any = model.get_submodule(parts.path)
         own = list(blocks)
         for name, module in replaced.items():
-            model.set_submodule(name, Absent(module))
+            model.set_submodule(name, AbsentModule(module))
         for number, block in enumerate(own):
-            blocks[number] = Elsewhere(block, parts.returns)
+            blocks[number] = AbsentBlock(block, parts.returns)
         try:
             with torch.device("meta"), torch.no_grad(), _SayYes():
                 model(**{name: tensor.to("meta") for name, tensor in given.items()}, use_cache=False)
@@ -241,7 +241,7 @@ class _Watch:
 _BESIDE = object()  # what blocks return beside the hidden states
 
 
-class _Watched(Elsewhere):
+class _Watched(AbsentBlock):
     """Stands in for a block while an outline is made."""
 
     def __init__(self, block: nn.Module, returns: int, number: int, watch: _Watch) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distqat.models.causal_lm_outline import Outline
-from distqat.models.router_loss import PROBABILITIES, SHARES, Balancing
-from distqat.models.stand_ins import Absent, Elsewhere
+from distqat.models.causal_lm_outline import ModelOutline
+from distqat.models.router_loss import PROBABILITIES, SHARES, RouterBalance
+from distqat.models.stand_ins import AbsentBlock, AbsentModule
 
 
 class Blocks(nn.ModuleList):
@@ -54,8 +54,8 @@ class BlockStage(nn.Module):
             str, str
         ] = {}  # of weights that another stage holds as well: common name to own name
         self.auxiliary_loss: Tensor | None = None
-        self.balancing = Balancing.of(model)
-        if self.balancing is not None and not Balancing.has_routers(model):
+        self.balancing = RouterBalance.of(model)
+        if self.balancing is not None and not RouterBalance.has_routers(model):
             config.output_router_logits = False  # transformers fails over the loss of none
         self._given: Tensor | None = None
         self._behind: Tensor | None = None
@@ -122,7 +122,7 @@ class BlockStage(nn.Module):
         self._behind = output[0] if isinstance(output, (tuple, list)) else output
 
 
-def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
+def cut(model: nn.Module, parts: ModelOutline, start: int, stop: int) -> BlockStage:
     """Leave of a model without memory what blocks `start` to `stop` (exclusive) and their stage need.
 
     The first stage keeps what runs before the blocks, the last one what runs behind them. Before a pass,
@@ -131,7 +131,7 @@ def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
     blocks = list(model.get_submodule(parts.path).children())
     first, last = start == 0, stop == len(blocks)
     for name in [*([] if first else parts.before), *([] if last else parts.behind)]:
-        model.set_submodule(name, Absent(model.get_submodule(name)))
+        model.set_submodule(name, AbsentModule(model.get_submodule(name)))
     own = Blocks(blocks[start:stop], start)
     model.set_submodule(parts.path, own)
     stage = BlockStage(model, own, first=first, last=last)
@@ -139,14 +139,14 @@ def cut(model: nn.Module, parts: Outline, start: int, stop: int) -> BlockStage:
     return stage
 
 
-def stand_in(model: nn.Module, parts: Outline, whole: nn.Module) -> None:
+def stand_in(model: nn.Module, parts: ModelOutline, whole: nn.Module) -> None:
     """Fill the list of blocks up to its length in the `whole` model, whose blocks tell what kinds they are.
 
     Not before weights are initialised: the rules of some families look into all blocks of the list.
     """
     own = dict(model.get_submodule(parts.path).named_children())
     filled = nn.ModuleList(
-        own.get(number, Elsewhere(block, parts.returns))
+        own.get(number, AbsentBlock(block, parts.returns))
         for number, block in whole.get_submodule(parts.path).named_children()
     )
     model.set_submodule(parts.path, filled)

@@ -109,7 +109,7 @@ class DiscriminatorStage(nn.Module):
         return {"fake": logits[: len(fake)], "real": of_real, "image": fake}
 
 
-class Both(nn.Module):
+class GeneratorAndDiscriminator(nn.Module):
     """The two stages in one; where `phase` says that one network learns, the other has no gradients."""
 
     def __init__(self, generator: Generator, discriminator: Discriminator) -> None:
@@ -138,7 +138,7 @@ def build(
     generator = Generator(channels, num_channels, latent)
     if stage == "generator":
         return GeneratorStage(generator)
-    return Both(generator, Discriminator(channels, num_channels))
+    return GeneratorAndDiscriminator(generator, Discriminator(channels, num_channels))
 
 
 def sample_input(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.block_chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, BlockChain, Cut, StageName
 
 SAMPLE_NODES, SAMPLE_EDGES = 5, 12  # of a sample input; any other number does as well
 
@@ -84,7 +84,7 @@ def build(
         raise ModelError(f"{num_classes=}, {in_features=}, {hidden=} and {depth=} must be at least 1")
     widths = [in_features, *[hidden] * (depth - 1), num_classes]
     sizes = {f"conv{i}": (widths[i - 1], widths[i]) for i in range(1, depth + 1)}
-    chain = Chain(list(sizes), [fan_in * fan_out for fan_in, fan_out in sizes.values()])
+    chain = BlockChain(list(sizes), [fan_in * fan_out for fan_in, fan_out in sizes.values()])
     part = chain.part(stage, cut, stage_index, stage_count)
     return GCN(dict(list(sizes.items())[part.start : part.stop]), last=part.last, dropout=dropout)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.causal_lm import Part
+from distqat.models.causal_lm import ModelPart
 
 VOCABULARY = 50257  # of GPT-2's tokenizer, which GPT-Neo shares
 GPTNEO_SHAPES: dict[str, dict[str, int]] = {
@@ -22,7 +22,7 @@ GPTNEO_SHAPES: dict[str, dict[str, int]] = {
 
 
 @dataclass(frozen=True)
-class KnownShape(Part):
+class KnownShape(ModelPart):
     """A part of a model whose sizes have defaults; None means the default, or what `pretrained` says."""
 
     vocab_size: int | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.block_chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, BlockChain, Cut, StageName
 
 
 class MLP(nn.Module):
@@ -81,5 +81,5 @@ def _sizes(in_features: int, hidden: int, depth: int) -> dict[str, tuple[int, in
     return {**layers, "fc": (hidden, 1)}
 
 
-def _chain(sizes: dict[str, tuple[int, int]]) -> Chain:
-    return Chain(list(sizes), [fan_in * fan_out for fan_in, fan_out in sizes.values()])
+def _chain(sizes: dict[str, tuple[int, int]]) -> BlockChain:
+    return BlockChain(list(sizes), [fan_in * fan_out for fan_in, fan_out in sizes.values()])

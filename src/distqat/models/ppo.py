@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.errors import ModelError
-from distqat.models.block_chain import FIRST, Chain, Cut, StageName
+from distqat.models.block_chain import FIRST, BlockChain, Cut, StageName
 
 OUT = "out"
 HIDDEN_GAIN, POLICY_GAIN, VALUE_GAIN = math.sqrt(2), 0.01, 1.0  # of orthogonal weights: arXiv:2006.05990, 3.2
@@ -69,7 +69,7 @@ def build(
     names = [*(f"layer{i}" for i in range(1, depth + 1)), OUT]
     widths = [in_features, *[hidden] * depth, num_actions]
     sizes = {name: (widths[i], widths[i + 1]) for i, name in enumerate(names)}
-    chain = Chain(names, [fan_in * fan_out for fan_in, fan_out in sizes.values()])
+    chain = BlockChain(names, [fan_in * fan_out for fan_in, fan_out in sizes.values()])
     part = chain.part(stage, cut, stage_index, stage_count)
     kept = dict(list(sizes.items())[part.start : part.stop])
     return Actor(kept, num_actions=num_actions, continuous=continuous)

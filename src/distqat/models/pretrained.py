@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distqat.config_paths import find
 from distqat.errors import ModelError
 from distqat.models.hub_files import fetch
-from distqat.models.stored_layouts import Recipe, recipes
+from distqat.models.stored_layouts import TensorRecipe, recipes
 from distqat.models.stored_weights import StoredWeights
 
 CONFIG = "config.json"
@@ -70,7 +70,11 @@ def load_weights(
 
 
 def _copy(
-    recipe: Recipe, own: Mapping[str, Tensor], places: Mapping[str, str], stored: StoredWeights, model: Any
+    recipe: TensorRecipe,
+    own: Mapping[str, Tensor],
+    places: Mapping[str, str],
+    stored: StoredWeights,
+    model: Any,
 ) -> None:
     """Make what the recipe makes, and copy it to every tensor that it is the place of."""
     wanted = {name: place for name, place in places.items() if place in recipe.targets}

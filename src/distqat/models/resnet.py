@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distqat.errors import ModelError
-from distqat.models.block_chain import Chain, Cut, StageName
+from distqat.models.block_chain import BlockChain, Cut, StageName
 from distqat.models.resnet_blocks import EXPANSION, BlockShape, convolution, halved
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -112,11 +112,11 @@ def block_shapes(model: str, img_size: int, width: float = 1.0) -> list[BlockSha
     return shapes
 
 
-def _chain(shapes: list[BlockShape], num_channels: int, img_size: int) -> Chain:
+def _chain(shapes: list[BlockShape], num_channels: int, img_size: int) -> BlockChain:
     """Without the classifier, a thousandth of the whole: entries that differ in num_classes cut alike."""
     size, stride = _stem(img_size)
     stem = size**2 * num_channels * shapes[0].fan_in * halved(img_size, stride) ** 2
-    return Chain([shape.name for shape in shapes], [shape.macs for shape in shapes], before=stem)
+    return BlockChain([shape.name for shape in shapes], [shape.macs for shape in shapes], before=stem)
 
 
 def _stem(img_size: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ _ARGUMENTS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 
 
 @dataclass(frozen=True)
-class Balancing:
+class RouterBalance:
     """Of a model with `experts` per router, `visited` by a token."""
 
     experts: int
@@ -37,7 +37,7 @@ class Balancing:
     weight: float
 
     @classmethod
-    def of(cls, model: nn.Module) -> Balancing | None:
+    def of(cls, model: nn.Module) -> RouterBalance | None:
         """What the configuration of a model of transformers asks for; None: no such loss.
 
         As there: `output_router_logits` turns it on, `router_aux_loss_coef` is its weight. Raises ModelError

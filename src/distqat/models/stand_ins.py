@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Elsewhere(nn.Module):
+class AbsentBlock(nn.Module):
     """In place of a block of another stage: hands on what it gets, as a block of the family would.
 
     So the list of blocks is as long as in the whole model, and whatever the family looks up by the number of
@@ -29,7 +29,7 @@ class Elsewhere(nn.Module):
         return hidden if self._beside is None else (hidden, *self._beside)
 
 
-class Absent(nn.Module):
+class AbsentModule(nn.Module):
     """In place of a module of another stage: gives back what it gets, or zero in place of an embedding."""
 
     def __init__(self, replaced: nn.Module) -> None:

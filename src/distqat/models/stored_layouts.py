@@ -22,7 +22,7 @@ _TOWER = re.compile(r"^(?:model\.)?language_model\.(?:model\.)?")  # of a model 
 
 
 @dataclass
-class Recipe:
+class TensorRecipe:
     """How `targets`, tensors of a model, are made: of one stored tensor as it is, or by a conversion."""
 
     targets: tuple[str, ...]
@@ -53,7 +53,7 @@ class Recipe:
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def recipes(model: Any, known: Collection[str], stored: Iterable[str], prefix: str) -> list[Recipe]:
+def recipes(model: Any, known: Collection[str], stored: Iterable[str], prefix: str) -> list[TensorRecipe]:
     """Recipes for those of the `known` names, tensors of a stage, that the `stored` ones make up.
 
     `model` is transformers' (cut or whole), or None where names are as they are; `prefix` is what a file of
@@ -76,14 +76,14 @@ def recipes(model: Any, known: Collection[str], stored: Iterable[str], prefix: s
                     return found
         return None
 
-    found: dict[str, Recipe] = {}
+    found: dict[str, TensorRecipe] = {}
     for name in sorted(stored, key=_natural):
         placed = place(name)
         if placed is None:  # of another stage, or a scale beside codes
             continue
         key, pattern = placed
         conversion = None if pattern is None else by_pattern[pattern]
-        recipe = found.setdefault(key, Recipe(_targets(key, conversion), conversion=conversion))
+        recipe = found.setdefault(key, TensorRecipe(_targets(key, conversion), conversion=conversion))
         recipe.sources.setdefault(pattern or name, []).append(name)
     return list(found.values())
 

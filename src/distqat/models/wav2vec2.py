@@ -28,8 +28,8 @@ from torch import Tensor
 
 from distqat.errors import ModelError
 from distqat.models.audio_frames import MelFrontEnd, Windows, frame_counts, mel_window
-from distqat.models.block_costs import Costs
-from distqat.models.causal_lm import Part, StageName, block_range
+from distqat.models.block_costs import BlockCosts
+from distqat.models.causal_lm import ModelPart, StageName, block_range
 from distqat.models.causal_lm_stage import Blocks
 from distqat.models.meta_init import materialize
 from distqat.models.pretrained import load_weights, pretrained_config
@@ -71,7 +71,7 @@ def build(
     if layers is None and None not in (several, stages) and several != stages:
         raise ModelError(f"stages: {stages}, but the pipeline has {several} of this model")
     at = stage_index if position is None and several is not None else position
-    wanted = Part(layers=layers, stages=stages or several or DEFAULT_STAGES, position=at)
+    wanted = ModelPart(layers=layers, stages=stages or several or DEFAULT_STAGES, position=at)
     start, stop = _range(stage, costs_of(whole, windows, 1 if mel is None else int(mel["bins"])), wanted)
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForCTC
 
@@ -164,7 +164,7 @@ def _windows(whole: Any, mel: Mapping[str, Any] | None) -> Windows:
     return convolutions if mel is None else [mel_window(int(mel["sampling_rate"])), *convolutions]
 
 
-def costs_of(whole: Any, windows: Windows, channels: int) -> Costs:
+def costs_of(whole: Any, windows: Windows, channels: int) -> BlockCosts:
     """Multiply-accumulates per frame, without those that grow with the length of the recording.
 
     `channels` go into the first convolution.
@@ -177,10 +177,10 @@ def costs_of(whole: Any, windows: Windows, channels: int) -> Costs:
         per_frame = math.prod(stride for _, stride in convolutions[place + 1 :])
         before += widths[place] * widths[place + 1] * kernel * per_frame
     block = 4 * width * width + 2 * width * int(whole.intermediate_size)
-    return Costs(before, (block,) * int(whole.num_hidden_layers), width * int(whole.vocab_size))
+    return BlockCosts(before, (block,) * int(whole.num_hidden_layers), width * int(whole.vocab_size))
 
 
-def _range(stage: StageName, costs: Costs, wanted: Part) -> tuple[int, int]:
+def _range(stage: StageName, costs: BlockCosts, wanted: ModelPart) -> tuple[int, int]:
     """The blocks [start, stop) of a stage."""
     count = len(costs.blocks)
     if stage != "full":

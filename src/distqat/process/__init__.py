@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from distqat.process.announced_wait import Wait, told_wait, waiting
+from distqat.process.announced_wait import AnnouncedWait, told_wait, waiting
 from distqat.process.core_sharing import CoreShare
 from distqat.process.device_choice import DeviceChoice, choose_device, resolve_device, threads_per_server
-from distqat.process.forkserver_client import PRELOAD, RoleProcess, Zygote
+from distqat.process.forkserver_client import PRELOAD, ForkServerClient, RoleProcess
 from distqat.process.launcher_notices import LastWords, announce_ready, notice
 from distqat.process.port_claims import PortClaim, claim_port
 from distqat.process.process_title import set_title
 from distqat.process.restart_policy import RestartPolicy
 from distqat.process.role_command import RoleCommand
-from distqat.process.role_endings import Ended
+from distqat.process.role_endings import RoleEnded
 from distqat.process.role_logs import LOG_NAME, LogClaim, claim_log, set_up_logging
 from distqat.process.role_runner import guarded, run_alone, run_role
 from distqat.process.runtime_folder import host_id, runtime_dir
@@ -20,18 +20,18 @@ from distqat.process.supervisor import Supervisor
 __all__ = [
     "LOG_NAME",
     "PRELOAD",
+    "AnnouncedWait",
     "CoreShare",
     "DeviceChoice",
-    "Ended",
+    "ForkServerClient",
     "LastWords",
     "LogClaim",
     "PortClaim",
     "RestartPolicy",
     "RoleCommand",
+    "RoleEnded",
     "RoleProcess",
     "Supervisor",
-    "Wait",
-    "Zygote",
     "announce_ready",
     "choose_device",
     "claim_log",

@@ -15,7 +15,7 @@ SAY_AGAIN_S = 60.0
 
 
 @dataclass
-class Wait:
+class AnnouncedWait:
     """Something that this role waits for. `since`: Unix time, for people."""
 
     what: str
@@ -23,16 +23,16 @@ class Wait:
     told: bool = False
 
 
-_waits: list[Wait] = []
+_waits: list[AnnouncedWait] = []
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[Wait]:
+def waiting(what: str) -> Iterator[AnnouncedWait]:
     """Around a wait for somebody else, in an event loop; `what` completes "waiting for ...".
 
     The text may be changed while it waits (`wait.what = ...`), when more is known.
     """
-    loop, wait = asyncio.get_running_loop(), Wait(what, time.time())
+    loop, wait = asyncio.get_running_loop(), AnnouncedWait(what, time.time())
     began, timers = loop.time(), list[asyncio.TimerHandle]()
 
     def say() -> None:
@@ -52,7 +52,7 @@ def waiting(what: str) -> Iterator[Wait]:
             _tell_newest()
 
 
-def told_wait() -> Wait | None:
+def told_wait() -> AnnouncedWait | None:
     """The last wait that was told of and is not over."""
     return next((wait for wait in reversed(_waits) if wait.told), None)
 

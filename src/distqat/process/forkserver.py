@@ -24,7 +24,7 @@ from distqat.failures import describe
 from distqat.process.forked_child import become
 from distqat.process.parent_death import adopt_orphans, die_with_parent
 from distqat.process.process_title import set_title
-from distqat.process.role_command import Lines, RoleCommand, encode
+from distqat.process.role_command import MessageLines, RoleCommand, encode
 
 TITLE_ROOM = "DISTQAT_TITLE_ROOM"  # a title fits only where arguments and environment were at the start
 GRACE_S = 0.5  # from the owner's end to SIGKILL for what it left; two fork servers in a row stay within 2 s
@@ -35,7 +35,7 @@ _WATCHED = (signal.SIGCHLD, signal.SIGHUP)
 @dataclass
 class _Child:
     pipe: int | None  # reading end of the pipe over which it tells us things
-    lines: Lines = field(default_factory=Lines)
+    lines: MessageLines = field(default_factory=MessageLines)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ForkServer:
     owner: socket.socket
     owner_pid: int
     _children: dict[int, _Child] = field(default_factory=dict)
-    _lines: Lines = field(default_factory=Lines)
+    _lines: MessageLines = field(default_factory=MessageLines)
     _deadline: float | None = None
 
     def __post_init__(self) -> None:

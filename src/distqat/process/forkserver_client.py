@@ -16,10 +16,10 @@ from typing import Any
 
 from distqat.errors import ConfigError, DistqatError, RoleError
 from distqat.process import forkserver
-from distqat.process.announced_wait import Wait
+from distqat.process.announced_wait import AnnouncedWait
 from distqat.process.launcher_notices import LastWords
-from distqat.process.role_command import Lines, RoleCommand, encode
-from distqat.process.role_endings import Ended
+from distqat.process.role_command import MessageLines, RoleCommand, encode
+from distqat.process.role_endings import RoleEnded
 
 PRELOAD = ("torch", "torch._dynamo", "hivemind", "uvloop", "setproctitle", "psutil")
 _LOST = -signal.SIGKILL  # the exit code of a role whose fork server ended: it got SIGKILL with it
@@ -32,7 +32,7 @@ class RoleProcess:
         self.command = command
         self.pid = pid
         self.last_words: LastWords | None = None
-        self.wait_told: Wait | None = None  # what it says that it waits for
+        self.wait_told: AnnouncedWait | None = None  # what it says that it waits for
         self._signal_role = signal_role
         self._notices: list[str] = []
         self._hear: Callable[[str], None] = self._notices.append
@@ -51,7 +51,7 @@ class RoleProcess:
     async def ready(self, timeout_s: float) -> dict[str, Any]:
         """What the role said when it began to serve.
 
-        RoleError: the time is over. If it ended before: the error that it ended with (`Ended.failure`).
+        RoleError: the time is over. If it ended before: the error that it ended with (`RoleEnded.failure`).
         """
         either: set[asyncio.Future[Any]] = {self._ready, self._ended}
         await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -64,7 +64,7 @@ class RoleProcess:
         code = self._ended.result()
         if self.last_words is None:
             raise RoleError(f"{name} ended with code {code} before it was ready{where}")
-        raise Ended(self.command, self.pid, code, "", self.last_words).failure()
+        raise RoleEnded(self.command, self.pid, code, "", self.last_words).failure()
 
     def listen(self, hear: Callable[[str], None]) -> None:
         """Have `hear` called with every notice of the role, those included that came already."""
@@ -88,7 +88,9 @@ class RoleProcess:
         elif kind == "notice":
             self._hear(event["text"])
         elif kind == "wait":
-            self.wait_told = Wait(event["text"], event["since"], told=True) if event["text"] else None
+            self.wait_told = (
+                AnnouncedWait(event["text"], event["since"], told=True) if event["text"] else None
+            )
         elif kind == "ended":
             log = event["log"]
             self.last_words = LastWords(event["text"], event["kind"], Path(log) if log else None)
@@ -96,7 +98,7 @@ class RoleProcess:
             self._ended.set_result(event["status"])
 
 
-class Zygote:
+class ForkServerClient:
     """A warm fork server and the roles that it started. Use it from one event loop."""
 
     def __init__(self, connection: socket.socket, pid: int, reap: Callable[[], object]) -> None:
@@ -114,7 +116,7 @@ class Zygote:
         self._broken = ""  # why the fork server could not import what it should
 
     @classmethod
-    def start(cls, preload: Sequence[str] = PRELOAD) -> Zygote:
+    def start(cls, preload: Sequence[str] = PRELOAD) -> ForkServerClient:
         """Start the fork server; returns at once, it goes on importing meanwhile.
 
         A process with one thread and nothing running is forked as it is, warm already if it was forked
@@ -139,7 +141,9 @@ class Zygote:
         return cls(ours, process.pid, process.wait)
 
     @classmethod
-    def _fork(cls, ours: socket.socket, theirs: socket.socket, owner: int, preload: Sequence[str]) -> Zygote:
+    def _fork(
+        cls, ours: socket.socket, theirs: socket.socket, owner: int, preload: Sequence[str]
+    ) -> ForkServerClient:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -204,7 +208,7 @@ class Zygote:
         return self._writer
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        lines = Lines()
+        lines = MessageLines()
         try:
             while data := await reader.read(1 << 16):
                 for event in lines.feed(data):

@@ -11,12 +11,12 @@ USAGE = 2  # the exit code of a bad command line or configuration; starting agai
 
 
 @dataclass(frozen=True)
-class Finished:
+class RoleFinished:
     """It ended well; nothing to do."""
 
 
 @dataclass(frozen=True)
-class Restart:
+class RestartAfter:
     """Start it again after `delay_s`."""
 
     delay_s: float
@@ -29,7 +29,7 @@ class GiveUp:
     reason: str
 
 
-Decision = Finished | Restart | GiveUp
+Decision = RoleFinished | RestartAfter | GiveUp
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True)
-class History:
+class CrashHistory:
     """When a role crashed lately (seconds of a monotonic clock), and how often in a row."""
 
     crashes: tuple[float, ...] = ()
@@ -62,17 +62,17 @@ class History:
 
 
 def after_exit(
-    history: History,
+    history: CrashHistory,
     policy: RestartPolicy,
     *,
     code: int,
     ran_s: float,
     now: float,
     words: LastWords | None = None,
-) -> tuple[Decision, History]:
+) -> tuple[Decision, CrashHistory]:
     """What to do about a role that ended with `code` after `ran_s`, and the history from here on."""
     if code == 0:
-        return Finished(), History()
+        return RoleFinished(), CrashHistory()
     if code == USAGE:
         return GiveUp("its command line or configuration was refused"), history
     if words is not None and words.kind == "final":
@@ -81,7 +81,7 @@ def after_exit(
     row = 1 if ran_s >= policy.healthy_s else history.in_a_row + 1
     fault = words.sentence if words is not None and words.kind == "fault" else ""
     alike = 0 if not fault else history.alike + 1 if fault == history.last else 1
-    after = History(recent, row, fault, alike)
+    after = CrashHistory(recent, row, fault, alike)
     if alike >= policy.alike:
         return GiveUp(f"it ended {alike} times in a row with the same error"), after
     if len(recent) > policy.crashes:
@@ -89,4 +89,4 @@ def after_exit(
     if row > policy.in_a_row:
         return GiveUp(f"it crashed {row} times in a row and never ran for {policy.healthy_s:g} s"), after
     exponent = min(row - 1, 64)  # far beyond any max_delay_s, and still a float
-    return Restart(min(policy.first_delay_s * policy.factor**exponent, policy.max_delay_s)), after
+    return RestartAfter(min(policy.first_delay_s * policy.factor**exponent, policy.max_delay_s)), after

@@ -59,7 +59,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-class Lines:
+class MessageLines:
     """Cuts a byte stream into messages."""
 
     def __init__(self) -> None:

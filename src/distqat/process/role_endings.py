@@ -15,7 +15,7 @@ GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True)
-class Ended:
+class RoleEnded:
     """How a role's run ended: its code, and what follows from it in one sentence."""
 
     command: RoleCommand

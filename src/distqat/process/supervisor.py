@@ -9,28 +9,28 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from distqat.process.forkserver_client import RoleProcess, Zygote
+from distqat.process.forkserver_client import ForkServerClient, RoleProcess
 from distqat.process.launcher_notices import notice
-from distqat.process.restart_policy import Finished, GiveUp, History, RestartPolicy, after_exit
+from distqat.process.restart_policy import CrashHistory, GiveUp, RestartPolicy, RoleFinished, after_exit
 from distqat.process.role_command import RoleCommand
-from distqat.process.role_endings import GIVEN_UP, Ended, ending
+from distqat.process.role_endings import GIVEN_UP, RoleEnded, ending
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts roles from one zygote, restarts those that crash, and ends all of them on `stop`."""
+    """Starts roles from one fork_server, restarts those that crash, and ends all of them on `stop`."""
 
     def __init__(
         self,
-        zygote: Zygote,
+        fork_server: ForkServerClient,
         *,
         on_start: Callable[[RoleProcess], None] | None = None,
-        on_end: Callable[[Ended], None] | None = None,
+        on_end: Callable[[RoleEnded], None] | None = None,
         on_notice: Callable[[RoleCommand, str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._zygote = zygote
+        self._fork_server = fork_server
         self._on_start = on_start
         self._on_end = on_end or _log
         self._on_notice = on_notice or _hand_up
@@ -38,13 +38,13 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._live: dict[int, RoleProcess] = {}
         self._kept: set[asyncio.Task[int]] = set()
-        self._ends: dict[str, Ended] = {}
+        self._ends: dict[str, RoleEnded] = {}
 
     @property
     def live(self) -> tuple[RoleProcess, ...]:
         return tuple(self._live.values())
 
-    def end_of(self, command: RoleCommand) -> Ended | None:
+    def end_of(self, command: RoleCommand) -> RoleEnded | None:
         """How the last run of a role ended; None: the first one has not, or was never started."""
         return self._ends.get(command.name)
 
@@ -66,7 +66,7 @@ class Supervisor:
         on_start: Callable[[RoleProcess], None] | None = None,
     ) -> int:
         """Run a role until it finishes, is given up, or `stop` ends it; its last exit code."""
-        rules, history, code = policy or RestartPolicy(), History(), 0
+        rules, history, code = policy or RestartPolicy(), CrashHistory(), 0
         while not self._stopping.is_set():
             role = await self._spawn(command)
             if role is None:
@@ -84,20 +84,20 @@ class Supervisor:
             if self._stopping.is_set():
                 if code == -signal.SIGTERM:  # we asked before it had begun to listen: nothing was lost
                     code = 0
-                self._tell(Ended(command, role.pid, code, "stopped", role.last_words))
+                self._tell(RoleEnded(command, role.pid, code, "stopped", role.last_words))
                 break
             now, words = self._clock(), role.last_words
             decision, history = after_exit(
                 history, rules, code=code, ran_s=now - started, now=now, words=words
             )
-            if isinstance(decision, Finished):
-                self._tell(Ended(command, role.pid, code, "finished", words))
+            if isinstance(decision, RoleFinished):
+                self._tell(RoleEnded(command, role.pid, code, "finished", words))
                 break
             if isinstance(decision, GiveUp):
-                self._tell(Ended(command, role.pid, code, f"{GIVEN_UP}: {decision.reason}", words))
+                self._tell(RoleEnded(command, role.pid, code, f"{GIVEN_UP}: {decision.reason}", words))
                 break
             again = f"starting again in {decision.delay_s:g} s"
-            self._tell(Ended(command, role.pid, code, again, words))
+            self._tell(RoleEnded(command, role.pid, code, again, words))
             await self._pause(decision.delay_s)
         return code
 
@@ -119,13 +119,13 @@ class Supervisor:
         await asyncio.gather(*waits)
         await asyncio.gather(*self._kept, return_exceptions=True)  # whoever awaits a task sees its error
 
-    def _tell(self, ended: Ended) -> None:
+    def _tell(self, ended: RoleEnded) -> None:
         self._ends[ended.command.name] = ended
         self._on_end(ended)
 
     async def _spawn(self, command: RoleCommand) -> RoleProcess | None:
-        """None: `stop` came while it was being forked; the zygote ends it as it closes."""
-        spawning = asyncio.ensure_future(self._zygote.spawn(command))
+        """None: `stop` came while it was being forked; the fork_server ends it as it closes."""
+        spawning = asyncio.ensure_future(self._fork_server.spawn(command))
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait({spawning, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,7 +146,7 @@ def _hand_up(command: RoleCommand, sentence: str) -> None:
     notice(f"{command.name}: {sentence}")
 
 
-def _log(ended: Ended) -> None:
+def _log(ended: RoleEnded) -> None:
     level = logging.INFO if ended.code == 0 or ended.consequence == "stopped" else logging.WARNING
     logger.log(
         level,

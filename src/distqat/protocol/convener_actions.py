@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Offer:
+class ContributionOffer:
     """What a member says of its encoded contribution; `samples` are those of its committed inner steps."""
 
     digest: str
@@ -16,7 +16,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenRound:
     """Tell `members` that round `round`, attempt `attempt`, takes their pseudo-gradients now."""
 
     round: int
@@ -25,17 +25,17 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ExchangeContributions:
     """Tell `members` the set of contributions to fetch, in the order in which to add them."""
 
     round: int
     attempt: int
     members: tuple[str, ...]
-    offers: Mapping[str, Offer]
+    offers: Mapping[str, ContributionOffer]
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitRound:
     """Log that round `round` ended with `digest`; then tell `members`. Who voted otherwise is stale."""
 
     round: int
@@ -47,7 +47,7 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Discard:
+class DiscardRound:
     """Tell `members` that this attempt at round `round` changed nothing."""
 
     round: int
@@ -58,11 +58,11 @@ class Discard:
 
 
 @dataclass(frozen=True)
-class Behind:
+class TellBehind:
     """Follows a Commit. Tell `members`, who are none any more, to fetch round `round` and to join again."""
 
     round: int
     members: tuple[str, ...]
 
 
-Action = Open | Exchange | Commit | Discard | Behind
+Action = OpenRound | ExchangeContributions | CommitRound | DiscardRound | TellBehind

@@ -22,7 +22,7 @@ class Heartbeat:
     doubt_s: float = 2.5
 
 
-class Silence:
+class PeerSilence:
     """The silence of one peer, looked at now and then. Times are monotonic seconds, handed in."""
 
     def __init__(self, heartbeat: Heartbeat, now: float) -> None:

@@ -14,7 +14,7 @@ A trainer commits at the first stage of its route before anywhere else, so what 
 - Nobody before it can be reached and there is no word: ask some more times, then abort. A stage that is cut
   off from its trainer and from its whole route for so long counts as lost, like one that died.
 
-A `Resolution` is pure; the shell asks everybody on the route and obeys.
+A `PreparedOutcome` is pure; the shell asks everybody on the route and obeys.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASK_AGAIN_S = 1.0
 
 
 @dataclass
-class Resolution:
+class PreparedOutcome:
     """Of one attempt, at the stage that is number `position` on its route."""
 
     position: int

@@ -14,45 +14,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from distqat.protocol.convener_actions import Action, Commit, Discard, Exchange, Offer, Open
-from distqat.protocol.round_convener import Convener
+from distqat.protocol.convener_actions import (
+    Action,
+    CommitRound,
+    ContributionOffer,
+    DiscardRound,
+    ExchangeContributions,
+    OpenRound,
+)
+from distqat.protocol.round_convener import RoundConvener
 
 
 @dataclass(frozen=True)
-class Committed:
+class RoundCommitted:
     """The round ended with this digest."""
 
     digest: str
 
 
 @dataclass(frozen=True)
-class Discarded:
+class RoundDiscarded:
     """The attempt changed nothing."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Missed:
+class RoundMissed:
     """No member, or of another round: fetch the committed state, and join again."""
 
 
-Reply = Open | Exchange | Committed | Discarded | Missed | None
+Reply = OpenRound | ExchangeContributions | RoundCommitted | RoundDiscarded | RoundMissed | None
 
 
 @dataclass
-class Assembly:
+class RoundAnswers:
     """The members of one stage at the convener's table; `logged` looks a round up in the commit log."""
 
-    convener: Convener
+    convener: RoundConvener
     logged: Callable[[int], str | None]
-    _opened: Open | None = field(default=None, init=False)
-    _exchange: Exchange | None = field(default=None, init=False)
+    _opened: OpenRound | None = field(default=None, init=False)
+    _exchange: ExchangeContributions | None = field(default=None, init=False)
 
     def joined(self, uid: str, round: int, now: float) -> tuple[Reply, list[Action]]:
         """`uid` holds the committed state of `round`; a member if that is the newest (no reply needed)."""
         if round != self.convener.round:
-            return Missed(), []
+            return RoundMissed(), []
         return None, self._seen(self.convener.joined(uid, now))
 
     def left(self, uid: str, now: float) -> list[Action]:
@@ -65,13 +72,13 @@ class Assembly:
         """Answered by the opening."""
         convener = self.convener
         if round != convener.round or uid not in convener.members:
-            return Missed(), []
+            return RoundMissed(), []
         if convener.lacks(uid):
             return self._opened, []
         return None, self._seen(convener.ready(uid, now))
 
     def contributed(
-        self, uid: str, offer: Offer, round: int, attempt: int, now: float
+        self, uid: str, offer: ContributionOffer, round: int, attempt: int, now: float
     ) -> tuple[Reply, list[Action]]:
         """Answered by the set of contributions to fetch."""
         over = self._over(uid, round, attempt)
@@ -87,26 +94,26 @@ class Assembly:
         """Answered by the outcome."""
         over = self._over(uid, round, attempt)
         if over is not None or self.convener.phase != "voting":
-            return over or Discarded("there is no set to vote on yet"), []
+            return over or RoundDiscarded("there is no set to vote on yet"), []
         return None, self._seen(self.convener.voted(uid, digest, now, attempt=attempt))
 
     def _over(self, uid: str, round: int, attempt: int) -> Reply:
         """What became of an attempt that is not open any more, or not for `uid`."""
         digest = self.logged(round)
         if digest is not None:
-            return Committed(digest)
+            return RoundCommitted(digest)
         if (round, attempt) != (self.convener.round + 1, self.convener.attempt):
-            return Discarded("this attempt is over")
+            return RoundDiscarded("this attempt is over")
         if not self.convener.takes_part(uid):
-            return Discarded(f"{uid} has left this attempt")
+            return RoundDiscarded(f"{uid} has left this attempt")
         return None
 
     def _seen(self, actions: list[Action]) -> list[Action]:
         for action in actions:
-            if isinstance(action, Open):
+            if isinstance(action, OpenRound):
                 self._opened = action
-            elif isinstance(action, Exchange):
+            elif isinstance(action, ExchangeContributions):
                 self._exchange = action
-            elif isinstance(action, Commit | Discard):
+            elif isinstance(action, CommitRound | DiscardRound):
                 self._opened = self._exchange = None
         return actions

@@ -21,19 +21,27 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distqat.protocol.convener_actions import Action, Behind, Commit, Discard, Exchange, Offer, Open
-from distqat.protocol.round_grace import Grace
+from distqat.protocol.convener_actions import (
+    Action,
+    CommitRound,
+    ContributionOffer,
+    DiscardRound,
+    ExchangeContributions,
+    OpenRound,
+    TellBehind,
+)
+from distqat.protocol.round_grace import RoundGrace
 
 Phase = Literal["gathering", "collecting", "voting"]
 
 
 @dataclass
-class Convener:
+class RoundConvener:
     """The rounds of one stage. Members are named by UID; times are monotonic seconds, handed in."""
 
     round: int  # last committed round
     digest: str
-    grace: Grace
+    grace: RoundGrace
     exchange_s: float  # bound of collecting, and again of voting
     settled_at: float = -math.inf  # no opening before: after a restart the members have to find us first
     members: set[str] = field(default_factory=set)
@@ -47,7 +55,7 @@ class Convener:
     _in_step: set[str] = field(default_factory=set)  # whom an opening waits for
     _frozen: tuple[str, ...] = ()
     _gone: set[str] = field(default_factory=set)
-    _offers: dict[str, Offer] = field(default_factory=dict)
+    _offers: dict[str, ContributionOffer] = field(default_factory=dict)
     _votes: dict[str, str | None] = field(default_factory=dict)
 
     def joined(self, uid: str, now: float) -> list[Action]:
@@ -85,7 +93,9 @@ class Convener:
             self._ready[uid] = now
         return self._advance(now)
 
-    def contributed(self, uid: str, offer: Offer, now: float, *, attempt: int | None = None) -> list[Action]:
+    def contributed(
+        self, uid: str, offer: ContributionOffer, now: float, *, attempt: int | None = None
+    ) -> list[Action]:
         """`uid` has encoded its pseudo-gradient and serves it. One for another attempt is ignored."""
         if attempt is not None and attempt != self.attempt:
             return self._advance(now)
@@ -158,7 +168,7 @@ class Convener:
         self._gone.clear()
         self._offers.clear()
         self._votes.clear()
-        return [Open(self.round + 1, self.attempt, self._frozen)]
+        return [OpenRound(self.round + 1, self.attempt, self._frozen)]
 
     def _exchange_if_due(self, now: float) -> list[Action]:
         present = self._present()
@@ -169,7 +179,7 @@ class Convener:
             return [self._discard(f"{len(offers)} of {len(self._frozen)} members contributed", now)]
         self.phase, self._opened_at = "voting", now
         self._offers = offers
-        return [Exchange(self.round + 1, self.attempt, self._frozen, offers)]
+        return [ExchangeContributions(self.round + 1, self.attempt, self._frozen, offers)]
 
     def _end_if_due(self, now: float) -> list[Action]:
         tally = Counter(digest for digest in self._votes.values() if digest is not None)
@@ -185,7 +195,7 @@ class Convener:
         ]
 
     def _commit(self, digest: str, now: float) -> list[Action]:
-        commit = Commit(
+        commit = CommitRound(
             round=self.round + 1,
             digest=digest,
             members=self._frozen,
@@ -200,11 +210,11 @@ class Convener:
         self.round, self.digest, self.attempt = commit.round, digest, 0
         self._ready.clear()
         self._gather(now)
-        return [commit, Behind(commit.round, tuple(sorted(behind)))] if behind else [commit]
+        return [commit, TellBehind(commit.round, tuple(sorted(behind)))] if behind else [commit]
 
-    def _discard(self, reason: str, now: float) -> Discard:
+    def _discard(self, reason: str, now: float) -> DiscardRound:
         took = now - self._first_ready
-        discard = Discard(self.round + 1, self.attempt, self._frozen, reason, took)
+        discard = DiscardRound(self.round + 1, self.attempt, self._frozen, reason, took)
         self.attempt += 1
         self._ready = dict.fromkeys(self._ready, now)
         self._gather(now)
@@ -231,4 +241,14 @@ class Convener:
             )
 
 
-__all__ = ["Action", "Behind", "Commit", "Convener", "Discard", "Exchange", "Offer", "Open", "Phase"]
+__all__ = [
+    "Action",
+    "CommitRound",
+    "ContributionOffer",
+    "DiscardRound",
+    "ExchangeContributions",
+    "OpenRound",
+    "Phase",
+    "RoundConvener",
+    "TellBehind",
+]

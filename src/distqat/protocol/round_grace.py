@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 
 
-class Grace:
+class RoundGrace:
     """Waiting time after the first arrival: median of earlier delays plus a multiple of their spread.
 
     The spread is the median absolute deviation. Before anything was measured the others get as long again as

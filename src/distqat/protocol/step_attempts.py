@@ -65,7 +65,7 @@ class TrainerLife:
         return id.attempt <= self.closed.get(id.step, -1)
 
 
-class Endings:
+class AttemptEndings:
     """How attempts ended at this replica: the last ones, each for good."""
 
     def __init__(self) -> None:

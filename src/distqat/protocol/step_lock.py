@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distqat.errors import Busy, Refused, StaleAttempt
-from distqat.protocol.step_attempts import Endings, StepId, TrainerLife, Verdict
+from distqat.protocol.step_attempts import AttemptEndings, StepId, TrainerLife, Verdict
 
 
 @dataclass(frozen=True)
-class Grant:
+class LockGrant:
     """`id` holds the window; without `touch` or another event of its own it expires at `deadline`."""
 
     id: StepId
@@ -29,7 +29,7 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Expire:
+class LockExpired:
     """`id` has lost the window before its prepare: discard its work as in an abort."""
 
     id: StepId
@@ -37,7 +37,7 @@ class Expire:
 
 
 @dataclass(frozen=True)
-class Refuse:
+class LockRefused:
     """`id` waited and will never be granted: answer its caller."""
 
     id: StepId
@@ -45,18 +45,18 @@ class Refuse:
 
 
 @dataclass(frozen=True)
-class Resolve:
+class ResolvePrepared:
     """`id` is prepared and its trainer silent or gone: ask its route, as `topology.resolution` says."""
 
     id: StepId
 
 
 @dataclass(frozen=True)
-class Quiet:
+class LockQuiet:
     """Paused, and nobody holds the window: the replica is between two inner steps."""
 
 
-Action = Grant | Expire | Refuse | Resolve | Quiet
+Action = LockGrant | LockExpired | LockRefused | ResolvePrepared | LockQuiet
 
 
 class StepWindows:
@@ -70,7 +70,7 @@ class StepWindows:
         self._holder: StepId | None = None
         self._prepared = False
         self._decided = False  # its commit is accepted and being applied
-        self._endings = Endings()
+        self._endings = AttemptEndings()
         self._deadline = 0.0
         self._waiting: list[StepId] = []
         self._paused = False
@@ -101,7 +101,7 @@ class StepWindows:
         """
         if id == self._holder:
             self._deadline = now + self.lease_s
-            return [Grant(id, self._deadline)]
+            return [LockGrant(id, self._deadline)]
         if id in self._waiting:
             return []
         self._check_alive(id)
@@ -112,7 +112,7 @@ class StepWindows:
         if trainer is None or trainer.incarnation < id.incarnation:
             self._trainers[id.trainer] = trainer = TrainerLife(id.incarnation)
         trainer.close(id.step, id.attempt - 1)
-        actions: list[Action] = [Refuse(o, f"{id} came") for o in self._waiting if o not in kept]
+        actions: list[Action] = [LockRefused(o, f"{id} came") for o in self._waiting if o not in kept]
         self._waiting = [*kept, id]
         holder = self._holder
         if holder is not None and id.supersedes(holder):
@@ -216,20 +216,20 @@ class StepWindows:
             return []
         if self._paused:
             said, self._quiet_said = self._quiet_said, True
-            return [] if said else [Quiet()]
+            return [] if said else [LockQuiet()]
         if not self._waiting:
             return []
         self._holder, self._deadline = self._waiting.pop(0), now + self.lease_s
-        return [Grant(self._holder, self._deadline)]
+        return [LockGrant(self._holder, self._deadline)]
 
     def _resolve(self, holder: StepId) -> list[Action]:
-        return [] if self._decided else [Resolve(holder)]
+        return [] if self._decided else [ResolvePrepared(holder)]
 
     def _expire(self, holder: StepId, reason: str) -> list[Action]:
         self._close(holder)
         self._endings.add(holder, "aborted")
         self._release()
-        return [Expire(holder, reason)]
+        return [LockExpired(holder, reason)]
 
     def _release(self) -> None:
         self._holder, self._prepared, self._decided = None, False, False
@@ -240,7 +240,7 @@ class StepWindows:
             self._close(id)
             self._endings.add(id, "aborted")
             self._waiting.remove(id)
-        return [Refuse(id, reason) for id in gone]
+        return [LockRefused(id, reason) for id in gone]
 
     def _close(self, id: StepId) -> None:
         trainer = self._trainers[id.trainer]

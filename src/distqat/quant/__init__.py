@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from distqat.quant.options import QuantOptions
 
 if TYPE_CHECKING:
-    from distqat.quant.batchnorm_statistics import Statistics, begin_measuring, tracked_norms
+    from distqat.quant.batchnorm_statistics import BatchNormStatistics, begin_measuring, tracked_norms
     from distqat.quant.late_calibration import look_again, reasons
     from distqat.quant.layer_rules import check_patterns, module_names
     from distqat.quant.output_quantizer import CarriedInput, SharedInput, joints, leaving
     from distqat.quant.quant_report import LayerReport, QuantReport
     from distqat.quant.quantize_stage import edges, quantize_module, report_of
-    from distqat.quant.quantized_share import Coverage, coverage
+    from distqat.quant.quantized_share import QuantizedShare, coverage
     from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
-    from distqat.quant.quantizer_placement import Boundary
+    from distqat.quant.quantizer_placement import StageBoundary
     from distqat.quant.quantizer_states import (
         activate,
         calibrated,
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
         step_parameter_names,
         weight_step_names,
     )
-    from distqat.quant.tensor_producers import Flow, record
+    from distqat.quant.tensor_producers import TensorFlow, record
     from distqat.quant.weight_cache import drop_weights, hold_weights, settle_weights
 
 _WHERE = {
-    "tensor_producers": ("Flow", "record"),
+    "tensor_producers": ("TensorFlow", "record"),
     "weight_cache": ("drop_weights", "hold_weights", "settle_weights"),
     "output_quantizer": ("CarriedInput", "SharedInput", "joints", "leaving"),
-    "quantizer_placement": ("Boundary",),
+    "quantizer_placement": ("StageBoundary",),
     "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
     "layer_rules": ("check_patterns", "module_names"),
-    "quantized_share": ("Coverage", "coverage"),
+    "quantized_share": ("QuantizedShare", "coverage"),
     "quant_report": ("LayerReport", "QuantReport"),
     "quantizer_states": (
         "activate",
@@ -64,7 +64,7 @@ _WHERE = {
         "step_parameter_names",
         "weight_step_names",
     ),
-    "batchnorm_statistics": ("Statistics", "begin_measuring", "tracked_norms"),
+    "batchnorm_statistics": ("BatchNormStatistics", "begin_measuring", "tracked_norms"),
     "late_calibration": ("look_again", "reasons"),
     "quantize_stage": ("edges", "quantize_module", "report_of"),
 }
@@ -72,17 +72,17 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [
     "ActivationQuantizer",
-    "Boundary",
+    "BatchNormStatistics",
     "CarriedInput",
-    "Coverage",
-    "Flow",
     "LayerReport",
     "QuantOptions",
     "QuantReport",
     "QuantState",
+    "QuantizedShare",
     "Quantizer",
     "SharedInput",
-    "Statistics",
+    "StageBoundary",
+    "TensorFlow",
     "WeightQuantizer",
     "activate",
     "begin_measuring",

@@ -29,7 +29,7 @@ def begin_measuring(module: nn.Module) -> None:
         norm.num_batches_tracked.zero_()  # type: ignore[union-attr]
 
 
-class Statistics:
+class BatchNormStatistics:
     """BatchNorm's statistics of a stage in its rounds; on the named buffers of states."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The two directions of LSQ in C, one pass over memory each: `quant.compile` on a CPU.
 
-Values and the gradient of x have the bits of `distqat.quant.fake_quantize`; the gradient of log(step) is summed in
+Values and the gradient of x have the bits of `distqat.quant.fake_quantize`; the gradient of log(step) is
+summed in
 another order (float32 in runs of 2048, float64 above them). Tensors are seen as [outer, channels, inner].
 """
 

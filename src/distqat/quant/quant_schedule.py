@@ -32,7 +32,7 @@ _OWN_MOMENTUM = "_own_momentum"
 
 
 @dataclass(frozen=True)
-class Moment:
+class ScheduleMoment:
     """What holds at one step of a run."""
 
     steps_frozen: bool = False
@@ -56,13 +56,13 @@ def measures(outer_steps: int, warmup: WarmupOptions) -> bool:
     return warmup.freeze_bn_last > 0 and outer_steps >= FEWEST_ROUNDS
 
 
-def moment(step: int, total_steps: int, warmup: WarmupOptions, *, measuring: bool = False) -> Moment:
+def moment(step: int, total_steps: int, warmup: WarmupOptions, *, measuring: bool = False) -> ScheduleMoment:
     """The moment of optimizer step `step` (from 0) of `total_steps`."""
     last = math.floor(total_steps * warmup.freeze_bn_last)
-    return Moment(steps_frozen=measuring or step >= total_steps - last // 2, measuring=measuring)
+    return ScheduleMoment(steps_frozen=measuring or step >= total_steps - last // 2, measuring=measuring)
 
 
-def apply(module: nn.Module, now: Moment) -> None:
+def apply(module: nn.Module, now: ScheduleMoment) -> None:
     """Put BatchNorms and quantizers of a stage into the state of this moment.
 
     Called before every step: who joins late, or goes on from a checkpoint, is then where the others are.

@@ -23,10 +23,17 @@ from distqat.quant.output_quantizer import (
 from distqat.quant.parametrized import inner_modules
 from distqat.quant.quant_report import LayerReport, QuantReport
 from distqat.quant.quantized_layers import channel_axis, layer_kind, to_quantized
-from distqat.quant.quantizer import ActivationQuantizer, How, Quantizer, WeightQuantizer
-from distqat.quant.quantizer_placement import JOINT_BITS, OWN, Boundary, Placement, outer_layers, place
+from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantizerSettings, WeightQuantizer
+from distqat.quant.quantizer_placement import (
+    JOINT_BITS,
+    OWN,
+    QuantizerPlacement,
+    StageBoundary,
+    outer_layers,
+    place,
+)
 from distqat.quant.quantizer_states import OBSERVES, quantizers
-from distqat.quant.tensor_producers import Flow
+from distqat.quant.tensor_producers import TensorFlow
 from distqat.quant.token_quantizer import TokenQuantizer
 
 _REPORT = "_quant_report"
@@ -40,8 +47,8 @@ def quantize_module(
     stage: str,
     first: bool,
     last: bool,
-    flow: Flow | None = None,
-    boundary: Boundary | None = None,
+    flow: TensorFlow | None = None,
+    boundary: StageBoundary | None = None,
 ) -> QuantReport:
     """Turn the layers of a stage into their quantized twins, calibrating; nothing where options say disabled.
 
@@ -58,9 +65,9 @@ def quantize_module(
     if any(isinstance(child, Quantizer) for child in module.modules()):
         raise QuantError(f"stage {stage!r} is quantized already; build it anew to quantize it otherwise")
     chosen, left_out = choose_layers(module, options, stage=stage, first=first, last=last, flow=flow)
-    placement = Placement()
+    placement = QuantizerPlacement()
     if flow is not None:
-        placement = place(flow, _placed_bits(module, chosen, options), boundary or Boundary())
+        placement = place(flow, _placed_bits(module, chosen, options), boundary or StageBoundary())
     kinds = {name: layer_kind(module.get_submodule(name)) or "" for name in chosen}
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     for name, changed_later in placement.joints.items():
@@ -98,7 +105,7 @@ def report_of(module: nn.Module) -> QuantReport | None:
 
 
 def edges(
-    module: nn.Module, options: QuantOptions, flow: Flow, *, stage: str, first: bool, last: bool
+    module: nn.Module, options: QuantOptions, flow: TensorFlow, *, stage: str, first: bool, last: bool
 ) -> tuple[bool, bool]:
     """(whether a layer takes the stage's input directly, whether the stage's output comes from layers).
 
@@ -107,7 +114,7 @@ def edges(
     if not options.enabled:
         return False, False
     chosen, _ = choose_layers(module, options, stage=stage, first=first, last=last, flow=flow)
-    placement = place(flow, _placed_bits(module, chosen, options), Boundary())
+    placement = place(flow, _placed_bits(module, chosen, options), StageBoundary())
     return placement.wants_codes, placement.has_codes
 
 
@@ -118,7 +125,7 @@ def choose_layers(
     stage: str,
     first: bool,
     last: bool,
-    flow: Flow | None = None,
+    flow: TensorFlow | None = None,
 ) -> tuple[dict[str, LayerBits], list[tuple[str, str]]]:
     """The layers of a float stage that the options quantize, with their bits; what is left out, and why."""
     named = list(module.named_modules())
@@ -159,7 +166,12 @@ def _placed_bits(module: nn.Module, chosen: Mapping[str, LayerBits], options: Qu
 
 
 def _quantize_layer(
-    module: nn.Module, name: str, stage: str, bits: LayerBits, options: QuantOptions, placement: Placement
+    module: nn.Module,
+    name: str,
+    stage: str,
+    bits: LayerBits,
+    options: QuantOptions,
+    placement: QuantizerPlacement,
 ) -> None:
     layer = module.get_submodule(name)
     weight: Any = layer.weight  # a parameter, or computed from others
@@ -167,7 +179,7 @@ def _quantize_layer(
     quantizer: WeightQuantizer | Unquantized = Unquantized()
     if options.weight.method != "none":
         axis = channel_axis(layer) if options.weight.granularity == "per_channel" else None
-        how = How(options.weight.method, options.weight.init, options.compile)
+        how = QuantizerSettings(options.weight.method, options.weight.init, options.compile)
         quantizer = WeightQuantizer(f"{whole}.weight_quant", weight, bits=bits.weight, axis=axis, how=how)
     taken: InputQuantizer
     where = placement.inputs.get(name, OWN)
@@ -197,7 +209,7 @@ def _tensor_quantizer(
     name: str, bits: int, options: QuantOptions, device: torch.device
 ) -> ActivationQuantizer:
     activation = options.activation
-    how = How(activation.method, activation.init, options.compile)
+    how = QuantizerSettings(activation.method, activation.init, options.compile)
     return ActivationQuantizer(name, bits=bits, signed=activation.signed, device=device, how=how)
 
 

@@ -16,7 +16,7 @@ _OTHER_PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass
-class Coverage:
+class QuantizedShare:
     """Counts by bits ("W8A8", or "float"); `macs` is empty where no sample input was given."""
 
     weights: dict[str, int] = field(default_factory=dict)
@@ -40,12 +40,12 @@ class Coverage:
         return lines
 
 
-def coverage(module: nn.Module, sample: Sequence[Tensor] | None = None) -> Coverage:
+def coverage(module: nn.Module, sample: Sequence[Tensor] | None = None) -> QuantizedShare:
     """Count what is quantized; with `sample`, the positional inputs, in a forward pass as well.
 
     It runs over zeros, integers as given, in eval mode without gradients; nothing is observed or changed.
     """
-    result = Coverage()
+    result = QuantizedShare()
     counted: set[int] = set()
     inner = inner_modules(module)
     for child in module.modules():

@@ -25,7 +25,7 @@ from distqat.errors import QuantError
 from distqat.quant import mse_step
 from distqat.quant.fake_quantize import step_size
 from distqat.quant.methods import get_method
-from distqat.quant.methods.method import Grid
+from distqat.quant.methods.method import QuantizerGrid
 from distqat.quant.options import InitName
 
 QuantState = Literal["calibrating", "active", "frozen", "waiting"]
@@ -37,7 +37,7 @@ UNSEEN_RANGE = 1.0
 
 
 @dataclass(frozen=True)
-class How:
+class QuantizerSettings:
     """A method of `quant.methods` by name, where its steps begin, and whether its arithmetic is compiled."""
 
     method: str = "lsq"
@@ -52,7 +52,12 @@ class Quantizer(nn.Module):
     state_code: Tensor
 
     def __init__(
-        self, name: str, bits: int, shape: tuple[int, ...], device: torch.device | None, how: How
+        self,
+        name: str,
+        bits: int,
+        shape: tuple[int, ...],
+        device: torch.device | None,
+        how: QuantizerSettings,
     ) -> None:
         super().__init__()
         self.name = name
@@ -121,14 +126,16 @@ class WeightQuantizer(Quantizer):
     """Symmetric, codes in +-(2**(bits - 1) - 1); a step per index of `axis` (the output channel), or one."""
 
     def __init__(
-        self, name: str, weight: Tensor, *, bits: int, axis: int | None, how: How | None = None
+        self, name: str, weight: Tensor, *, bits: int, axis: int | None, how: QuantizerSettings | None = None
     ) -> None:
         steps = () if axis is None else (weight.shape[axis],)
-        super().__init__(name, bits, steps, weight.device, how or How())
+        super().__init__(name, bits, steps, weight.device, how or QuantizerSettings())
         self.axis = axis
         self.qmax = 2 ** (bits - 1) - 1
         per_step = weight.numel() / self.log_step.numel()
-        self._grid = Grid(-self.qmax, self.qmax, axis, (per_step * self.qmax) ** -0.5, self.how.compiled)
+        self._grid = QuantizerGrid(
+            -self.qmax, self.qmax, axis, (per_step * self.qmax) ** -0.5, self.how.compiled
+        )
         self._holds = False
         self._made: tuple[Tensor, Tensor] | None = None  # quantized, and the leaf that stands for it
 
@@ -202,9 +209,9 @@ class ActivationQuantizer(Quantizer):
         bits: int,
         signed: Literal["auto"] | bool,
         device: torch.device | None = None,
-        how: How | None = None,
+        how: QuantizerSettings | None = None,
     ) -> None:
-        super().__init__(name, bits, (), device, how or How())
+        super().__init__(name, bits, (), device, how or QuantizerSettings())
         offset = nn.Parameter(torch.zeros((), device=device)) if self.method.has_offset else None
         self.register_parameter("offset", offset)
         self.signed_option = signed
@@ -334,5 +341,5 @@ class ActivationQuantizer(Quantizer):
 
 
 @lru_cache(maxsize=1024)
-def _tensor_grid(qmin: int, qmax: int, features: int, compiled: bool) -> Grid:
-    return Grid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, compiled)
+def _tensor_grid(qmin: int, qmax: int, features: int, compiled: bool) -> QuantizerGrid:
+    return QuantizerGrid(qmin, qmax, None, (features * max(qmax, -qmin)) ** -0.5, compiled)

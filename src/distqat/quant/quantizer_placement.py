@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from distqat.quant.tensor_producers import Flow, Node
+from distqat.quant.tensor_producers import TensorFlow, TensorNode
 
 JOINT_BITS = 8
 
@@ -38,7 +38,7 @@ _NORMS = {"batch_norm"}
 
 
 @dataclass(frozen=True)
-class Boundary:
+class StageBoundary:
     """What is quantized where the pipeline is cut: the stage's input by the stage before, its own output."""
 
     takes: bool = False
@@ -46,7 +46,7 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Input:
+class LayerInput:
     """How a layer's input is quantized.
 
     `own`: by a quantizer in front of it. `shared`: by that of the layer `of`, which takes the same tensor.
@@ -57,27 +57,27 @@ class Input:
     of: str | None = None
 
 
-OWN = Input("own")
+OWN = LayerInput("own")
 
 
 @dataclass
-class Placement:
+class QuantizerPlacement:
     """The quantizers of a stage: joints by module name (True: its tensor is changed in place later)."""
 
     joints: dict[str, bool] = field(default_factory=dict)
-    inputs: dict[str, Input] = field(default_factory=dict)
+    inputs: dict[str, LayerInput] = field(default_factory=dict)
     wants_codes: bool = False  # a layer takes the stage's only input directly
     has_codes: bool = False  # the stage's only output comes from layers
     sends: str | None = None  # the joint whose codes leave the stage
     norms: dict[str, str] = field(default_factory=dict)  # by convolution, the BatchNorm that folds into it
 
 
-def place(flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> Placement:
+def place(flow: TensorFlow, bits: Mapping[str, int], boundary: StageBoundary) -> QuantizerPlacement:
     """The placement for layers quantized to `bits` (of their inputs); `flow` is that of the float stage."""
     return _Placing(flow, bits, boundary).run()
 
 
-def outer_layers(flow: Flow) -> tuple[set[str], set[str]]:
+def outer_layers(flow: TensorFlow) -> tuple[set[str], set[str]]:
     """(layers that take an input of the stage as it is, layers whose output leaves it as it is)."""
     inputs, outputs = ({id(_source(node)) for node in nodes} for nodes in (flow.inputs, flow.outputs))
     takers = {name for name, nodes in flow.taken.items() if any(id(_source(n)) in inputs for n in nodes)}
@@ -86,14 +86,14 @@ def outer_layers(flow: Flow) -> tuple[set[str], set[str]]:
 
 
 class _Placing:
-    def __init__(self, flow: Flow, bits: Mapping[str, int], boundary: Boundary) -> None:
+    def __init__(self, flow: TensorFlow, bits: Mapping[str, int], boundary: StageBoundary) -> None:
         self._flow, self._bits, self._boundary = flow, bits, boundary
         self._made = {id(node) for name in bits for node in flow.given.get(name, ())}
         self._wanted = {id(_source(node)) for name in bits for node in flow.taken.get(name, ())}
         self._joined: dict[int, str] = {}
-        self._placement = Placement()
+        self._placement = QuantizerPlacement()
 
-    def run(self) -> Placement:
+    def run(self) -> QuantizerPlacement:
         flow, placement = self._flow, self._placement
         first = flow.inputs[0] if len(flow.inputs) == 1 else None
         last = flow.outputs[0] if len(flow.outputs) == 1 else None
@@ -112,7 +112,7 @@ class _Placing:
             placement.inputs[name] = self._input(name)
         return placement
 
-    def _want(self, node: Node) -> None:
+    def _want(self, node: TensorNode) -> None:
         """This tensor is to be integers: if it is a sum, its operands are first."""
         made = _source(node)
         while made.op in _CLAMPS and made.inputs:
@@ -123,7 +123,7 @@ class _Placing:
 
     def _join_shared(self) -> None:
         """Tensors that several layers take, where layers made them: so a cut there changes nothing."""
-        takers: dict[int, list[Node]] = {}
+        takers: dict[int, list[TensorNode]] = {}
         for name in self._bits:
             for node in self._flow.taken.get(name, ()):
                 takers.setdefault(id(_source(node)), []).append(_source(node))
@@ -134,7 +134,7 @@ class _Placing:
             if len(nodes) > 1 and made_by_layers:
                 self._join(made)
 
-    def _join(self, node: Node) -> bool:
+    def _join(self, node: TensorNode) -> bool:
         """Quantize this tensor where it is produced, if a module returns it that runs once."""
         produced = _source(node)
         if id(produced) in self._joined:
@@ -147,7 +147,7 @@ class _Placing:
                 return True
         return False
 
-    def _join_convolutions(self, last: Node | None, users: Mapping[int, list[Node]]) -> None:
+    def _join_convolutions(self, last: TensorNode | None, users: Mapping[int, list[TensorNode]]) -> None:
         """A convolution runs on integers only if what comes out is quantized too (runtimes requantize it)."""
         for name in self._bits:
             for node in self._flow.given.get(name, ()):
@@ -158,7 +158,7 @@ class _Placing:
                 while chain and not quantized and chain[-1] is not last:
                     quantized = self._join(chain.pop())
 
-    def _folding(self, users: Mapping[int, list[Node]]) -> Iterator[tuple[str, str]]:
+    def _folding(self, users: Mapping[int, list[TensorNode]]) -> Iterator[tuple[str, str]]:
         """Convolutions, each with the norm that alone takes what it gives."""
         for name in self._bits:
             given = self._flow.given.get(name, [])
@@ -169,7 +169,7 @@ class _Placing:
             if norm and self._flow.calls[norm[0]] == 1 and given[0] not in self._flow.outputs:
                 yield name, norm[0]
 
-    def _from_layers(self, node: Node) -> bool:
+    def _from_layers(self, node: TensorNode) -> bool:
         """Whether a tensor can be integers: it comes from quantized layers, or one takes it."""
         made = _source(node)
         if id(made) in self._made or id(made) in self._wanted:
@@ -181,37 +181,37 @@ class _Placing:
             return bool(operands) and all(self._from_layers(operand) for operand in operands)
         return False
 
-    def _input(self, name: str) -> Input:
+    def _input(self, name: str) -> LayerInput:
         taken = self._flow.taken.get(name, [])
         if len(taken) != 1:
             return OWN
         produced = _source(taken[0])
         if self._bits[name] >= JOINT_BITS:
             if id(produced) in self._joined:
-                return Input("carried", self._joined[id(produced)])
+                return LayerInput("carried", self._joined[id(produced)])
             if self._boundary.takes and produced in self._flow.inputs:
-                return Input("carried")
+                return LayerInput("carried")
         for other, given in self._placement.inputs.items():
             same = self._flow.taken.get(other, [])  # none of a layer that the pass did not use
             alike = given.how == "own" and len(same) == 1 and self._bits[other] == self._bits[name]
             if alike and _source(same[0]) is produced:
-                return Input("shared", other)
+                return LayerInput("shared", other)
         return OWN
 
 
-def _source(node: Node) -> Node:
+def _source(node: TensorNode) -> TensorNode:
     """The tensor whose codes these are."""
     while node.op in _SAME_CODES and node.inputs:
         node = node.inputs[0]
     return node
 
 
-def _operands(node: Node) -> list[Node]:
+def _operands(node: TensorNode) -> list[TensorNode]:
     """What a sum adds; a constant among them is no tensor of the flow."""
     return [each for each in node.inputs if each.op != "constant"]
 
 
-def _fused(node: Node, users: Mapping[int, list[Node]]) -> list[Node]:
+def _fused(node: TensorNode, users: Mapping[int, list[TensorNode]]) -> list[TensorNode]:
     """Convolution, norm and ReLU in a row, which runtimes make one kernel of."""
     chain = [node]
     for ops in (_NORMS, _CLAMPS):
@@ -221,17 +221,17 @@ def _fused(node: Node, users: Mapping[int, list[Node]]) -> list[Node]:
     return chain
 
 
-def _users(flow: Flow) -> dict[int, list[Node]]:
+def _users(flow: TensorFlow) -> dict[int, list[TensorNode]]:
     """Who takes a tensor, by its node."""
-    users: dict[int, list[Node]] = {}
+    users: dict[int, list[TensorNode]] = {}
     for node in _all_nodes(flow):
         for each in node.inputs:
             users.setdefault(id(each), []).append(node)
     return users
 
 
-def _all_nodes(flow: Flow) -> list[Node]:
-    found: dict[int, Node] = {}
+def _all_nodes(flow: TensorFlow) -> list[TensorNode]:
+    found: dict[int, TensorNode] = {}
     left = [*flow.outputs, *(node for given in flow.given.values() for node in given)]
     while left:
         node = left.pop()

@@ -18,23 +18,23 @@ from distqat.quant.quantized_layers import layer_kind
 
 
 @dataclass(eq=False)
-class Node:
+class TensorNode:
     """One tensor: the operation that made it (`input`, `constant` or a torch function) and from what."""
 
     op: str
-    inputs: tuple[Node, ...] = ()
+    inputs: tuple[TensorNode, ...] = ()
     changed: bool = False  # in place, later on
     modules: list[str] = field(default_factory=list)  # that return it, innermost first
 
 
 @dataclass
-class Flow:
+class TensorFlow:
     """What a pass through a stage showed."""
 
-    inputs: list[Node]
-    outputs: list[Node]
-    taken: dict[str, list[Node]]  # per layer that can be quantized, its input at each call
-    given: dict[str, list[Node]]  # per such layer, its output at each call
+    inputs: list[TensorNode]
+    outputs: list[TensorNode]
+    taken: dict[str, list[TensorNode]]  # per layer that can be quantized, its input at each call
+    given: dict[str, list[TensorNode]]  # per such layer, its output at each call
     calls: dict[str, int]
 
 
@@ -43,7 +43,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._nodes: dict[int, Node] = {}
+        self._nodes: dict[int, TensorNode] = {}
         self._held: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,27 +59,27 @@ class _Recorder(TorchFunctionMode):
                     before.changed = before.changed or _in_place(func)
                     if not _in_place(func):
                         continue  # handed through: the same tensor, nothing made
-                self._add(tensor, Node(getattr(func, "__name__", "?"), inputs))
+                self._add(tensor, TensorNode(getattr(func, "__name__", "?"), inputs))
         return result
 
-    def node(self, tensor: Tensor) -> Node:
+    def node(self, tensor: Tensor) -> TensorNode:
         """The newest node of a tensor; a constant if nobody made it here."""
-        return self._nodes.get(id(tensor)) or self._add(tensor, Node("constant"))
+        return self._nodes.get(id(tensor)) or self._add(tensor, TensorNode("constant"))
 
-    def _add(self, tensor: Tensor, node: Node) -> Node:
+    def _add(self, tensor: Tensor, node: TensorNode) -> TensorNode:
         self._nodes[id(tensor)] = node
         self._held.append(tensor)
         return node
 
-    def start(self, tensor: Tensor) -> Node:
+    def start(self, tensor: Tensor) -> TensorNode:
         """The node of an input of the stage."""
-        return self._add(tensor, Node("input"))
+        return self._add(tensor, TensorNode("input"))
 
 
-def record(module: nn.Module, sample: Sequence[Tensor]) -> Flow:
+def record(module: nn.Module, sample: Sequence[Tensor]) -> TensorFlow:
     """Run `module` over a copy of `sample` and note the flow; nothing of the module changes."""
     recorder = _Recorder()
-    flow = Flow([], [], {}, {}, {})
+    flow = TensorFlow([], [], {}, {}, {})
     handles = [
         child.register_forward_hook(_Note(name, layer_kind(child) is not None, flow, recorder))
         for name, child in module.named_modules()
@@ -103,7 +103,7 @@ def record(module: nn.Module, sample: Sequence[Tensor]) -> Flow:
 class _Note:
     """Forward hook of one module."""
 
-    def __init__(self, name: str, is_layer: bool, flow: Flow, recorder: _Recorder) -> None:
+    def __init__(self, name: str, is_layer: bool, flow: TensorFlow, recorder: _Recorder) -> None:
         self._name, self._is_layer, self._flow, self._recorder = name, is_layer, flow, recorder
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:

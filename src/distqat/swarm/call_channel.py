@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from distqat.errors import BadFrame, Busy, CallTimeout, PeerGone, SwarmError
 from distqat.swarm import tensor_frame
-from distqat.swarm.frame_reader import Incoming, Received
-from distqat.swarm.incoming_call import Answer, Call, Traffic, error_frame, error_of
+from distqat.swarm.frame_reader import FrameReader, ReceivedFrame
+from distqat.swarm.incoming_call import Answer, ByteCount, IncomingCall, error_frame, error_of
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ WRITE_BUFFER_BYTES = 4 * 1024**2
 LINGER_S = 5.0  # for a goodbye that the other side does not take
 
 
-class Channel(asyncio.BufferedProtocol):
+class CallChannel(asyncio.BufferedProtocol):
     """One stream after its hello; also the protocol that receives frames into preallocated memory."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Channel(asyncio.BufferedProtocol):
         peer: str,
         *,
         answer: Answer | None,
-        traffic: Traffic,
+        traffic: ByteCount,
         max_payload: int = MAX_PAYLOAD_BYTES,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,12 +42,12 @@ class Channel(asyncio.BufferedProtocol):
         self.last_heard = self._loop.time()
         self.closed: asyncio.Future[str] = self._loop.create_future()  # nothing is sent or answered any more
         self.lost: asyncio.Future[None] = self._loop.create_future()  # what was sent before has left
-        self.traffic = Traffic()  # of this channel alone
+        self.traffic = ByteCount()  # of this channel alone
         self._role_traffic = traffic
         self._transport = cast(asyncio.Transport, transport)  # a socket's is both, uvloop's too
         self._answer = answer
         self._max_payload = max_payload
-        self._incoming = Incoming(max_payload, self.last_heard)
+        self._incoming = FrameReader(max_payload, self.last_heard)
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._prompt: set[int] = set()  # those of the waiting that somebody else could do instead
@@ -156,7 +156,7 @@ class Channel(asyncio.BufferedProtocol):
             logger.warning("closing the stream from %s: %s", self.peer, error)
             self.abort(f"it sent a bad frame: {error}")
 
-    def _frame_complete(self, whole: Received) -> None:
+    def _frame_complete(self, whole: ReceivedFrame) -> None:
         if whole.kind == tensor_frame.CALL:
             self._start_answer(whole)
         elif whole.kind in (tensor_frame.REPLY, tensor_frame.ERROR):
@@ -174,7 +174,7 @@ class Channel(asyncio.BufferedProtocol):
 
     # answering
 
-    def _start_answer(self, call: Received) -> None:
+    def _start_answer(self, call: ReceivedFrame) -> None:
         if self._answer is None:
             raise BadFrame(f"a call of {call.method!r} on a stream that this side dialled")
         room = len(self._answering) < MAX_CALLS_IN_FLIGHT
@@ -201,12 +201,12 @@ class Channel(asyncio.BufferedProtocol):
             self._incoming.resumed(self._loop.time())
             self._transport.resume_reading()
 
-    async def _answer_one(self, call: Received, *, room: bool) -> None:
+    async def _answer_one(self, call: ReceivedFrame, *, room: bool) -> None:
         assert self._answer is not None
         try:
             if not room:
                 raise Busy(f"{MAX_CALLS_IN_FLIGHT} calls of this peer are in flight; wait for one to end")
-            reply = await self._answer(Call(self.peer, call.method, call.message))
+            reply = await self._answer(IncomingCall(self.peer, call.method, call.message))
             buffers = tensor_frame.encode(tensor_frame.REPLY, call.request, call.method, reply)
         except asyncio.CancelledError:
             if not self.closed.done():  # the call was ended, not the channel: its caller need not wait
@@ -261,4 +261,4 @@ class Channel(asyncio.BufferedProtocol):
             self._linger = self._loop.call_later(LINGER_S, self._transport.abort)
 
 
-__all__ = ["Answer", "Call", "Channel", "Traffic"]
+__all__ = ["Answer", "ByteCount", "CallChannel", "IncomingCall"]

@@ -22,7 +22,7 @@ Ask = Callable[[str], Awaitable[float | None]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClockReading:
     """Seconds by which our clock is ahead of a peer's, to plus or minus `error_s`."""
 
     peer: str
@@ -41,20 +41,20 @@ async def read_clocks(
     *,
     wall: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
-) -> list[Reading]:
+) -> list[ClockReading]:
     """Our clock against those of the peers that answer; the middle of the round trip counts."""
 
-    async def one(peer: str) -> Reading | None:
+    async def one(peer: str) -> ClockReading | None:
         asked, began = wall(), monotonic()
         theirs = await ask(peer)
         half = (monotonic() - began) / 2
-        return None if theirs is None else Reading(peer, asked + half - theirs, half)
+        return None if theirs is None else ClockReading(peer, asked + half - theirs, half)
 
     readings = await asyncio.gather(*(one(peer) for peer in peers[:ASKED]))
     return [reading for reading in readings if reading is not None]
 
 
-def check_clock(readings: Sequence[Reading], bound_s: float = MAX_SKEW_S) -> None:
+def check_clock(readings: Sequence[ClockReading], bound_s: float = MAX_SKEW_S) -> None:
     """Raises ClockSkew when this clock is off from the middle one of those that were read."""
     if not readings:
         return

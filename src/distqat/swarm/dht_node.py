@@ -16,11 +16,11 @@ from distqat.errors import ClockSkew, ConfigError, DirectoryUnavailable, RoleErr
 from distqat.swarm import hivemind_patches
 from distqat.swarm.clock_skew import check_clock, read_clocks
 from distqat.swarm.deadline import within
-from distqat.swarm.dht_rejoin import Acquaintances
+from distqat.swarm.dht_rejoin import KnownPeers
 from distqat.swarm.dial_back import dial_afresh, dial_problem, end_daemon
-from distqat.swarm.peer_identity import Identity, peer_of_public_key
-from distqat.swarm.peer_link import Address
-from distqat.swarm.record_validator import MAX_RECORD_BYTES, MAX_TTL_S, OWNER, Found, record_is_bounded
+from distqat.swarm.peer_identity import PeerIdentity, peer_of_public_key
+from distqat.swarm.peer_link import PeerAddress
+from distqat.swarm.record_validator import MAX_RECORD_BYTES, MAX_TTL_S, OWNER, SignedRecord, record_is_bounded
 from distqat.swarm.transport import OnStream
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ class EngineOptions:
     """Where the daemon's Unix sockets go."""
 
 
-class Engine:
-    """A running p2pd with a DHT node on it. Start with `Engine.start`, end with `stop`."""
+class DhtNode:
+    """A running p2pd with a DHT node on it. Start with `DhtNode.start`, end with `stop`."""
 
-    def __init__(self, identity: Identity, p2p: Any, node: Any, signer: Any, *, joined: bool) -> None:
+    def __init__(self, identity: PeerIdentity, p2p: Any, node: Any, signer: Any, *, joined: bool) -> None:
         self.identity = identity
         self.peer = identity.peer
         self.p2p = p2p
@@ -55,10 +55,10 @@ class Engine:
         self._signer = signer
         self._joined = joined  # it came to others, so alone it is cut off; a first peer may be alone
         self._daemon_watch = asyncio.ensure_future(p2p._child.wait())
-        self._reunion = asyncio.ensure_future(Acquaintances(node).keep_in_touch())
+        self._reunion = asyncio.ensure_future(KnownPeers(node).keep_in_touch())
 
     @classmethod
-    async def start(cls, identity: Identity, options: EngineOptions) -> Engine:
+    async def start(cls, identity: PeerIdentity, options: EngineOptions) -> DhtNode:
         """Start the daemon and join the DHT.
 
         Raises RoleError when no initial peer answers, ConfigError when one is no address, ClockSkew.
@@ -145,7 +145,7 @@ class Engine:
             )
         return bool(stored)
 
-    async def find(self, key: str) -> list[Found]:
+    async def find(self, key: str) -> list[SignedRecord]:
         """All live records under `key`. Raises DirectoryUnavailable: unknown is not empty."""
         with _bounded(f"look up {key}"):
             entry = await within(self._node.get(key, latest=True), LOOKUP_TIMEOUT)
@@ -194,10 +194,10 @@ async def _clock_of(node: Any, peer: str) -> float | None:
 class P2PStreams:
     """Byte streams through the peer's libp2p daemon."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: DhtNode) -> None:
         self._engine = engine
 
-    def reaches(self, to: Address) -> bool:
+    def reaches(self, to: PeerAddress) -> bool:
         return True
 
     async def listen(self, on_stream: OnStream) -> None:
@@ -206,7 +206,7 @@ class P2PStreams:
 
         await self._engine.p2p.add_binary_stream_handler(PROTOCOL_NAME, accept)
 
-    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         from hivemind.p2p import PeerID
         from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
         from hivemind.utils.multiaddr import Multiaddr
@@ -221,7 +221,7 @@ class P2PStreams:
             raise OSError(dial_problem(str(error))) from error
         return reader, writer
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         await dial_afresh(to)
 
     async def hang_up(self, peer: str) -> None:
@@ -244,7 +244,7 @@ def _validator(signer: Any) -> Any:
     """The signature, and before it the bounds that every record under our keys must keep."""
     from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 
-    class Bounds(RecordValidatorBase):  # type: ignore[misc]
+    class AddressBounds(RecordValidatorBase):  # type: ignore[misc]
         """Anything else is neither kept nor believed."""
 
         def validate(self, record: Any) -> bool:
@@ -254,16 +254,16 @@ def _validator(signer: Any) -> Any:
         def priority(self) -> int:
             return 20
 
-    return CompositeValidator([signer, Bounds()])
+    return CompositeValidator([signer, AddressBounds()])
 
 
-def _found(subkey: Any, value: Any, expires_at: float) -> Found | None:
+def _found(subkey: Any, value: Any, expires_at: float) -> SignedRecord | None:
     """The record of one subkey; None for what is not ours, whose key cannot be read, or that is over."""
     match = OWNER.search(subkey) if isinstance(subkey, bytes) else None
     if match is None or not isinstance(value, bytes) or not dht_time() < expires_at:
         return None
     try:
-        return Found(peer_of_public_key(match.group(1)), value, expires_at)
+        return SignedRecord(peer_of_public_key(match.group(1)), value, expires_at)
     except ValueError as error:
         logger.warning("ignored a record with an unreadable public key: %s", error)
         return None

@@ -20,7 +20,7 @@ FORGET_S = 1800.0
 REMEMBERED = 256
 
 
-class Acquaintances:
+class KnownPeers:
     """The peers of one `hivemind.dht.DHTNode`, those included that its routing table has dropped."""
 
     def __init__(self, node: Any) -> None:

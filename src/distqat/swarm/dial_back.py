@@ -13,7 +13,7 @@ from typing import Any
 from distqat.errors import RoleError
 from distqat.swarm import hivemind_patches
 from distqat.swarm.deadline import within
-from distqat.swarm.peer_link import Address, gone
+from distqat.swarm.peer_link import PeerAddress, gone
 
 DIAL_S = 6.0  # libp2p itself gives a TCP connection five seconds
 START_S, STOP_S = 30.0, 2.0
@@ -31,7 +31,7 @@ _PLAIN = {
 }
 
 
-async def dial_afresh(to: Address) -> None:
+async def dial_afresh(to: PeerAddress) -> None:
     """Dial `to` as a stranger would. Raises PeerGone with the reason for each address.
 
     RoleError: nothing is known, because the daemon that was to dial did not start.

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from distqat.errors import DirectoryUnavailable
-from distqat.swarm.peer_link import Address
-from distqat.swarm.record_validator import MAX_TTL_S, Found
+from distqat.swarm.peer_link import PeerAddress
+from distqat.swarm.record_validator import MAX_TTL_S, SignedRecord
 from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Finish:
+class FinishedWord:
     """A word that the run is over: whose, and since when (Unix time)."""
 
     owner: str
@@ -60,10 +60,10 @@ class Directory(Protocol):
 
     async def snapshot(self) -> SwarmSnapshot: ...
     async def announce(self, record: ServerRecord) -> None: ...
-    async def roles(self, role: str) -> list[Address]: ...
+    async def roles(self, role: str) -> list[PeerAddress]: ...
     async def announce_role(self, role: str, host: str) -> None: ...
     async def announce_finished(self, at: float) -> None: ...
-    async def finished(self) -> list[Finish]: ...
+    async def finished(self) -> list[FinishedWord]: ...
     async def runs(self) -> set[str]: ...
 
 
@@ -72,7 +72,7 @@ class Records(Protocol):
 
     async def addresses(self) -> tuple[str, ...]: ...
     async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool: ...
-    async def find(self, key: str) -> list[Found]: ...
+    async def find(self, key: str) -> list[SignedRecord]: ...
 
 
 class DhtDirectory:
@@ -102,7 +102,7 @@ class DhtDirectory:
         """Declare a server until its lease is over. Raises DirectoryUnavailable."""
         await self._store(self._key(record.stage), str(record.expert), asdict(record))
 
-    async def roles(self, role: str) -> list[Address]:
+    async def roles(self, role: str) -> list[PeerAddress]:
         """Addresses of the live `client` or `monitor` of the run, newest record first."""
         entries = sorted(await self._engine.find(self._key(f"role:{role}")), key=lambda e: -e.expires_at)
         return [address for entry in entries if (address := _parse_role(entry)) is not None]
@@ -127,12 +127,12 @@ class DhtDirectory:
         """Tell those who missed it that the run ended at `at`, for as long as a record may live."""
         await self._store(self._key("finished"), "client", {"at": at}, MAX_TTL_S)
 
-    async def finished(self) -> list[Finish]:
+    async def finished(self) -> list[FinishedWord]:
         """Who said that the run is over, newest first. Raises DirectoryUnavailable."""
         found = []
         for entry in await self._engine.find(self._key("finished")):
             with contextlib.suppress(ValidationError, KeyError):
-                found.append(Finish(entry.owner, _AT.validate_json(entry.value)["at"]))
+                found.append(FinishedWord(entry.owner, _AT.validate_json(entry.value)["at"]))
         return sorted(found, key=lambda finish: -finish.at)
 
     async def _store(self, key: str, name: str, value: dict[str, Any], ttl_s: float = 0.0) -> None:
@@ -144,12 +144,12 @@ class DhtDirectory:
         return f"distqat/1/{self.run}/{kind}"
 
 
-def address_of(record: ServerRecord) -> Address:
+def address_of(record: ServerRecord) -> PeerAddress:
     """Where the server of a record is reached."""
-    return Address(record.peer_id, record.host, record.addresses)
+    return PeerAddress(record.peer_id, record.host, record.addresses)
 
 
-def _parse_server(entry: Found, stage: str) -> ServerRecord | None:
+def _parse_server(entry: SignedRecord, stage: str) -> ServerRecord | None:
     try:
         record = _SERVER.validate_json(entry.value)
         problem = _problem(record, entry.owner, stage)
@@ -177,7 +177,7 @@ def _problem(record: ServerRecord, owner: str, stage: str) -> str | None:
     return None
 
 
-def _parse_role(entry: Found) -> Address | None:
+def _parse_role(entry: SignedRecord) -> PeerAddress | None:
     try:
         place = _PLACE.validate_json(entry.value)
     except ValidationError as error:
@@ -185,7 +185,7 @@ def _parse_role(entry: Found) -> Address | None:
         return None
     if len(place.maddrs) > MAX_ADDRESSES or any(len(text) > MAX_TEXT for text in (place.host, *place.maddrs)):
         return None
-    return Address(entry.owner, place.host, place.maddrs)
+    return PeerAddress(entry.owner, place.host, place.maddrs)
 
 
 async def keep_announced(announce: Callable[[], Any], *, every_s: float = HEARTBEAT_S) -> None:

@@ -16,7 +16,7 @@ SLOWEST_BYTES_PER_S = 4096.0
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedFrame:
     """One whole frame; `nbytes` is the memory that it takes."""
 
     kind: int
@@ -26,7 +26,7 @@ class Received:
     nbytes: int
 
 
-class Incoming:
+class FrameReader:
     """One frame after the other. Never asks for more bytes than the part that it is in still lacks."""
 
     def __init__(self, max_payload: int, now: float) -> None:
@@ -34,7 +34,7 @@ class Incoming:
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        self._prefix: tensor_frame.Prefix | None = None
+        self._prefix: tensor_frame.FramePrefix | None = None
         self._header: memoryview | None = None
         self._payload: np.ndarray[Any, np.dtype[np.uint8]] | None = None
         self._target = memoryview(bytearray(tensor_frame.PREFIX.size))
@@ -45,7 +45,7 @@ class Incoming:
         """Where the next bytes belong."""
         return self._target[self._filled :]
 
-    def received(self, nbytes: int, now: float) -> Received | None:
+    def received(self, nbytes: int, now: float) -> ReceivedFrame | None:
         """`nbytes` were written to `buffer()`: the frame that they complete, if any. Raises BadFrame."""
         if self._total == 0:
             self._began = now
@@ -65,9 +65,9 @@ class Incoming:
         """This side had stopped reading: the time since does not count against the sender."""
         self._began = now
 
-    def _part_complete(self, now: float) -> Received | None:
+    def _part_complete(self, now: float) -> ReceivedFrame | None:
         if self._prefix is None:
-            self._prefix = tensor_frame.Prefix.unpack(self._target, self._max_payload)
+            self._prefix = tensor_frame.FramePrefix.unpack(self._target, self._max_payload)
             self._target = memoryview(bytearray(self._prefix.header_bytes))
         elif self._header is None:
             self._header = self._target
@@ -80,7 +80,7 @@ class Incoming:
             method, message = tensor_frame.decode(header, payload, self._max_payload)
             decoded = sum(tensor.nbytes for tensor in message.tensors.values())
             nbytes = prefix.header_bytes + max(prefix.payload_bytes, decoded)
-            return Received(prefix.kind, prefix.request, method, message, nbytes)
+            return ReceivedFrame(prefix.kind, prefix.request, method, message, nbytes)
         self._filled = 0
         return None
 

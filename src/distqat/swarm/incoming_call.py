@@ -10,7 +10,7 @@ from distqat import errors
 from distqat.errors import RemoteFault, SwarmError
 from distqat.failures import describe, place_of
 from distqat.swarm import tensor_frame
-from distqat.swarm.frame_reader import Received
+from distqat.swarm.frame_reader import ReceivedFrame
 from distqat.swarm.tensor_frame import Message
 
 MAX_ERROR_TEXT = 2000
@@ -23,7 +23,7 @@ ERRORS_BY_CODE: dict[str, type[SwarmError]] = {
 
 
 @dataclass(frozen=True)
-class Call:
+class IncomingCall:
     """One request at the answering side. `peer` is authenticated by libp2p, claimed on a Unix socket."""
 
     peer: str
@@ -31,18 +31,18 @@ class Call:
     message: Message
 
 
-Answer = Callable[[Call], Awaitable[Message]]
+Answer = Callable[[IncomingCall], Awaitable[Message]]
 
 
 @dataclass
-class Traffic:
+class ByteCount:
     """Bytes of frames in and out, shared by the channels of one role."""
 
     bytes_in: int = 0
     bytes_out: int = 0
 
 
-def error_frame(call: Received, error: Exception) -> list[bytes | memoryview]:
+def error_frame(call: ReceivedFrame, error: Exception) -> list[bytes | memoryview]:
     """The answer to a call that failed."""
     return tensor_frame.encode(tensor_frame.ERROR, call.request, call.method, Message(error_fields(error)))
 

@@ -14,7 +14,7 @@ from distqat.swarm import hivemind_patches
 
 
 @dataclass(frozen=True)
-class Identity:
+class PeerIdentity:
     """The key in the file that p2pd reads. `peer` is the libp2p peer id in base58."""
 
     path: Path
@@ -22,7 +22,7 @@ class Identity:
     private_key: Any  # hivemind.utils.crypto.RSAPrivateKey
 
     @classmethod
-    def load_or_create(cls, path: Path) -> Identity:
+    def load_or_create(cls, path: Path) -> PeerIdentity:
         """Read the key of an earlier start, or make one (mode 0600). RoleError for an unreadable file."""
         hivemind_patches.install()
         from hivemind.p2p import P2P, PeerID

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distqat.errors import PeerGone, Refused
-from distqat.protocol.peer_silence import STALL_S, Heartbeat, Silence
-from distqat.swarm.call_channel import Channel
+from distqat.protocol.peer_silence import STALL_S, Heartbeat, PeerSilence
+from distqat.swarm.call_channel import CallChannel
 from distqat.swarm.handshake import Hello
 from distqat.swarm.tensor_frame import Message
 
@@ -22,7 +22,7 @@ TOO_SLOW = "a frame that it began does not get done"
 
 
 @dataclass(frozen=True)
-class Address:
+class PeerAddress:
     """Where a peer can be reached: its libp2p identity, its physical host, its multiaddrs."""
 
     peer: str
@@ -30,10 +30,10 @@ class Address:
     maddrs: tuple[str, ...] = ()
 
 
-class Link:
+class PeerLink:
     """The dialling side's two channels to `peer`."""
 
-    def __init__(self, peer: str, data: Channel, control: Channel, heartbeat: Heartbeat) -> None:
+    def __init__(self, peer: str, data: CallChannel, control: CallChannel, heartbeat: Heartbeat) -> None:
         self.peer = peer
         self.data = data
         self.control = control
@@ -76,7 +76,7 @@ class Link:
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
         ends = {self.data.closed, self.control.closed}
-        watched = Silence(self._heartbeat, loop.time())
+        watched = PeerSilence(self._heartbeat, loop.time())
         pinged = -math.inf
         while True:
             now = loop.time()
@@ -116,7 +116,7 @@ class InboundLinks:
     def __init__(self, heartbeat: Heartbeat, gone: Callable[[str, bool], None]) -> None:
         self._heartbeat = heartbeat
         self._gone = gone
-        self._links: dict[tuple[str, bytes], dict[int, Channel]] = {}
+        self._links: dict[tuple[str, bytes], dict[int, CallChannel]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._listening_since = -math.inf  # later than this no silence is our own
 
@@ -128,7 +128,7 @@ class InboundLinks:
         if channels is None and sum(peer == hello.peer for peer, _ in self._links) >= MAX_LINKS_PER_PEER:
             raise Refused(f"{MAX_LINKS_PER_PEER} links of this peer are open")
 
-    def add(self, hello: Hello, channel: Channel) -> None:
+    def add(self, hello: Hello, channel: CallChannel) -> None:
         """Take a channel that `check` let in."""
         key = hello.peer, hello.link
         self._links.setdefault(key, {})[hello.purpose] = channel
@@ -136,7 +136,7 @@ class InboundLinks:
         if self._sweeper is None:
             self._sweeper = asyncio.ensure_future(self._sweep())
 
-    def channels(self) -> list[Channel]:
+    def channels(self) -> list[CallChannel]:
         """All open channels."""
         return [channel for channels in self._links.values() for channel in channels.values()]
 

@@ -16,7 +16,7 @@ _SIGNATURE = re.compile(rb"\[signature:(.+?)\]")
 
 
 @dataclass(frozen=True)
-class Found:
+class SignedRecord:
     """One signed record: who signed it, what it says, when it ends (DHT time)."""
 
     owner: str

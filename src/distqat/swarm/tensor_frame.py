@@ -26,7 +26,7 @@ import xxhash
 
 from distqat.codec.activation_codec import Coded, decode_activation
 from distqat.errors import BadContribution, BadFrame, UnknownName
-from distqat.swarm.tensor_spec import DTYPE_NAMES, DTYPES, Spec, parse_spec
+from distqat.swarm.tensor_spec import DTYPE_NAMES, DTYPES, TensorSpec, parse_spec
 
 PROTOCOL_VERSION = 2
 MAGIC = b"DQ"
@@ -55,7 +55,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class FramePrefix:
     """The fixed part of a frame."""
 
     kind: int
@@ -64,7 +64,7 @@ class Prefix:
     payload_bytes: int
 
     @classmethod
-    def unpack(cls, raw: bytes | bytearray | memoryview, max_payload: int) -> Prefix:
+    def unpack(cls, raw: bytes | bytearray | memoryview, max_payload: int) -> FramePrefix:
         """Parse and check 20 bytes; raises BadFrame."""
         magic, version, kind, header_bytes, request, payload_bytes = PREFIX.unpack(raw)
         if magic != MAGIC:
@@ -159,7 +159,7 @@ def _parse_header(raw: bytes) -> tuple[str, dict[str, Any], Sequence[Any], int]:
     return method, fields, specs, digest
 
 
-def _decoded(method: str, spec: Spec, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _decoded(method: str, spec: TensorSpec, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     try:
         return decode_activation(str(spec.codec), parts, spec.shape, spec.dtype)
     except (BadContribution, UnknownName) as error:

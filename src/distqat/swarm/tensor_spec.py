@@ -29,7 +29,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """One tensor as a header announces it; one that is not coded has itself as its only part."""
 
     name: str
@@ -40,7 +40,7 @@ class Spec:
     parts: list[tuple[str, torch.dtype, list[int]]]
 
 
-def parse_spec(method: str, spec: Any) -> Spec:
+def parse_spec(method: str, spec: Any) -> TensorSpec:
     """Check one entry of a header. Raises BadFrame."""
     if not (isinstance(spec, list) and len(spec) in (4, 6)):
         raise BadFrame(
@@ -49,7 +49,7 @@ def parse_spec(method: str, spec: Any) -> Spec:
     name, dtype, shape = _parse_layout(method, *spec[:3])
     wants_grad = bool(spec[3]) and dtype.is_floating_point
     if len(spec) == 4:
-        return Spec(name, dtype, shape, wants_grad, None, [(name, dtype, shape)])
+        return TensorSpec(name, dtype, shape, wants_grad, None, [(name, dtype, shape)])
     codec, parts = spec[4:]
     if not (isinstance(codec, str) and isinstance(parts, list) and len(parts) <= MAX_PARTS):
         raise BadFrame(f"{method}: tensor {name!r} has no codec, or no list of at most {MAX_PARTS} parts")
@@ -58,7 +58,7 @@ def parse_spec(method: str, spec: Any) -> Spec:
     layouts = [_parse_layout(method, part, kind, [size]) for part, kind, size in parts]
     if len({part for part, _, _ in layouts}) < len(layouts):
         raise BadFrame(f"{method}: a part of tensor {name!r} appears twice")
-    return Spec(name, dtype, shape, wants_grad, codec, layouts)
+    return TensorSpec(name, dtype, shape, wants_grad, codec, layouts)
 
 
 def _parse_layout(method: str, name: Any, dtype: Any, shape: Any) -> tuple[str, torch.dtype, list[int]]:

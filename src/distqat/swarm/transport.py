@@ -12,10 +12,10 @@ from typing import Protocol
 from distqat.errors import Busy, CallTimeout, PeerGone, Refused, SwarmError
 from distqat.protocol.peer_silence import Heartbeat
 from distqat.swarm import handshake
-from distqat.swarm.call_channel import MAX_PAYLOAD_BYTES, Answer, Call, Channel, Traffic
+from distqat.swarm.call_channel import MAX_PAYLOAD_BYTES, Answer, ByteCount, CallChannel
 from distqat.swarm.deadline import within
 from distqat.swarm.handshake import Admission, Hello
-from distqat.swarm.peer_link import Address, InboundLinks, Link, gone
+from distqat.swarm.peer_link import InboundLinks, PeerAddress, PeerLink, gone
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ GOODBYE_TIMEOUT = 1.0
 MAX_GREETING = 256  # streams in the middle of their hello
 Gone = Callable[[str, bool], None]
 """Told the name of a peer whose links to us have all ended; True if it was silent, else it left or died."""
-Unreached = Callable[[Address, str], None]
+Unreached = Callable[[PeerAddress, str], None]
 OnStream = Callable[[str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -54,13 +54,13 @@ class Transport(Protocol):
     """Calls between peers. A dead peer raises PeerGone at once, a silent one after the heartbeat."""
 
     peer: str
-    traffic: Traffic
+    traffic: ByteCount
     on_unreached: Unreached | None
     """Told of peers that could not be connected to, and why."""
 
     async def serve(self, answer: Answer, gone: Gone | None = None) -> None: ...
-    async def link(self, to: Address, *, prompt: bool = False) -> LinkLike: ...
-    async def prove(self, to: Address) -> None:
+    async def link(self, to: PeerAddress, *, prompt: bool = False) -> LinkLike: ...
+    async def prove(self, to: PeerAddress) -> None:
         """Raises PeerGone unless a peer that has no connection to `to` gets one at its addresses.
 
         RoleError: nothing is known.
@@ -73,9 +73,9 @@ class Streams(Protocol):
     """Where byte streams come from."""
 
     async def listen(self, on_stream: OnStream) -> None: ...
-    def reaches(self, to: Address) -> bool: ...
-    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
-    async def prove(self, to: Address) -> None:
+    def reaches(self, to: PeerAddress) -> bool: ...
+    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+    async def prove(self, to: PeerAddress) -> None:
         """As `Transport.prove`."""
 
     async def hang_up(self, peer: str) -> None:
@@ -94,7 +94,7 @@ class UnixStreams:
     def _path(self, peer: str) -> Path:
         return self._folder / f"{peer[-24:]}.sock"
 
-    def reaches(self, to: Address) -> bool:
+    def reaches(self, to: PeerAddress) -> bool:
         return bool(to.host) and to.host == self._host and self._path(to.peer).exists()
 
     async def listen(self, on_stream: OnStream) -> None:
@@ -102,10 +102,10 @@ class UnixStreams:
         path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(lambda r, w: on_stream(None, r, w), path=str(path))
 
-    async def open(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self._path(to.peer)))
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         return  # its socket is there
 
     async def hang_up(self, peer: str) -> None:
@@ -129,18 +129,18 @@ class StreamTransport:
         max_payload: int = MAX_PAYLOAD_BYTES,
     ) -> None:
         self.peer = admission.peer
-        self.traffic = Traffic()
+        self.traffic = ByteCount()
         self.on_unreached: Unreached | None = None
         self._admission = admission
         self._streams = streams
         self._heartbeat = heartbeat or Heartbeat()
         self._max_payload = max_payload
-        self._links: dict[str, Link] = {}
-        self._dialling: dict[str, asyncio.Task[Link]] = {}
+        self._links: dict[str, PeerLink] = {}
+        self._dialling: dict[str, asyncio.Task[PeerLink]] = {}
         self._ending: set[asyncio.Future[None]] = set()
         self._inbound = InboundLinks(self._heartbeat, self._peer_gone)
         self._greeting = 0  # streams whose hello is not complete
-        self._writers: dict[Channel, asyncio.StreamWriter] = {}  # a collected writer closes its stream
+        self._writers: dict[CallChannel, asyncio.StreamWriter] = {}  # a collected writer closes its stream
         self._answer: Answer | None = None
         self._gone: Gone | None = None
         self._closed = False
@@ -151,7 +151,7 @@ class StreamTransport:
         for streams in self._streams:
             await streams.listen(self._accept)
 
-    async def link(self, to: Address, *, prompt: bool = False) -> Link:
+    async def link(self, to: PeerAddress, *, prompt: bool = False) -> PeerLink:
         """The live link to a peer; dials if there is none. Raises PeerGone, Refused, ProtocolMismatch.
 
         Callers that come while it dials share the outcome; one that is cancelled does not end the dialling.
@@ -173,7 +173,7 @@ class StreamTransport:
         except SwarmError as error:
             raise type(error)(str(error)) from error  # callers add to their error; it must be their own
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         """Raises PeerGone unless a stranger gets a connection to `to`; RoleError: nothing is known."""
         await self._way(to).prove(to)
 
@@ -197,7 +197,7 @@ class StreamTransport:
         if self._gone is not None and not self._closed:
             self._gone(peer, silent)
 
-    async def _dial(self, to: Address) -> Link:
+    async def _dial(self, to: PeerAddress) -> PeerLink:
         data = Hello(self.peer, handshake.DATA)
         control = Hello(self.peer, handshake.CONTROL, data.link)
         first = await self._open(to, data)
@@ -206,9 +206,9 @@ class StreamTransport:
         except BaseException:  # also when it is cancelled: nobody else knows of the first
             first.close()
             raise
-        return Link(to.peer, first, second, self._heartbeat)
+        return PeerLink(to.peer, first, second, self._heartbeat)
 
-    def _dialled(self, peer: str, dial: asyncio.Task[Link]) -> None:
+    def _dialled(self, peer: str, dial: asyncio.Task[PeerLink]) -> None:
         del self._dialling[peer]
         if dial.cancelled() or dial.exception() is not None:
             return
@@ -220,7 +220,7 @@ class StreamTransport:
         for channel in (link.data, link.control):
             channel.closed.add_done_callback(lambda _: self._forget(peer, link))
 
-    def _forget(self, peer: str, link: Link) -> None:
+    def _forget(self, peer: str, link: PeerLink) -> None:
         if self._links.get(peer) is link:
             del self._links[peer]
         if link.silent:
@@ -238,7 +238,7 @@ class StreamTransport:
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
-    async def _open(self, to: Address, greeting: Hello) -> Channel:
+    async def _open(self, to: PeerAddress, greeting: Hello) -> CallChannel:
         try:
             reader, writer = await within(self._way(to).open(to), OPEN_TIMEOUT)
         except asyncio.TimeoutError:
@@ -252,13 +252,13 @@ class StreamTransport:
             raise
         return self._channel(writer, to.peer, None)
 
-    def _way(self, to: Address) -> Streams:
+    def _way(self, to: PeerAddress) -> Streams:
         streams = next((each for each in self._streams if each.reaches(to)), None)
         if streams is None:
             raise gone(to.peer, "no transport of this role reaches it")
         return streams
 
-    def _unreached(self, to: Address, why: str) -> PeerGone:
+    def _unreached(self, to: PeerAddress, why: str) -> PeerGone:
         if self.on_unreached is not None:
             self.on_unreached(to, why)
         return gone(to.peer, why)
@@ -296,8 +296,8 @@ class StreamTransport:
             raise
         return greeting
 
-    def _channel(self, writer: asyncio.StreamWriter, peer: str, answer: Answer | None) -> Channel:
-        channel = Channel(
+    def _channel(self, writer: asyncio.StreamWriter, peer: str, answer: Answer | None) -> CallChannel:
+        channel = CallChannel(
             writer.transport, peer, answer=answer, traffic=self.traffic, max_payload=self._max_payload
         )
         self._writers[channel] = writer
@@ -305,4 +305,12 @@ class StreamTransport:
         return channel
 
 
-__all__ = ["Answer", "Call", "LinkLike", "PeerGone", "StreamTransport", "Streams", "Transport", "UnixStreams"]
+__all__ = [
+    "Answer",
+    "LinkLike",
+    "PeerGone",
+    "StreamTransport",
+    "Streams",
+    "Transport",
+    "UnixStreams",
+]

@@ -1,7 +1,7 @@
 """Reinforcement learning with proximal policy optimisation. Schulman et al., arXiv:1707.06347.
 
-There is no data set: a `Player` lets the model act in environments and makes training samples of what it saw.
-It asks for the model's answers by yielding inputs, so it knows nothing of servers.
+Instead of a data set, a `PolicyPlayer` lets the model act in environments and makes training samples of what
+it saw. It asks for the answers of the model by yielding inputs, so it knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class ProximalPolicy:
         self.options = options
         self.seed = seed
 
-    def player(self, pipeline: int, start: int) -> Player:
+    def player(self, pipeline: int, start: int) -> PolicyPlayer:
         """Who plays for a pipeline, from its batch number `start` on. Raises MissingExtra, TaskError."""
-        return Player(self.environment, self.options, seed_of(self.seed, pipeline, start))
+        return PolicyPlayer(self.environment, self.options, seed_of(self.seed, pipeline, start))
 
     def check(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """TaskError unless the environment fits a model of these inputs and outputs; MissingExtra."""
@@ -121,7 +121,7 @@ class ProximalPolicy:
         return sum(returns) / len(returns), math.nan, len(returns)
 
 
-class Player:
+class PolicyPlayer:
     """Plays environments with the model and makes samples of it. Episodes go on from rollout to rollout.
 
     Seeded by the run's seed, the pipeline and where the trainer stands. A trainer that starts again begins

@@ -12,11 +12,11 @@ from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, augmented
 
 from distqat.config import Config
 from distqat.data.source import open_source
-from distqat.export.latency import Latency
+from distqat.export.latency import LatencyMedians
 
 
 def row(**changed: Any) -> dict[str, Any]:
-    times = [Latency(1, 1.0, 0.5, 9), Latency(64, 10.0, 7.0, 9)]
+    times = [LatencyMedians(1, 1.0, 0.5, 9), LatencyMedians(64, 10.0, 7.0, 9)]
     return record("digits", "W8A8", None, times) | {"places": 10_080, **changed}
 
 

@@ -26,7 +26,7 @@ from tests.unit.checkpoint.states import (
 from distqat.checkpoint import CheckpointStore, tensor_file
 from distqat.checkpoint.atomic_folders import locked, set_aside, temporary_folder
 from distqat.checkpoint.manifest import MANIFEST, SHARED, read_manifest
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.errors import CheckpointError
 
 
@@ -47,9 +47,9 @@ def test_round_trip_to_the_bit(store: CheckpointStore) -> None:
 
 def test_the_committed_state_of_a_stage_fits(store: CheckpointStore) -> None:
     tensors = {"anchor/w": torch.ones(2), "outer/step": torch.tensor(3), "buffer/b": torch.zeros(1)}
-    shared = Shared.from_tensors(3, tensors, {})
+    shared = CommittedState.from_tensors(3, tensors, {})
     store.write("front", shard_state(3, shared=shared.tensors(), digest=shared.digest))
-    assert Shared.from_tensors(3, newest(store).shared, {}).digest == shared.digest
+    assert CommittedState.from_tensors(3, newest(store).shared, {}).digest == shared.digest
 
 
 def test_newest_is_by_generation_then_round(store: CheckpointStore) -> None:

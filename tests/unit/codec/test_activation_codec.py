@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from distqat.codec.activation_codec import DECODERS, LOSSY, Coded, decode_activation, encode_activation
-from distqat.codec.aligned import Grid
+from distqat.codec.aligned import CodeGrid
 from distqat.errors import BadContribution, UnknownName
 
 ON_GRID = torch.arange(128.0) * 0.5
 OFF_GRID = ON_GRID + 0.1
-GRID = Grid(0.5, 0, 255)
+GRID = CodeGrid(0.5, 0, 255)
 
 
 def decoded(coded: Coded | None, x: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distqat.codec.aligned import AlignedCodec, Grid
+from distqat.codec.aligned import AlignedCodec, CodeGrid
 from distqat.errors import BadContribution
-from distqat.quant.quantizer import ActivationQuantizer, How
+from distqat.quant.quantizer import ActivationQuantizer, QuantizerSettings
 
 CODEC = AlignedCodec()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,14 +26,14 @@ def bits(x: Tensor) -> Tensor:
 
 def quantizer_of(bits: int, kind: Kind, method: str, step: float) -> ActivationQuantizer:
     """An active quantizer of a tensor that leaves its stage."""
-    made = ActivationQuantizer("q", bits=bits, signed=kind == "signed", how=How(method))
+    made = ActivationQuantizer("q", bits=bits, signed=kind == "signed", how=QuantizerSettings(method))
     made.begin_calibrated(torch.tensor(step), kind == "signed", torch.tensor(-step * 2**bits / 7))
     made.leaves_stage = True
     return made
 
 
-def grid_of(quantizer: ActivationQuantizer) -> Grid:
-    return Grid(float(quantizer.step), *quantizer.code_range)
+def grid_of(quantizer: ActivationQuantizer) -> CodeGrid:
+    return CodeGrid(float(quantizer.step), *quantizer.code_range)
 
 
 @given(
@@ -66,7 +66,7 @@ def test_every_code_of_eight_bits_over_many_steps(dtype: torch.dtype) -> None:
     codes = torch.arange(256.0)
     for step in torch.linspace(-6.0, 3.0, 500).exp2().tolist():
         y = (codes * step).to(dtype)
-        parts = CODEC.encode(y, Grid(step, 0, 255))
+        parts = CODEC.encode(y, CodeGrid(step, 0, 255))
         assert parts is not None, step
         assert dtype == torch.bfloat16 or torch.equal(parts["codes"], codes.to(torch.uint8)), step
         assert torch.equal(bits(CODEC.decode(parts, (256,)).to(dtype)), bits(y)), step
@@ -75,7 +75,7 @@ def test_every_code_of_eight_bits_over_many_steps(dtype: torch.dtype) -> None:
 def test_more_than_one_chunk_comes_back() -> None:
     codes = torch.randint(-127, 128, (2**18 + 5,), generator=torch.Generator().manual_seed(1))
     y = codes.float() * 0.03 + 0.0
-    parts = CODEC.encode(y, Grid(float(torch.tensor(0.03)), -127, 127))
+    parts = CODEC.encode(y, CodeGrid(float(torch.tensor(0.03)), -127, 127))
     assert parts is not None
     assert torch.equal(bits(CODEC.decode(parts, y.shape)), bits(y))
 
@@ -85,27 +85,27 @@ def test_more_than_one_chunk_comes_back() -> None:
 def test_a_tensor_that_is_off_the_grid_anywhere_has_no_codes(value: float, place: int) -> None:
     y = torch.zeros(2**18 + 1)
     step = float(torch.tensor(0.1))
-    assert CODEC.encode(y, Grid(step, -127, 127)) is not None
+    assert CODEC.encode(y, CodeGrid(step, -127, 127)) is not None
     y[place] = value
-    assert CODEC.encode(y, Grid(step, -127, 127)) is None
+    assert CODEC.encode(y, CodeGrid(step, -127, 127)) is None
 
 
 @pytest.mark.parametrize(
     "grid",
     [
-        Grid(0.0, 0, 255),
-        Grid(-0.1, 0, 255),
-        Grid(math.nan, 0, 255),
-        Grid(math.inf, 0, 255),
-        Grid(2.0**-127, 0, 255),
-        Grid(2.0**121, 0, 255),
-        Grid(0.1, 0, 256),
-        Grid(0.1, -128, 128),
-        Grid(0.1, 1, 5),
-        Grid(0.1, -5, -1),
+        CodeGrid(0.0, 0, 255),
+        CodeGrid(-0.1, 0, 255),
+        CodeGrid(math.nan, 0, 255),
+        CodeGrid(math.inf, 0, 255),
+        CodeGrid(2.0**-127, 0, 255),
+        CodeGrid(2.0**121, 0, 255),
+        CodeGrid(0.1, 0, 256),
+        CodeGrid(0.1, -128, 128),
+        CodeGrid(0.1, 1, 5),
+        CodeGrid(0.1, -5, -1),
     ],
 )
-def test_grids_that_cannot_be_used(grid: Grid) -> None:
+def test_grids_that_cannot_be_used(grid: CodeGrid) -> None:
     assert CODEC.encode(torch.zeros(3), grid) is None
     with pytest.raises(BadContribution, match="codec aligned"):
         CODEC.decode({"codes": torch.zeros(3, dtype=torch.uint8), "grid": grid.part()}, (3,))
@@ -113,11 +113,11 @@ def test_grids_that_cannot_be_used(grid: Grid) -> None:
 
 def test_integers_and_doubles_have_no_codes() -> None:
     for dtype in (torch.float64, torch.int64, torch.bool):
-        assert CODEC.encode(torch.zeros(3, dtype=dtype), Grid(0.1, 0, 255)) is None
+        assert CODEC.encode(torch.zeros(3, dtype=dtype), CodeGrid(0.1, 0, 255)) is None
 
 
 def test_bad_parts_are_refused() -> None:
-    good = CODEC.encode(torch.tensor([0.0, 0.5, 1.5]), Grid(0.5, 0, 3))
+    good = CODEC.encode(torch.tensor([0.0, 0.5, 1.5]), CodeGrid(0.5, 0, 3))
     assert good is not None
     assert CODEC.decode(good, (3, 1)).tolist() == [[0.0], [0.5], [1.5]]
     above = {**good, "codes": torch.tensor([0, 1, 4], dtype=torch.uint8)}
@@ -131,6 +131,6 @@ def test_bad_parts_are_refused() -> None:
 
 
 def test_nothing_at_all_travels_too() -> None:
-    parts = CODEC.encode(torch.empty(0, 4), Grid(0.5, 0, 3))
+    parts = CODEC.encode(torch.empty(0, 4), CodeGrid(0.5, 0, 3))
     assert parts is not None
     assert CODEC.decode(parts, (0, 4)).shape == (0, 4)

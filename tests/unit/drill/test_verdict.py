@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distqat.drill.failover_drill import conclude
-from distqat.drill.timeline import Lines, Timeline
+from distqat.drill.timeline import Timeline, TimelineLines
 from distqat.drill.verdict import Evidence, judge
 
 Change = Callable[[Evidence], Any]
@@ -91,7 +91,7 @@ def test_a_broken_invariant_is_named_and_fails(
 def test_lines_tell_an_event_and_later_its_recovery(capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
-    timeline, lines = Timeline(), Lines(sys.stdout)
+    timeline, lines = Timeline(), TimelineLines(sys.stdout)
     event = timeline.add("SIGKILL", awaited=True)
     lines.refresh(timeline)
     assert capsys.readouterr().out.count("SIGKILL") == 1

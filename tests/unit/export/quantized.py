@@ -10,7 +10,7 @@ from torch import nn
 
 from distqat.config import Config, load_config
 from distqat.distributed.assembly.stage_factory import build_module, build_task, open_data
-from distqat.export.joined_stages import Whole
+from distqat.export.joined_stages import JoinedStages
 from distqat.quant import activate
 from distqat.tasks import Batch, Sample, Task
 
@@ -46,11 +46,13 @@ def tiny_config(name: str, **changes: Any) -> Config:
     return load_config(f"configs/{name}.yaml", {**CHANGES[name], **changes})
 
 
-def quantized(config: Config, batches: int = 2, *, frozen: bool = True) -> tuple[Whole, Task, list[Sample]]:
+def quantized(
+    config: Config, batches: int = 2, *, frozen: bool = True
+) -> tuple[JoinedStages, Task, list[Sample]]:
     """A model with random weights whose quantizers saw real batches; its task and some held-out samples."""
     torch.manual_seed(5)
     stages = {stage: build_module(config, stage) for stage in config.stages}
-    model, task = Whole(stages), build_task(config)
+    model, task = JoinedStages(stages), build_task(config)
     source = open_data(config)
     model.train()
     with torch.no_grad():
@@ -66,7 +68,7 @@ def first_batch(task: Task, samples: list[Sample], size: int = 8) -> Batch:
     return task.collate(samples[:size])
 
 
-def state_of(model: Whole) -> Mapping[str, torch.Tensor]:
+def state_of(model: JoinedStages) -> Mapping[str, torch.Tensor]:
     """As `distqat checkpoint assemble` names it."""
     return {name: tensor for stage in model.children() for name, tensor in stage.state_dict().items()}
 

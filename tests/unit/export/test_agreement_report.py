@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distqat.export.agreement import Agreement
-from distqat.export.agreement_report import Operations, Report, Sizes
-from distqat.export.latency import Latency
+from distqat.export.agreement import OutputAgreement
+from distqat.export.agreement_report import ExportReport, Operations, Sizes
+from distqat.export.latency import LatencyMedians
 from distqat.export.layer_agreement import LayerAgreement, first_apart
 
-GOOD = Report(
+GOOD = ExportReport(
     model="model.onnx",
     source="checkpoint c, round 3",
     format="onnx-int8",
@@ -30,7 +30,7 @@ GOOD = Report(
     metrics={"float": 0.9, "fake-quantized": 0.88, "exported": 0.88},
     operations=Operations(3, 3, {"QLinearConv": 2, "QGemm": 1}, {}, 0),
     sizes=Sizes(4000, 1200, 3600, 900),
-    latencies=(Latency(1, 2.0, 1.0, 50),),
+    latencies=(LatencyMedians(1, 2.0, 1.0, 50),),
     layers=(LayerAgreement("front.a", 0.0, 0), LayerAgreement("front.b", 0.5, 9)),
     failures=(),
     versions={"onnxruntime": "1.22"},
@@ -43,7 +43,7 @@ def test_places_without_a_label_do_not_count() -> None:
     found[0, 0, 2] = found[..., 1] = 1
     found[0, 0, 1] = 0
     labels = {"y": torch.tensor([[5, -100, -100], [1, 1, -100]])}
-    agreement = Agreement()
+    agreement = OutputAgreement()
     agreement.add(expected, found, labels)
     assert (agreement.places, agreement.same) == (3, 2)
     assert agreement.share == pytest.approx(2 / 3)
@@ -55,7 +55,7 @@ def test_images_agree_number_by_number() -> None:
     picture = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
     moved = picture.clone()
     moved[0, 0, 0, 0] += 0.1
-    agreement = Agreement()
+    agreement = OutputAgreement()
     agreement.add(picture, moved, {})
     assert (agreement.places, agreement.same) == (48, 47)
 

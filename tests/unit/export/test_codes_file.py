@@ -16,8 +16,8 @@ from distqat.distributed.assembly.stage_factory import task_settings
 from distqat.errors import ExportError
 from distqat.export.checker import Expectations
 from distqat.export.codes_file import export_codes, integer_state, load_codes
-from distqat.export.file_description import Description
-from distqat.export.joined_stages import Whole
+from distqat.export.file_description import FileDescription
+from distqat.export.joined_stages import JoinedStages
 from distqat.quant import quantizers
 
 HOW: dict[str, dict[str, Any]] = {
@@ -41,8 +41,8 @@ CASES = [
 def test_the_loaded_model_gives_the_same_bits(name: str, state: Any, tmp_path: Path) -> None:
     config = tiny_config(name.split()[0], **HOW[name])
     model, task, samples = quantized(config, frozen=state == "frozen")
-    description = Description(config.data.task_type, task_settings(config), source="test")
-    blank, told = Whole(build_all(config)), config.model_dump(mode="json")
+    description = FileDescription(config.data.task_type, task_settings(config), source="test")
+    blank, told = JoinedStages(build_all(config)), config.model_dump(mode="json")
     report = export_codes(model, blank, samples[:16], description, tmp_path, told, Expectations())
     assert report.failures == ()
     x = first_batch(task, samples).inputs["x"]
@@ -73,7 +73,7 @@ def test_a_tied_embedding_stays_in_float() -> None:
 def test_another_models_file_is_refused(tmp_path: Path) -> None:
     config = tiny_config("mlp")
     model, _, samples = quantized(config)
-    description = Description(config.data.task_type, task_settings(config))
-    export_codes(model, Whole(build_all(config)), samples, description, tmp_path, {}, Expectations())
+    description = FileDescription(config.data.task_type, task_settings(config))
+    export_codes(model, JoinedStages(build_all(config)), samples, description, tmp_path, {}, Expectations())
     with pytest.raises(ExportError, match=r"lacks 'front\.conv1\.weight'"):
-        load_codes(Whole(build_all(tiny_config("resnet18"))), tmp_path / "model.safetensors")
+        load_codes(JoinedStages(build_all(tiny_config("resnet18"))), tmp_path / "model.safetensors")

@@ -13,7 +13,7 @@ from torch import nn
 from distqat.errors import ExportError
 from distqat.export.integer_weights import fold_batch_norms, quantized_codes, take_weight_codes
 from distqat.export.onnx import quantizer_markers
-from distqat.export.onnx.onnx_graph import Graph
+from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.quant.fake_quantize import fake_quantize
 
 RNG = np.random.default_rng(3)
@@ -21,7 +21,7 @@ WEIGHT = RNG.normal(size=(4, 2, 3, 3)).astype(np.float32)
 SCALE = np.array([0.02, 0.05, 0.03, 0.01], dtype=np.float32)
 
 
-def conv_graph(norm: dict[str, Any], *, shared: bool = False) -> Graph:
+def conv_graph(norm: dict[str, Any], *, shared: bool = False) -> OnnxGraph:
     """input -> Conv with a marked weight -> BatchNormalization, twice where the weight is shared."""
     constants = {"w": WEIGHT, "s": SCALE, **norm}
     nodes = [
@@ -50,7 +50,7 @@ def conv_graph(norm: dict[str, Any], *, shared: bool = False) -> Graph:
         [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(quantizer_markers.DOMAIN, 1)]
-    return Graph(helper.make_model(graph, opset_imports=opsets))
+    return OnnxGraph(helper.make_model(graph, opset_imports=opsets))
 
 
 def norm_of(gamma: list[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tests.unit.export.quantized import first_batch, quantized, tiny_config
 from distqat.export.agreement import overlapping
 from distqat.export.codes_file import integer_state
 from distqat.export.onnx.onnx_model import onnx_models
-from distqat.export.onnx.ort_session import Session, executed
+from distqat.export.onnx.ort_session import OrtSession, executed
 from distqat.quant import joints
 
 POSITIONS = "full.wav2vec2.encoder.pos_conv_embed.conv"
@@ -28,7 +28,7 @@ def test_every_layer_of_wav2vec2_runs_on_integers() -> None:
     assert ran.integer == {"QLinearConv": 3, "MatMulIntegerToFloat": 7}
     assert ran.attention == 2
 
-    session = Session(models.integer)
+    session = OrtSession(models.integer)
     given = {name: batch.inputs[name].numpy() for name in session.inputs}
     found = session.run(given, session.outputs[:1])[session.outputs[0]]
     with torch.no_grad():

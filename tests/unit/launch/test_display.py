@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from distqat.launch.display import LiveDisplay, PlainDisplay
-from distqat.launch.progress_text import Frame, Goal, Reading
+from distqat.launch.progress_text import ClientStatus, ProgressFrame, RunGoal
 from distqat.terminal import complain
 
 
-def frame(step: int) -> Frame:
-    return Frame("mlp swarm", "", 1.0, Reading(step=step, loss=1.0, round=0), Goal(8, 40))
+def frame(step: int) -> ProgressFrame:
+    return ProgressFrame("mlp swarm", "", 1.0, ClientStatus(step=step, loss=1.0, round=0), RunGoal(8, 40))
 
 
 def test_plain_progress_is_a_line_every_few_seconds() -> None:
@@ -98,7 +98,9 @@ def test_lines_become_rarer_as_a_run_goes_on() -> None:
     display = PlainDisplay(out, clock=lambda: now)
     for step in range(4 * 3600):
         now = 1.0 + step
-        display.show(Frame("mlp swarm", "", now, Reading(step=step, loss=1.0, round=0), Goal(8, 40)))
+        display.show(
+            ProgressFrame("mlp swarm", "", now, ClientStatus(step=step, loss=1.0, round=0), RunGoal(8, 40))
+        )
     steps = [int(line.split()[1]) for line in out.getvalue().splitlines()]
     assert 150 < len(steps) < 450
     assert steps[1] == 3

@@ -8,8 +8,8 @@ import pytest
 
 from distqat.launch import role_reporter as module
 from distqat.launch.display import PlainDisplay
-from distqat.launch.role_reporter import Reporter
-from distqat.process import Ended, LastWords, RoleCommand, RoleProcess
+from distqat.launch.role_reporter import RoleReporter
+from distqat.process import LastWords, RoleCommand, RoleEnded, RoleProcess
 
 GIVEN_UP = "given up: starting it again cannot help"
 
@@ -18,11 +18,11 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.out = io.StringIO()
         self.log = folder / "launcher.log"
-        self.reporter = Reporter(PlainDisplay(self.out), self.log)
+        self.reporter = RoleReporter(PlainDisplay(self.out), self.log)
 
-    def ended(self, name: str, sentence: str | None, consequence: str, code: int = 1) -> Ended:
+    def ended(self, name: str, sentence: str | None, consequence: str, code: int = 1) -> RoleEnded:
         command = RoleCommand(name, "m:main", log_path=Path(f"logs/{name.replace(' ', '_')}.log"))
-        ended = Ended(command, 7, code, consequence, LastWords(sentence, "fault") if sentence else None)
+        ended = RoleEnded(command, 7, code, consequence, LastWords(sentence, "fault") if sentence else None)
         self.reporter.ended(ended)
         return ended
 

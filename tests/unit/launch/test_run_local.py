@@ -7,9 +7,9 @@ import pytest
 
 from distqat.errors import RoleError
 from distqat.launch import run_local
-from distqat.launch.launcher_roles import Settings, known_peers, read_settings
-from distqat.launch.progress_text import Goal
-from distqat.launch.run_plan import Plan
+from distqat.launch.launcher_roles import LauncherSettings, known_peers, read_settings
+from distqat.launch.progress_text import RunGoal
+from distqat.launch.run_plan import RunPlan
 from distqat.launch.status_poller import peer_of
 from distqat.launch.warm_processes import model_modules
 from distqat.process import LogClaim, PortClaim
@@ -20,13 +20,13 @@ def _no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
 
 
-def settings(*flags: str) -> Settings:
+def settings(*flags: str) -> LauncherSettings:
     return read_settings(run_local.parse(["--config-path=configs/mlp.yaml", *flags]))
 
 
-def plan(mode: str, *flags: str) -> Plan:
+def plan(mode: str, *flags: str) -> RunPlan:
     claim = LogClaim(Path("logs/mlp/run_local.log"), 0, -1)
-    return Plan(mode, settings(*flags), PortClaim(1, None), PortClaim(2, None), claim)
+    return RunPlan(mode, settings(*flags), PortClaim(1, None), PortClaim(2, None), claim)
 
 
 def test_replicas_mean_the_world_size() -> None:
@@ -57,7 +57,7 @@ def test_bad_usage_is_one_line_and_code_2(
 def test_a_swarm_has_servers_and_rounds() -> None:
     swarm = plan("swarm", "--replicas=3", "--diloco-inner-steps=5", "--diloco-outer-steps=8")
     assert swarm.servers == 6
-    assert swarm.goal == Goal(8, 40)
+    assert swarm.goal == RunGoal(8, 40)
     assert swarm.describe() == [
         "swarm mlp: mlp.front → mlp.back, 3 replica(s) of each stage, data digits",
         "8 rounds of 5 steps of 32 samples; logs in logs/mlp/",
@@ -67,8 +67,8 @@ def test_a_swarm_has_servers_and_rounds() -> None:
 def test_a_baseline_has_neither_and_takes_the_steps_of_all_pipelines() -> None:
     baseline = plan("baseline", "--replicas=3", "--diloco-inner-steps=5", "--diloco-outer-steps=8")
     assert baseline.servers == 0
-    assert baseline.goal == Goal(None, 120)
-    assert replace(baseline, samples=64 * 32 + 1).goal == Goal(None, 65)
+    assert baseline.goal == RunGoal(None, 120)
+    assert replace(baseline, samples=64 * 32 + 1).goal == RunGoal(None, 65)
     assert "one process, no servers" in baseline.describe()[0]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from distqat.metrics import Fanout, JsonLines, Nothing, open_sinks
+from distqat.metrics import Fanout, JsonLines, NullSink, open_sinks
 from distqat.metrics import sink as sink_module
-from distqat.metrics.background_sink import Background
+from distqat.metrics.background_sink import BackgroundSink
 from distqat.metrics.record_values import numbers
 from distqat.metrics.services import WandbRun
 
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, caplog: pytest.Log
 
 def test_fanout_and_nothing() -> None:
     both = [Recorder(), Recorder()]
-    sink = Fanout([*both, Nothing()])
+    sink = Fanout([*both, NullSink()])
     sink.write({"a": 1})
     sink.close()
     assert [(each.records, each.closed) for each in both] == [([{"a": 1}], 1)] * 2
@@ -89,7 +89,7 @@ def test_numbers_of_a_record() -> None:
 class TestBackground:
     def test_everything_arrives_in_order_before_the_end(self) -> None:
         slow = Recorder()
-        sink = Background(lambda: slow, name="test")
+        sink = BackgroundSink(lambda: slow, name="test")
         for step in range(100):
             sink.write({"step": step})
         sink.close()
@@ -104,7 +104,7 @@ class TestBackground:
             go.wait(20)
             return Recorder()
 
-        sink = Background(stalled, name="test", size=2, close_s=0.01)
+        sink = BackgroundSink(stalled, name="test", size=2, close_s=0.01)
         for step in range(10):
             sink.write({"step": step})
         sink.close()
@@ -126,7 +126,7 @@ class TestBackground:
                 raise RuntimeError("no service")
             return Broken()
 
-        sink = Background(open_broken, name="test")
+        sink = BackgroundSink(open_broken, name="test")
         for step in range(5):
             sink.write({"step": step})
         sink.close()

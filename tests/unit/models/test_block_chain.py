@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from distqat.errors import ModelError, UnknownName
-from distqat.models.block_chain import Chain
+from distqat.models.block_chain import BlockChain
 
-CHAIN = Chain([f"b{i}" for i in range(8)], [1.0] * 8, before=2.0)
+CHAIN = BlockChain([f"b{i}" for i in range(8)], [1.0] * 8, before=2.0)
 
 
 def ends(stage: Any, *place: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distqat.errors import HubUnavailable, ModelError, UnknownName
 from distqat.models import build_stage, sample_input
-from distqat.models.block_costs import Costs
+from distqat.models.block_costs import BlockCosts
 from distqat.models.causal_lm import Hf, block_range
 
 GPT2 = {"model_type": "gpt2", **FAMILIES["gpt2"]}
@@ -122,7 +122,7 @@ def test_numbers_tell_bodies_apart() -> None:
 )
 def test_cuts_that_cannot_be(stage: Any, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        block_range(stage, Costs(0, (1,) * BLOCKS, 0), Hf(**keys))
+        block_range(stage, BlockCosts(0, (1,) * BLOCKS, 0), Hf(**keys))
 
 
 def test_models_that_cannot_be() -> None:

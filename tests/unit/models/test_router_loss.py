@@ -17,7 +17,7 @@ from distqat.distributed.assembly.stage_factory import check_model
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors
 from distqat.models.auxiliary_loss import take_auxiliary_loss
-from distqat.models.router_loss import Balancing
+from distqat.models.router_loss import RouterBalance
 
 WEIGHT = 0.25  # far more than usual, so that it is seen in every gradient
 SPARSE = {  # blocks 0 and 2 have no router
@@ -140,8 +140,10 @@ def test_what_the_configuration_does_not_ask_for_is_not_there() -> None:
         config_of("mixtral", output_router_logits=False),
         {"model_type": "gpt2", **FAMILIES["gpt2"]},
     ):
-        assert Balancing.of(reference(config)) is None
-    assert Balancing.of(reference(config_of("mixtral"))) == Balancing(experts=4, visited=2, weight=WEIGHT)
+        assert RouterBalance.of(reference(config)) is None
+    assert RouterBalance.of(reference(config_of("mixtral"))) == RouterBalance(
+        experts=4, visited=2, weight=WEIGHT
+    )
 
 
 def test_an_entry_may_ask_for_it_or_leave_it_out(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_an_entry_may_ask_for_it_or_leave_it_out(tmp_path: Path) -> None:
     reference(config_of("mixtral", output_router_logits=False)).save_pretrained(tmp_path)
     keys = {"pretrained": str(tmp_path), "layers": [2, 5]}
     assert build_stage("hf.tail", keys).balancing is None
-    assert build_stage("hf.tail", {**keys, "balancing": 0.5}).balancing == Balancing(4, 2, 0.5)
+    assert build_stage("hf.tail", {**keys, "balancing": 0.5}).balancing == RouterBalance(4, 2, 0.5)
     asking = {"config": config_of("mixtral"), "layers": [2, 5]}
     assert build_stage("hf.tail", {**asking, "balancing": 0.0}).balancing is None
     with pytest.raises(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distqat.errors import ConfigError
-from distqat.process import RoleCommand, Zygote
+from distqat.process import ForkServerClient, RoleCommand
 from distqat.process.forkserver import warm
 
 
@@ -57,13 +57,13 @@ def broken(module: Path) -> None:
 
 @pytest.mark.usefixtures("broken")
 async def test_whoever_asks_for_a_role_is_told() -> None:
-    zygote = Zygote.start(["distqat_role_of_a_test"])
+    fork_server = ForkServerClient.start(["distqat_role_of_a_test"])
     try:
         with pytest.raises(ConfigError, match=r"the line `from torch import nn` .*model_of_a_test.py:2"):
-            await asyncio.wait_for(zygote.spawn(RoleCommand("server 0", "any:main", (), None)), 30)
+            await asyncio.wait_for(fork_server.spawn(RoleCommand("server 0", "any:main", (), None)), 30)
         with pytest.raises(ConfigError, match="cannot be imported"):
-            await asyncio.wait_for(zygote.warm(), 10)
+            await asyncio.wait_for(fork_server.warm(), 10)
         with pytest.raises(ConfigError, match="cannot be imported"):
-            await asyncio.wait_for(zygote.spawn(RoleCommand("server 1", "any:main", (), None)), 10)
+            await asyncio.wait_for(fork_server.spawn(RoleCommand("server 1", "any:main", (), None)), 10)
     finally:
-        await asyncio.wait_for(zygote.close(), 10)
+        await asyncio.wait_for(fork_server.close(), 10)

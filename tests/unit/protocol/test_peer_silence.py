@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from distqat.protocol.peer_silence import SLOW_BYTES_PER_S, Heartbeat, Silence
+from distqat.protocol.peer_silence import SLOW_BYTES_PER_S, Heartbeat, PeerSilence
 
 HEARTBEAT = Heartbeat(interval_s=1.0, silence_s=6.0, doubt_s=2.5)
 
 
 def watch(heard_at: list[float], until: float, *, sent: int = 0) -> float | None:
     """Look as a link does; when the peer was first in doubt."""
-    silence, now = Silence(HEARTBEAT, 0.0), 0.0
+    silence, now = PeerSilence(HEARTBEAT, 0.0), 0.0
     while now < until:
         now += silence.next_look(now)
         heard = max((at for at in heard_at if at <= now), default=0.0)
@@ -37,7 +37,7 @@ def test_what_we_have_sent_is_given_time_to_leave() -> None:
 
 
 def test_a_false_alarm_doubles_the_patience() -> None:
-    silence = Silence(HEARTBEAT, 0.0)
+    silence = PeerSilence(HEARTBEAT, 0.0)
     for now in (1.0, 2.0, 2.5):
         silence.look(now, 0.0, 0)
     assert silence.doubtful(2.5)
@@ -51,7 +51,7 @@ def test_a_false_alarm_doubles_the_patience() -> None:
 
 
 def test_our_own_absence_is_not_the_silence_of_the_peer() -> None:
-    silence = Silence(HEARTBEAT, 0.0)
+    silence = PeerSilence(HEARTBEAT, 0.0)
     silence.look(1.0, 1.0, 0)
     assert silence.look(31.0, 1.0, 0) == 0.0  # we were stopped for half a minute
     assert not silence.doubtful(31.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.protocol.prepared_outcome import TRIES, Conclusion, Resolution
+from distqat.protocol.prepared_outcome import TRIES, Conclusion, PreparedOutcome
 from distqat.protocol.step_attempts import Verdict
 
 C, A, U, N = "committed", "aborted", "undecided", "unknown"
@@ -32,11 +32,11 @@ VERDICTS: list[Verdict] = ["committed", "aborted", "undecided", "unknown"]
 def test_the_first_that_answers_decides(
     position: int, told: bool, answers: list[Verdict], conclusion: Conclusion
 ) -> None:
-    assert Resolution(position, told).conclude(answers) == conclusion
+    assert PreparedOutcome(position, told).conclude(answers) == conclusion
 
 
 def test_who_hears_nobody_asks_again_before_it_gives_up() -> None:
-    resolution = Resolution(1)
+    resolution = PreparedOutcome(1)
     silence: list[Verdict] = ["unknown", "unknown"]
     assert [resolution.conclude(silence) for _ in range(TRIES)] == ["wait"] * (TRIES - 1) + ["abort"]
 
@@ -44,7 +44,7 @@ def test_who_hears_nobody_asks_again_before_it_gives_up() -> None:
 @given(st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=5), st.data())
 def test_nobody_contradicts_an_ending(answers: list[Verdict], data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(answers) - 1))
-    conclusion = Resolution(position, data.draw(st.booleans())).conclude(answers)
+    conclusion = PreparedOutcome(position, data.draw(st.booleans())).conclude(answers)
     others = [answer for i, answer in enumerate(answers) if i != position]
     if "committed" in others:
         assert conclusion == "commit"

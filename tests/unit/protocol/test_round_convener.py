@@ -6,15 +6,24 @@ from typing import Any
 
 import pytest
 
-from distqat.protocol.round_convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
-from distqat.protocol.round_grace import Grace
+from distqat.protocol.round_convener import (
+    Action,
+    CommitRound,
+    ContributionOffer,
+    DiscardRound,
+    ExchangeContributions,
+    OpenRound,
+    RoundConvener,
+    TellBehind,
+)
+from distqat.protocol.round_grace import RoundGrace
 
 A, B, C = "back.0.0.0", "back.0.1.0", "back.0.2.0"
 EXCHANGE_S = 10.0
 
 
-def offer(uid: str) -> Offer:
-    return Offer(f"delta of {uid}", 100, 1000)
+def offer(uid: str) -> ContributionOffer:
+    return ContributionOffer(f"delta of {uid}", 100, 1000)
 
 
 class Table:
@@ -22,7 +31,7 @@ class Table:
 
     def __init__(self, *members: str) -> None:
         self.now = 0.0
-        self.convener = Convener(0, "d0", Grace(3.0), EXCHANGE_S)
+        self.convener = RoundConvener(0, "d0", RoundGrace(3.0), EXCHANGE_S)
         for uid in members:
             assert self.do("joined", uid) == []
 
@@ -41,13 +50,13 @@ class Table:
 
 
 def short(action: Action) -> tuple[Any, ...]:
-    if isinstance(action, Open):
+    if isinstance(action, OpenRound):
         return "open", action.round, action.attempt, action.members
-    if isinstance(action, Exchange):
+    if isinstance(action, ExchangeContributions):
         return "exchange", action.round, tuple(action.offers)
-    if isinstance(action, Commit):
+    if isinstance(action, CommitRound):
         return "commit", action.round, action.digest, action.contributors
-    if isinstance(action, Behind):
+    if isinstance(action, TellBehind):
         return "behind", action.round, action.members
     return "discard", action.round, action.attempt
 
@@ -245,7 +254,7 @@ def test_what_was_meant_for_another_attempt_is_ignored() -> None:
     assert convener.voted(B, "x", now, attempt=0) == []
     assert convener.round == 0
     assert [short(action) for action in convener.voted(A, "z", now, attempt=1)] == []
-    assert convener.voted(B, "z", now, attempt=1)[0] == Commit(1, "z", (A, B), (A, B), 0.0, 2000)
+    assert convener.voted(B, "z", now, attempt=1)[0] == CommitRound(1, "z", (A, B), (A, B), 0.0, 2000)
 
 
 def test_a_record_of_a_round_tells_how_long_it_took_and_what_travelled() -> None:
@@ -255,11 +264,11 @@ def test_a_record_of_a_round_tells_how_long_it_took_and_what_travelled() -> None
     table.run([("contributed", A), ("contributed", B)])
     table.convener.voted(A, "x", 9.0)
     (commit,) = table.convener.voted(B, "x", 9.5)
-    assert isinstance(commit, Commit)
+    assert isinstance(commit, CommitRound)
     assert (commit.duration_s, commit.nbytes) == (4.5, 2000)
     table.run(READY_AB)
     (discard,) = table.convener.tick(100.0)
-    assert isinstance(discard, Discard)
+    assert isinstance(discard, DiscardRound)
     assert discard.reason == "0 of 2 members contributed"
 
 
@@ -282,7 +291,7 @@ def test_who_was_late_once_is_in_step_again_two_rounds_later() -> None:
 
 
 def test_an_opening_waits_for_those_who_began_together_and_for_no_joiner() -> None:
-    convener = Convener(0, "d0", Grace(3.0), EXCHANGE_S)
+    convener = RoundConvener(0, "d0", RoundGrace(3.0), EXCHANGE_S)
     for uid in ("a", "b"):
         convener.joined(uid, 0.0)
         assert convener.awaits(uid)
@@ -291,5 +300,5 @@ def test_an_opening_waits_for_those_who_began_together_and_for_no_joiner() -> No
     assert not convener.awaits("c")
     assert convener.ready("c", 1.1) == []
     opened = convener.ready("b", 1.2)
-    assert [short(action) for action in opened] == [short(Open(1, 0, ("a", "b", "c")))]
+    assert [short(action) for action in opened] == [short(OpenRound(1, 0, ("a", "b", "c")))]
     assert convener.awaits("c")

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from distqat.errors import Busy, Refused, StaleAttempt
 from distqat.protocol.step_attempts import StepId
-from distqat.protocol.step_lock import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
+from distqat.protocol.step_lock import (
+    Action,
+    LockExpired,
+    LockGrant,
+    LockQuiet,
+    LockRefused,
+    ResolvePrepared,
+    StepWindows,
+)
 
 
 def step(trainer: str, number: int = 0, attempt: int = 0, life: int = 0) -> StepId:
@@ -20,7 +28,7 @@ A0, B0, C0 = step("a"), step("b"), step("c")
 
 def held_by_a() -> StepWindows:
     windows = StepWindows(lease_s=10.0)
-    assert windows.request(A0, 0.0) == [Grant(A0, 10.0)]
+    assert windows.request(A0, 0.0) == [LockGrant(A0, 10.0)]
     return windows
 
 
@@ -30,8 +38,8 @@ def test_first_come_first_served() -> None:
     assert windows.request(C0, 2.0) == []
     assert windows.waiting == (B0, C0)
     windows.prepare(A0, 3.0)
-    assert windows.commit(A0, 4.0) == [Grant(B0, 14.0)]
-    assert windows.abort(B0, 5.0) == [Grant(C0, 15.0)]
+    assert windows.commit(A0, 4.0) == [LockGrant(B0, 14.0)]
+    assert windows.abort(B0, 5.0) == [LockGrant(C0, 15.0)]
     windows.prepare(C0, 6.0)
     assert windows.commit(C0, 6.0) == []
     assert windows.holder is None
@@ -42,7 +50,7 @@ def test_repeated_requests_change_nothing_but_the_lease() -> None:
     windows = held_by_a()
     windows.request(B0, 1.0)
     assert windows.request(B0, 2.0) == []
-    assert windows.request(A0, 5.0) == [Grant(A0, 15.0)]
+    assert windows.request(A0, 5.0) == [LockGrant(A0, 15.0)]
     assert windows.waiting == (B0,)
     assert windows.next_deadline == 15.0
 
@@ -52,8 +60,8 @@ def test_the_next_step_of_the_holder_waits_its_turn() -> None:
     windows.request(B0, 0.0)
     assert windows.request(step("a", 1), 0.0) == []
     windows.prepare(A0, 0.0)
-    assert windows.commit(A0, 0.0) == [Grant(B0, 10.0)]
-    assert windows.abort(B0, 0.0) == [Grant(step("a", 1), 10.0)]
+    assert windows.commit(A0, 0.0) == [LockGrant(B0, 10.0)]
+    assert windows.abort(B0, 0.0) == [LockGrant(step("a", 1), 10.0)]
 
 
 def test_repeated_commit_and_abort_do_nothing() -> None:
@@ -85,7 +93,10 @@ def test_a_commit_ends_what_still_waits_of_earlier_steps() -> None:
     windows.request(step("a", 2), 0.0)
     windows.request(B0, 0.0)
     windows.prepare(later, 1.0)
-    assert windows.commit(later, 1.0) == [Refuse(step("a", 2), f"{later} is committed"), Grant(B0, 11.0)]
+    assert windows.commit(later, 1.0) == [
+        LockRefused(step("a", 2), f"{later} is committed"),
+        LockGrant(B0, 11.0),
+    ]
 
 
 def test_an_abort_that_overtakes_its_request_wins() -> None:
@@ -93,14 +104,14 @@ def test_an_abort_that_overtakes_its_request_wins() -> None:
     assert windows.abort(A0, 0.0) == []
     with pytest.raises(StaleAttempt):
         windows.request(A0, 0.0)
-    assert windows.request(step("a", 0, attempt=1), 0.0) == [Grant(step("a", 0, 1), 1.0)]
+    assert windows.request(step("a", 0, attempt=1), 0.0) == [LockGrant(step("a", 0, 1), 1.0)]
 
 
 def test_a_newer_attempt_ends_the_older_holder_and_queues_behind() -> None:
     windows = held_by_a()
     windows.request(B0, 0.0)
     newer = step("a", 0, attempt=1)
-    assert windows.request(newer, 1.0) == [Expire(A0, f"{newer} came"), Grant(B0, 11.0)]
+    assert windows.request(newer, 1.0) == [LockExpired(A0, f"{newer} came"), LockGrant(B0, 11.0)]
     assert windows.waiting == (newer,)
     with pytest.raises(StaleAttempt):
         windows.request(A0, 2.0)
@@ -112,7 +123,7 @@ def test_a_newer_attempt_ends_an_older_waiter() -> None:
     windows = held_by_a()
     windows.request(B0, 0.0)
     newer = step("b", 0, attempt=2)
-    assert windows.request(newer, 0.0) == [Refuse(B0, f"{newer} came")]
+    assert windows.request(newer, 0.0) == [LockRefused(B0, f"{newer} came")]
     for attempt in (0, 1):
         with pytest.raises(StaleAttempt):
             windows.request(step("b", 0, attempt), 0.0)
@@ -123,7 +134,7 @@ def test_a_failed_step_is_tried_again_although_the_next_one_was_aborted_too() ->
     windows.request(step("a", 1), 0.0)
     windows.abort(step("a", 1), 1.0)
     windows.abort(A0, 1.0)
-    assert windows.request(step("a", 0, attempt=1), 2.0) == [Grant(step("a", 0, 1), 12.0)]
+    assert windows.request(step("a", 0, attempt=1), 2.0) == [LockGrant(step("a", 0, 1), 12.0)]
 
 
 def test_a_silent_holder_expires_and_a_touched_one_does_not() -> None:
@@ -131,7 +142,7 @@ def test_a_silent_holder_expires_and_a_touched_one_does_not() -> None:
     windows.request(B0, 0.0)
     windows.touch(A0, 6.0)
     assert windows.tick(15.9) == []
-    assert windows.tick(16.0) == [Expire(A0, "silent for 10 s"), Grant(B0, 26.0)]
+    assert windows.tick(16.0) == [LockExpired(A0, "silent for 10 s"), LockGrant(B0, 26.0)]
     with pytest.raises(StaleAttempt):
         windows.prepare(A0, 17.0)
 
@@ -140,10 +151,10 @@ def test_a_prepared_step_is_resolved_never_expired() -> None:
     windows = held_by_a()
     windows.request(B0, 0.0)
     windows.prepare(A0, 0.0)
-    assert windows.tick(10.0) == [Resolve(A0)]
+    assert windows.tick(10.0) == [ResolvePrepared(A0)]
     assert windows.tick(19.9) == []
-    assert windows.tick(20.0) == [Resolve(A0)]
-    assert windows.commit(A0, 21.0) == [Grant(B0, 31.0)]
+    assert windows.tick(20.0) == [ResolvePrepared(A0)]
+    assert windows.commit(A0, 21.0) == [LockGrant(B0, 31.0)]
 
 
 def test_a_new_life_of_the_trainer_ends_the_old_one() -> None:
@@ -151,9 +162,9 @@ def test_a_new_life_of_the_trainer_ends_the_old_one() -> None:
     windows.request(step("a", 1), 0.0)
     reborn = step("a", 0, life=1)
     assert windows.request(reborn, 1.0) == [
-        Refuse(step("a", 1), f"{reborn} came"),
-        Expire(A0, f"{reborn} came"),
-        Grant(reborn, 11.0),
+        LockRefused(step("a", 1), f"{reborn} came"),
+        LockExpired(A0, f"{reborn} came"),
+        LockGrant(reborn, 11.0),
     ]
     with pytest.raises(StaleAttempt):
         windows.request(step("a", 5), 1.0)
@@ -163,18 +174,18 @@ def test_a_new_life_waits_while_a_prepared_step_of_the_old_one_is_resolved() -> 
     windows = held_by_a()
     windows.prepare(A0, 0.0)
     reborn = step("a", 0, life=1)
-    assert windows.request(reborn, 1.0) == [Resolve(A0)]
-    assert windows.commit(A0, 2.0) == [Grant(reborn, 12.0)]
+    assert windows.request(reborn, 1.0) == [ResolvePrepared(A0)]
+    assert windows.commit(A0, 2.0) == [LockGrant(reborn, 12.0)]
 
 
 def test_a_trainer_that_is_gone_leaves_queue_and_window() -> None:
     windows = held_by_a()
     windows.request(B0, 0.0)
     windows.request(C0, 0.0)
-    assert windows.gone("b", 1.0) == [Refuse(B0, "its trainer is gone")]
-    assert windows.gone("a", 1.0) == [Expire(A0, "its trainer is gone"), Grant(C0, 11.0)]
+    assert windows.gone("b", 1.0) == [LockRefused(B0, "its trainer is gone")]
+    assert windows.gone("a", 1.0) == [LockExpired(A0, "its trainer is gone"), LockGrant(C0, 11.0)]
     windows.prepare(C0, 2.0)
-    assert windows.gone("c", 2.0) == [Resolve(C0)]
+    assert windows.gone("c", 2.0) == [ResolvePrepared(C0)]
     assert windows.gone("nobody", 2.0) == []
 
 
@@ -183,15 +194,15 @@ def test_a_pause_lets_the_holder_finish_and_then_is_quiet() -> None:
     windows.request(B0, 0.0)
     assert windows.pause(1.0) == []
     windows.prepare(A0, 2.0)
-    assert windows.commit(A0, 2.0) == [Quiet()]
+    assert windows.commit(A0, 2.0) == [LockQuiet()]
     assert windows.request(C0, 2.0) == []
     assert windows.abort(C0, 2.0) == []
-    assert windows.resume(3.0) == [Grant(B0, 13.0)]
+    assert windows.resume(3.0) == [LockGrant(B0, 13.0)]
 
 
 def test_an_idle_pause_is_quiet_at_once_and_impossible_events_name_the_state() -> None:
     windows = StepWindows(lease_s=1.0)
-    assert windows.pause(0.0) == [Quiet()]
+    assert windows.pause(0.0) == [LockQuiet()]
     with pytest.raises(RuntimeError, match="pause in state idle, paused"):
         windows.pause(0.0)
     assert windows.resume(0.0) == []
@@ -218,7 +229,7 @@ def test_a_full_queue_answers_busy_and_keeps_what_it_has() -> None:
     windows.request(B0, 0.0)
     with pytest.raises(Busy, match="take another"):
         windows.request(C0, 0.0)
-    assert windows.request(step("b", 0, attempt=1), 0.0) == [Refuse(B0, f"{step('b', 0, 1)} came")]
+    assert windows.request(step("b", 0, attempt=1), 0.0) == [LockRefused(B0, f"{step('b', 0, 1)} came")]
 
 
 EVENTS = st.tuples(
@@ -267,17 +278,17 @@ class Watched:
 
     def follow(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Grant) and action.id != self.open:
+            if isinstance(action, LockGrant) and action.id != self.open:
                 assert self.open is None, "two holders"
                 assert action.id == self.order[0], "out of order"
                 assert not self.paused
                 self.open = self.order.pop(0)
-            elif isinstance(action, Expire):
+            elif isinstance(action, LockExpired):
                 assert self.open == action.id
                 self.open = None
-            elif isinstance(action, Refuse):
+            elif isinstance(action, LockRefused):
                 self.order.remove(action.id)
-            elif isinstance(action, Quiet):
+            elif isinstance(action, LockQuiet):
                 assert self.paused
                 assert self.open is None
         assert self.open == self.windows.holder
@@ -342,7 +353,7 @@ def test_a_decided_step_is_neither_undone_nor_resolved() -> None:
     assert windows.tick(50.0) == []
     assert windows.request(step("a", 1, life=1), 50.0) == []
     assert windows.holder == A0
-    assert windows.commit(A0, 51.0) == [Grant(step("a", 1, life=1), 61.0)]
+    assert windows.commit(A0, 51.0) == [LockGrant(step("a", 1, life=1), 61.0)]
     assert windows.verdict(A0) == "committed"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distqat.quant import Statistics, begin_measuring, tracked_norms
+from distqat.quant import BatchNormStatistics, begin_measuring, tracked_norms
 
 
 def norms() -> nn.Sequential:
@@ -33,7 +33,7 @@ def test_norms_without_statistics_are_none_of_them() -> None:
 
 def test_batches_of_all_replicas_weigh_the_same() -> None:
     replicas = [buffers(1.0, 2.0, 3), buffers(5.0, 6.0, 1), buffers(99.0, 99.0, 0)]
-    found = Statistics(norms()).measured(buffers(7.0, 7.0, 0), replicas, shares)
+    found = BatchNormStatistics(norms()).measured(buffers(7.0, 7.0, 0), replicas, shares)
     assert found["0.running_mean"].tolist() == [2.0, 2.0]
     assert found["0.running_var"].tolist() == [3.0, 3.0]
     assert int(found["0.num_batches_tracked"]) == 4
@@ -41,14 +41,14 @@ def test_batches_of_all_replicas_weigh_the_same() -> None:
 
 def test_what_nobody_has_measured_stays() -> None:
     replicas = [buffers(1.0, 2.0, 0), buffers(5.0, 6.0, -3)]
-    found = Statistics(norms()).measured(buffers(7.0, 8.0, 0), replicas, shares)
+    found = BatchNormStatistics(norms()).measured(buffers(7.0, 8.0, 0), replicas, shares)
     assert found["0.running_mean"].tolist() == [7.0, 7.0]
     assert found["0.running_var"].tolist() == [8.0, 8.0]
 
 
 def test_counting_begins_anew_and_the_old_statistics_serve_until_then() -> None:
     before = {**buffers(1.0, 2.0, 40), "other": torch.ones(1)}
-    fresh = Statistics(norms()).uncounted(before)
+    fresh = BatchNormStatistics(norms()).uncounted(before)
     assert int(fresh["0.num_batches_tracked"]) == 0
     assert all(fresh[name] is before[name] for name in before if name != "0.num_batches_tracked")
     module = norms()

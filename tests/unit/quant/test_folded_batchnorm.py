@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distqat.export.joined_stages import Whole
+from distqat.export.joined_stages import JoinedStages
 from distqat.models import build_stage
-from distqat.quant import Boundary, QuantOptions, activate, quantize_module, record, set_state
+from distqat.quant import QuantOptions, StageBoundary, activate, quantize_module, record, set_state
 from distqat.quant.folded_batchnorm import FoldedNorm, fold_norm, unfold_norm
 
 
@@ -174,9 +174,9 @@ def test_linked_stages_round_as_the_whole_does() -> None:
     x, options = torch.randn(8, 1, 8, 8), QuantOptions()
     hidden = front.eval()(x)
     for stage, sample, boundary, first, last in (
-        (front, x, Boundary(sends=True), True, False),
-        (back, hidden, Boundary(takes=True), False, True),
-        (full, x, Boundary(), True, True),
+        (front, x, StageBoundary(sends=True), True, False),
+        (back, hidden, StageBoundary(takes=True), False, True),
+        (full, x, StageBoundary(), True, True),
     ):
         flow = record(stage, [sample.detach()])
         quantize_module(
@@ -189,7 +189,10 @@ def test_linked_stages_round_as_the_whole_does() -> None:
     full.load_state_dict({**front.state_dict(), **back.state_dict()})
     alone: Any = copy.deepcopy(back)
     set_state(alone.eval(), "frozen")
-    whole, split = Whole({"full": full}).settled(), Whole({"front": front, "back": back}).settled()
+    whole, split = (
+        JoinedStages({"full": full}).settled(),
+        JoinedStages({"front": front, "back": back}).settled(),
+    )
     assert torch.equal(split(x)[0], whole(x)[0])
     assert torch.equal(copy.deepcopy(split)(x)[0], whole(x)[0])
     first_norms: list[Any] = [stage.get_submodule("layer3.0.bn1") for stage in (alone, back, full)]

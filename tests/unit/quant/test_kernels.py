@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distqat import native
-from distqat.quant import fake_quantize, kernels
+from distqat.quant import fake_quantize as arithmetic
+from distqat.quant import kernels
 from distqat.quant.fake_quantize import fake_quantize
 
 needs_a_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler on this machine")
@@ -90,12 +91,12 @@ def test_what_gpus_run_has_the_same_bits(axis: int | None) -> None:
     x, grad = torch.randn(8, 33), torch.randn(8, 33)
     step = torch.full(() if axis is None else (8, 1), 0.05)
     inverse = step.reciprocal()
-    y = fake_quantize._rounded(x, step, inverse, -7, 7)
-    assert torch.equal(fake_quantize._fused(fake_quantize._rounded)(x, step, inverse, -7, 7), y)
+    y = arithmetic._rounded(x, step, inverse, -7, 7)
+    assert torch.equal(arithmetic._fused(arithmetic._rounded)(x, step, inverse, -7, 7), y)
     arguments = (grad, x, y, inverse, (-7.0, 7.0), True)
     for found, expected in zip(
-        fake_quantize._fused(fake_quantize._gradients)(*arguments),
-        fake_quantize._gradients(*arguments),
+        arithmetic._fused(arithmetic._gradients)(*arguments),
+        arithmetic._gradients(*arguments),
         strict=True,
     ):
         torch.testing.assert_close(found, expected)

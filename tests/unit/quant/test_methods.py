@@ -16,7 +16,7 @@ from distqat.errors import UnknownName
 from distqat.quant import ActivationQuantizer, QuantOptions, activate, quantize_module, quantizers, set_state
 from distqat.quant.int32_bias import snapped
 from distqat.quant.methods import METHODS, get_method
-from distqat.quant.quantizer import How, WeightQuantizer
+from distqat.quant.quantizer import QuantizerSettings, WeightQuantizer
 from distqat.quant.token_quantizer import TokenQuantizer
 
 OPTIMIZERS = {
@@ -28,7 +28,7 @@ OPTIMIZERS = {
 
 
 def begun(x: Tensor, method: str, bits: int = 8, init: str = "mse") -> ActivationQuantizer:
-    quantizer = ActivationQuantizer("a", bits=bits, signed="auto", how=How(method, init))  # type: ignore[arg-type]
+    quantizer = ActivationQuantizer("a", bits=bits, signed="auto", how=QuantizerSettings(method, init))  # type: ignore[arg-type]
     quantizer.observe(x)
     quantizer.begin_calibrated(*quantizer.initial_step())
     return quantizer
@@ -100,7 +100,7 @@ def test_a_clipping_level_learns_from_what_it_clips() -> None:
 
 def test_the_largest_weight_is_the_largest_code_until_steps_are_frozen() -> None:
     weight = nn.Parameter(torch.randn(4, 9))
-    quantizer = WeightQuantizer("w", weight, bits=4, axis=0, how=How("minmax"))
+    quantizer = WeightQuantizer("w", weight, bits=4, axis=0, how=QuantizerSettings("minmax"))
     quantizer.begin(quantizer.initial_step(weight))
     with torch.no_grad():
         weight.mul_(3)
@@ -214,5 +214,5 @@ def test_compiled_arithmetic_gives_the_same_bits() -> None:
     x = torch.randn(64, 33)
     quantizer = begun(x, "lsq", bits=4)
     expected = quantizer(x)
-    quantizer.how = How(compiled=True)
+    quantizer.how = QuantizerSettings(compiled=True)
     assert torch.equal(quantizer(x), expected)

@@ -19,7 +19,7 @@ from distqat.quant import (
     quantizers,
 )
 from distqat.quant.options import WarmupOptions
-from distqat.quant.quant_schedule import FEWEST_ROUNDS, PHASES, Moment, apply, measures, moment
+from distqat.quant.quant_schedule import FEWEST_ROUNDS, PHASES, ScheduleMoment, apply, measures, moment
 
 
 def stage(*, enabled: bool = True) -> nn.Sequential:
@@ -36,7 +36,7 @@ def test_the_last_twentieth_by_hand() -> None:
     moments = [moment(step, 100, warmup(0.1)) for step in range(101)]
     assert [step for step, now in enumerate(moments) if now.steps_frozen] == list(range(95, 101))
     assert not any(now.measuring for now in moments)
-    assert moment(7, 100, warmup(0.1), measuring=True) == Moment(steps_frozen=True, measuring=True)
+    assert moment(7, 100, warmup(0.1), measuring=True) == ScheduleMoment(steps_frozen=True, measuring=True)
 
 
 @given(total=st.integers(1, 500), share=st.floats(0, 0.99), batches=st.integers(1, 20))
@@ -48,7 +48,7 @@ def test_nothing_thaws(total: int, share: float, batches: int) -> None:
 
 
 def test_no_share_is_never() -> None:
-    assert {moment(step, 50, warmup(0)) for step in range(50)} == {Moment()}
+    assert {moment(step, 50, warmup(0)) for step in range(50)} == {ScheduleMoment()}
     assert not measures(50, warmup(0))
 
 
@@ -58,7 +58,11 @@ def test_a_run_of_few_rounds_trains_in_all_of_them() -> None:
 
 
 def test_phases_have_names_in_their_order() -> None:
-    moments = Moment(), Moment(steps_frozen=True), Moment(steps_frozen=True, measuring=True)
+    moments = (
+        ScheduleMoment(),
+        ScheduleMoment(steps_frozen=True),
+        ScheduleMoment(steps_frozen=True, measuring=True),
+    )
     assert tuple(now.phase for now in moments) == PHASES
 
 
@@ -68,27 +72,27 @@ def test_norms_follow_their_batches_until_weights_stand() -> None:
     batches = [torch.randn(3, 1, 6, 6) + number for number in range(4)]
     module(batches[0])
     activate(module)
-    apply(module, Moment(steps_frozen=True))
+    apply(module, ScheduleMoment(steps_frozen=True))
     assert (norm.training, norm.momentum) == (True, 0.1)
     norm.num_batches_tracked.zero_()  # type: ignore[union-attr]
     means = []
     for batch in batches:
-        apply(module, Moment(steps_frozen=True, measuring=True))
+        apply(module, ScheduleMoment(steps_frozen=True, measuring=True))
         means.append(module[0](batch).mean(dim=(0, 2, 3)))
         module(batch)
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
     assert norm.training  # what is behind a norm learns nothing from constants: nothing learns
-    apply(module, Moment())
+    apply(module, ScheduleMoment())
     assert norm.momentum == 0.1
 
 
 def test_steps_freeze_and_biases_snap_with_them() -> None:
     module, x = stage(), torch.randn(3, 1, 6, 6)
-    apply(module, Moment(steps_frozen=True))
+    apply(module, ScheduleMoment(steps_frozen=True))
     assert {quantizer.state for _, quantizer in quantizers(module)} == {"calibrating"}
     module(x)
     activate(module)
-    apply(module, Moment(steps_frozen=True))
+    apply(module, ScheduleMoment(steps_frozen=True))
     assert {quantizer.state for _, quantizer in quantizers(module)} == {"frozen"}
     module(x).sum().backward()
     assert all(quantizer.log_step.grad is None for _, quantizer in quantizers(module))
@@ -97,7 +101,7 @@ def test_steps_freeze_and_biases_snap_with_them() -> None:
 
 def test_a_float_stage_measures_as_well() -> None:
     module = stage(enabled=False)
-    apply(module, Moment(steps_frozen=True, measuring=True))
+    apply(module, ScheduleMoment(steps_frozen=True, measuring=True))
     assert module[1].training
     assert module[1].momentum is None
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from distqat.quant import (
     ActivationQuantizer,
-    Boundary,
     CarriedInput,
     QuantOptions,
     SharedInput,
+    StageBoundary,
     activate,
     edges,
     joints,
@@ -66,7 +66,9 @@ class Heads(nn.Module):
         return x + self.out(torch.softmax(self.q(y) * self.k(y), -1) * self.v(y))
 
 
-def placed(module: nn.Module, sample: Tensor, boundary: Boundary | None = None, **section: Any) -> nn.Module:
+def placed(
+    module: nn.Module, sample: Tensor, boundary: StageBoundary | None = None, **section: Any
+) -> nn.Module:
     quantize_module(
         module,
         QuantOptions.model_validate(section),
@@ -175,8 +177,8 @@ def test_the_boundary_belongs_to_the_stage_that_produces() -> None:
             module, QuantOptions(), record(module, [sample]), stage=name, first=False, last=False
         )
     assert found == {"front": (True, True), "back": (True, True)}
-    placed(front, X, Boundary(sends=True))
-    placed(back, hidden, Boundary(takes=True))
+    placed(front, X, StageBoundary(sends=True))
+    placed(back, hidden, StageBoundary(takes=True))
     assert "2.relu" in [name for name, _, _ in joints(front)]
     assert inputs(back)["0.a"] == "carried"
     source = back.get_submodule("0.a.input_quant")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from distqat.swarm.call_channel import Answer, Channel, Traffic
+from distqat.swarm.call_channel import Answer, ByteCount, CallChannel
 
 
 class End(asyncio.Transport):
@@ -95,9 +95,11 @@ def ends(chunk: int = 1 << 20) -> tuple[End, End]:
     return left, right
 
 
-def channels(answer: Answer, *, chunk: int = 1 << 20, max_payload: int = 1 << 24) -> tuple[Channel, Channel]:
+def channels(
+    answer: Answer, *, chunk: int = 1 << 20, max_payload: int = 1 << 24
+) -> tuple[CallChannel, CallChannel]:
     """The dialling and the answering channel of one stream."""
     left, right = ends(chunk)
-    caller = Channel(left, "server", answer=None, traffic=Traffic(), max_payload=max_payload)
-    server = Channel(right, "caller", answer=answer, traffic=Traffic(), max_payload=max_payload)
+    caller = CallChannel(left, "server", answer=None, traffic=ByteCount(), max_payload=max_payload)
+    server = CallChannel(right, "caller", answer=answer, traffic=ByteCount(), max_payload=max_payload)
     return caller, server

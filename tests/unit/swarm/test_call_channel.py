@@ -11,15 +11,15 @@ from tests.unit.swarm.pipes import channels, ends
 
 from distqat.errors import BadFrame, Busy, CallTimeout, PeerGone, Refused, SwarmError
 from distqat.swarm import tensor_frame
-from distqat.swarm.call_channel import MAX_CALLS_IN_FLIGHT, Call, Channel, Traffic
+from distqat.swarm.call_channel import MAX_CALLS_IN_FLIGHT, ByteCount, CallChannel, IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 
-async def echo(call: Call) -> Message:
+async def echo(call: IncomingCall) -> Message:
     return call.message
 
 
-async def never(call: Call) -> Message:
+async def never(call: IncomingCall) -> Message:
     await asyncio.Event().wait()
     raise AssertionError
 
@@ -58,7 +58,7 @@ async def test_an_end_without_goodbye_is_a_death_and_ends_all_calls() -> None:
 async def test_the_death_of_a_caller_cancels_what_answers_it() -> None:
     cancelled = asyncio.Event()
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         try:
             return await never(call)
         finally:
@@ -102,7 +102,7 @@ async def test_a_cancellation_that_meets_the_answer_is_not_lost() -> None:
 async def test_a_late_answer_is_dropped() -> None:
     release = asyncio.Event()
 
-    async def slow(call: Call) -> Message:
+    async def slow(call: IncomingCall) -> Message:
         await release.wait()
         return Message()
 
@@ -115,7 +115,7 @@ async def test_a_late_answer_is_dropped() -> None:
 
 
 async def test_a_reply_that_cannot_travel_is_an_error_at_once() -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         if call.method == "dtype":
             return Message(tensors={"x": torch.zeros(2, dtype=torch.complex64)})
         return Message({"x": object()} if call.method == "object" else {"x": "y" * 100_000})
@@ -132,7 +132,7 @@ async def test_a_reply_that_cannot_travel_is_an_error_at_once() -> None:
 async def test_a_handler_that_is_cancelled_answers_at_once() -> None:
     tasks: list[asyncio.Task[None]] = []
 
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         task = asyncio.current_task()
         assert task is not None
         tasks.append(task)
@@ -147,7 +147,7 @@ async def test_a_handler_that_is_cancelled_answers_at_once() -> None:
 
 
 async def test_an_error_carries_its_kind_and_place_and_is_cut_short() -> None:
-    async def answer(call: Call) -> Message:
+    async def answer(call: IncomingCall) -> Message:
         error = Refused("no " * 10_000)
         error.at = "back.0.0.0"
         raise error
@@ -180,7 +180,7 @@ async def test_too_many_calls_are_refused_as_busy_and_reading_stops() -> None:
 async def test_calls_that_hold_too_much_stop_the_reading_until_answered() -> None:
     release = asyncio.Event()
 
-    async def slow(call: Call) -> Message:
+    async def slow(call: IncomingCall) -> Message:
         await release.wait()
         return Message()
 
@@ -197,7 +197,7 @@ async def test_calls_that_hold_too_much_stop_the_reading_until_answered() -> Non
 
 async def test_a_peer_that_pings_and_does_not_read_fills_no_memory() -> None:
     left, right = ends()
-    server = Channel(right, "caller", answer=echo, traffic=Traffic())
+    server = CallChannel(right, "caller", answer=echo, traffic=ByteCount())
     right.set_write_buffer_limits(high=1000)
     ping = b"".join(tensor_frame.encode(tensor_frame.PING, 0, "ping", Message()))
     left.protocol = server  # never reads: `reading` stays False
@@ -224,7 +224,7 @@ async def test_a_peer_that_pings_and_does_not_read_fills_no_memory() -> None:
 )
 async def test_bytes_that_are_no_frame_end_the_stream(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
     left, right = ends()
-    server = Channel(right, "caller", answer=echo, traffic=Traffic())
+    server = CallChannel(right, "caller", answer=echo, traffic=ByteCount())
     left.protocol = asyncio.BufferedProtocol()
     with caplog.at_level(logging.WARNING):
         left.write(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distqat.errors import ClockSkew, ConfigError
-from distqat.swarm.clock_skew import Reading, check_clock, read_clocks
+from distqat.swarm.clock_skew import ClockReading, check_clock, read_clocks
 
 
 class Clocks:
@@ -21,7 +21,7 @@ class Clocks:
         self.now += self.way_s
         return answer
 
-    async def read(self) -> list[Reading]:
+    async def read(self) -> list[ClockReading]:
         return await read_clocks(
             list(self.ahead), self.ask, wall=lambda: self.now, monotonic=lambda: self.now
         )

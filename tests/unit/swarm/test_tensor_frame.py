@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.codec.activation_codec import encode_activation
-from distqat.codec.aligned import Grid
+from distqat.codec.aligned import CodeGrid
 from distqat.errors import BadFrame
 from distqat.swarm import tensor_frame
-from distqat.swarm.frame_reader import Incoming, Received
+from distqat.swarm.frame_reader import FrameReader, ReceivedFrame
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.tensor_spec import DTYPE_NAMES
 
@@ -58,9 +58,9 @@ def packed(message: Message, method: str = "train") -> bytes:
     return b"".join(tensor_frame.encode(tensor_frame.CALL, 7, method, message))
 
 
-def parse(raw: bytes) -> Received | None:
+def parse(raw: bytes) -> ReceivedFrame | None:
     """What a stream of these bytes gives: a frame, None while it is not complete, or BadFrame."""
-    incoming, sent = Incoming(MAX_PAYLOAD, now=0.0), 0
+    incoming, sent = FrameReader(MAX_PAYLOAD, now=0.0), 0
     while sent < len(raw):
         room = incoming.buffer()
         piece = raw[sent : sent + len(room)]
@@ -213,7 +213,7 @@ def test_an_announced_payload_takes_no_memory_before_it_comes() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     streams = []
     for _ in range(20):
-        incoming = Incoming(2**31, now=0.0)
+        incoming = FrameReader(2**31, now=0.0)
         header = with_header()[tensor_frame.PREFIX.size :]
         raw = (
             tensor_frame.PREFIX.pack(
@@ -254,7 +254,7 @@ def coded_payload(codes: bytes = b"\x00\x01\x02\x03", grid: list[float] = GRID_P
 
 def test_a_coded_tensor_arrives_as_the_tensor() -> None:
     x, mask = torch.tensor([[0.0, 1.5], [3.0, 0.5]]), torch.tensor([1, 2])
-    coded = encode_activation(x, Grid(0.5, 0, 255), None)
+    coded = encode_activation(x, CodeGrid(0.5, 0, 255), None)
     assert coded is not None
     sent = Message({"n": 1}, {"x": x, "mask": mask}, frozenset({"x"}), {"x": coded})
     whole = parse(packed(sent))

@@ -19,7 +19,7 @@ from distqat.tasks.base import Batch, Task
 
 
 @dataclass(frozen=True)
-class Draft:
+class BatchDraft:
     """Samples that are out, and the batch that is being made of them."""
 
     items: Sequence[Item]
@@ -40,7 +40,7 @@ class Prefetch:
         self._ledger = SampleLedger()
         self._reader = DaemonThreads(1, name="distqat-read")
         self._pool = DaemonThreads(workers, name="distqat-collate") if workers else self._reader
-        self._ready: deque[Draft] = deque()
+        self._ready: deque[BatchDraft] = deque()
         self._drawing = asyncio.Lock()
         self._ahead: asyncio.Task[None] | None = None
         self._source_state = source.state()
@@ -101,7 +101,7 @@ class Prefetch:
         for threads in (self._reader, self._pool):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _pop(self, count: int) -> Draft | None:
+    def _pop(self, count: int) -> BatchDraft | None:
         self._keep_order()
         if self._ready and len(self._ready[0].items) != count:
             self._take_apart()  # trainers with other batch sizes
@@ -119,7 +119,7 @@ class Prefetch:
             draft.batch.cancel()
             self._ledger.give_back(draft.items)
 
-    async def _draft(self, count: int) -> Draft:
+    async def _draft(self, count: int) -> BatchDraft:
         items = self._ledger.take_returned(count)
         try:
             while len(items) < count:
@@ -128,7 +128,7 @@ class Prefetch:
         except BaseException:
             self._ledger.give_back(items)
             raise
-        return Draft(items, self._pool.submit(_collate, self._task, items))
+        return BatchDraft(items, self._pool.submit(_collate, self._task, items))
 
     async def _read(self, count: int) -> list[Item]:
         loop = asyncio.get_running_loop()

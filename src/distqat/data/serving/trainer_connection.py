@@ -25,7 +25,7 @@ MAX_COUNT = 1 << 20
 
 
 @dataclass
-class Lease:
+class BatchLease:
     """A batch in a trainer's hands."""
 
     slot: int
@@ -50,7 +50,7 @@ class TrainerLink:
         self._reader, self._writer = streams
         self._batch_id = batch_ids
         self._silence_s = silence_s
-        self._leases: dict[int, Lease] = {}
+        self._leases: dict[int, BatchLease] = {}
         self._free = list(range(memory.slots))
         self._answers: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
@@ -120,7 +120,7 @@ class TrainerLink:
             self._prefetch.give_back(lease.items)
         return reply
 
-    def _consumed(self, lease: Lease) -> dict[str, Any]:
+    def _consumed(self, lease: BatchLease) -> dict[str, Any]:
         if not lease.consumed:
             self._prefetch.consume(lease.items)
             lease.consumed = True
@@ -145,7 +145,7 @@ class TrainerLink:
                 self._prefetch.give_back(items)
             raise
         batch_id = self._batch_id()
-        self._leases[batch_id] = Lease(slot, items)
+        self._leases[batch_id] = BatchLease(slot, items)
         reply = {"batch_id": batch_id, "slot": slot, "size": batch.size, "tensors": tensors}
         return {**reply, "epoch": items[0].epoch, "spans": spans(items)}
 

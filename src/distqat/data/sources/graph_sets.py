@@ -12,7 +12,7 @@ from distqat.data.embedded import SPLIT_SEED, EmbeddedSource, check_split
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
 from distqat.data.source import Item
-from distqat.data.sources.node_graph import Array, Graph, labels_per_class
+from distqat.data.sources.node_graph import Array, NodeGraph, labels_per_class
 from distqat.errors import DataError
 from distqat.extras import require
 from distqat.tasks.node_pred import GraphOptions
@@ -37,7 +37,7 @@ KARATE_HI = frozenset({*range(1, 10), 11, 12, 13, 14, 17, 18, 20, 22})
 class NeighbourhoodSource(EmbeddedSource):
     """A sample is a labelled node with its neighbourhood, drawn by seed, epoch and index."""
 
-    def __init__(self, name: str, graph: Graph, neighbours: list[int], *, seed: int) -> None:
+    def __init__(self, name: str, graph: NodeGraph, neighbours: list[int], *, seed: int) -> None:
         nodes = [{"node": node} for node in graph.labelled]
         super().__init__(name, nodes, [graph.whole(graph.heldout)], seed=seed)
         self._graph = graph
@@ -53,7 +53,7 @@ class NeighbourhoodSource(EmbeddedSource):
         return Item(item.epoch, item.index, sample)
 
 
-def open_graph(options: DataOptions, seed: int, read: Callable[[GraphOptions], Graph]) -> EmbeddedSource:
+def open_graph(options: DataOptions, seed: int, read: Callable[[GraphOptions], NodeGraph]) -> EmbeddedSource:
     """A graph as samples; the part to judge by is the whole graph with the labels of held-out nodes.
 
     Raises TaskError, DataError, MissingExtra.
@@ -67,7 +67,7 @@ def open_graph(options: DataOptions, seed: int, read: Callable[[GraphOptions], G
     return NeighbourhoodSource(name, graph, given.neighbours, seed=seed)
 
 
-def digits_graph(given: GraphOptions, pixels: Array, labels: Array) -> Graph:
+def digits_graph(given: GraphOptions, pixels: Array, labels: Array) -> NodeGraph:
     """Each of the 1,797 digits is linked to the `k` whose 8x8 pixels are nearest; 20 labels per class."""
     pixels = pixels.astype(np.float32)  # integers 0..16: distances are exact, so ties are the same anywhere
     if given.k >= len(pixels):
@@ -77,10 +77,10 @@ def digits_graph(given: GraphOptions, pixels: Array, labels: Array) -> Graph:
     np.fill_diagonal(distance_NN, np.inf)
     nearest_Nk = np.argsort(distance_NN, axis=1, kind="stable")[:, : given.k]
     edges_2M = np.stack([np.repeat(np.arange(len(pixels)), given.k), nearest_Nk.flatten()])
-    return Graph.of_edges(pixels / 16, labels, edges_2M, *_split(labels, given.labels_per_class or 20))
+    return NodeGraph.of_edges(pixels / 16, labels, edges_2M, *_split(labels, given.labels_per_class or 20))
 
 
-def karate(given: GraphOptions) -> Graph:
+def karate(given: GraphOptions) -> NodeGraph:
     """Zachary's karate club: which of two clubs its members joined; features are one-hot numbers."""
     pairs = [
         (int(one) - 1, int(other) - 1)
@@ -90,10 +90,10 @@ def karate(given: GraphOptions) -> Graph:
     y_N = np.array([0 if member in KARATE_HI else 1 for member in range(1, 35)])
     edges_2M = np.array(pairs).T
     split = _split(y_N, given.labels_per_class or 2)
-    return Graph.of_edges(np.eye(34, dtype=np.float32), y_N, edges_2M, *split)
+    return NodeGraph.of_edges(np.eye(34, dtype=np.float32), y_N, edges_2M, *split)
 
 
-def cora(given: GraphOptions) -> Graph:
+def cora(given: GraphOptions) -> NodeGraph:
     """2,708 papers and their citations, with the split of Planetoid (arXiv:1603.08861)."""
     datasets = require("torch_geometric.datasets", extra="graph", why="the data set cora")
     data = _download("cora", given, lambda root: datasets.Planetoid(root, "Cora")[0])
@@ -101,7 +101,7 @@ def cora(given: GraphOptions) -> Graph:
     return _of_torch(data, given, (split[0], split[1]))
 
 
-def ogbn_arxiv(given: GraphOptions) -> Graph:
+def ogbn_arxiv(given: GraphOptions) -> NodeGraph:
     """169,343 papers and their citations, with the split of the Open Graph Benchmark (arXiv:2005.00687)."""
     require("torch_geometric", extra="graph", why="the data set ogbn-arxiv")
     ogb = require("ogb.nodeproppred", extra="graph", why="the data set ogbn-arxiv")
@@ -130,8 +130,8 @@ def _download(name: str, given: GraphOptions, load: Callable[[str], Any]) -> Any
         ) from error
 
 
-def _of_torch(data: Any, given: GraphOptions, split: Split) -> Graph:
+def _of_torch(data: Any, given: GraphOptions, split: Split) -> NodeGraph:
     y_N = data.y.flatten().numpy()
     if given.labels_per_class is not None:
         split = _split(y_N, given.labels_per_class)
-    return Graph.of_edges(data.x.numpy(), y_N, data.edge_index.numpy(), *split)
+    return NodeGraph.of_edges(data.x.numpy(), y_N, data.edge_index.numpy(), *split)

@@ -16,7 +16,7 @@ from distqat.data.options import DataOptions
 from distqat.data.source import DATASETS
 from distqat.data.sources.documents import ARTICLE
 from distqat.data.sources.hub_rows import HubRows, encoded, network_errors, quiet_datasets
-from distqat.data.sources.sample_stream import SampleStream, Split, heldout_split
+from distqat.data.sources.sample_stream import SampleStream, SplitOptions, heldout_split
 from distqat.errors import DataError, HubUnavailable
 
 BARE_NAMES = {  # names that papers use, and from before the hub had owners
@@ -50,7 +50,7 @@ def open_hub(options: DataOptions, *, seed: int) -> SampleStream:
         for each in (train, held)
         if each is not None
     }
-    split = Split(
+    split = SplitOptions(
         name,
         f"{name}/{config or 'default'}/{train}@{revision}",
         rows[train],

@@ -18,7 +18,7 @@ from distqat.data.source import Source
 from distqat.data.sources.file_rows import FileRows
 from distqat.data.sources.local_files import IMAGES, LocalFiles, class_of, find_files, split_name
 from distqat.data.sources.rows import Row
-from distqat.data.sources.sample_stream import HELDOUT_SAMPLES, SampleStream, Split, heldout_split
+from distqat.data.sources.sample_stream import HELDOUT_SAMPLES, SampleStream, SplitOptions, heldout_split
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
 
@@ -110,7 +110,7 @@ def _class(file: Path, files: LocalFiles) -> str:
 def _stream(options: DataOptions, files: LocalFiles, split: str, seed: int) -> SampleStream:
     rows = {name: FileRows(files.kind, of_split) for name, of_split in files.splits.items()}
     train, held = rows[split], heldout_split(rows, split)
-    parts = Split(
+    parts = SplitOptions(
         options.dataset_name,
         _order(files, split),
         train,

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Graph:
+class NodeGraph:
     """N nodes with F features, undirected; row i of the adjacency says what node i hears.
 
     The adjacency is D^-1/2 (A + I) D^-1/2 (arXiv:1609.02907, section 2), kept row by row: row i stands at
@@ -38,7 +38,7 @@ class Graph:
     @classmethod
     def of_edges(
         cls, x_NF: Array, y_N: Array, edges_2M: Array, labelled: Sequence[int], heldout: Sequence[int]
-    ) -> Graph:
+    ) -> NodeGraph:
         """Edges may stand once or in both directions; self-loops and repeated edges count for nothing.
 
         Raises DataError for edges and labels that do not fit, and for a node both labelled and held out.

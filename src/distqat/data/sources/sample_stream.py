@@ -33,7 +33,7 @@ FILES = -1  # the place of the order of files among the blocks of samples, which
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitOptions:
     """What a stream reads."""
 
     name: str
@@ -59,7 +59,7 @@ class SampleStream:
     drops) what lies before it in the epoch.
     """
 
-    def __init__(self, options: DataOptions, split: Split, *, seed: int) -> None:
+    def __init__(self, options: DataOptions, split: SplitOptions, *, seed: int) -> None:
         self.name = split.name
         self.seed = seed
         self._packing = _packing(options, split)
@@ -181,7 +181,7 @@ def heldout_split(splits: Iterable[str], train: str) -> str | None:
     return next((name for name in HELDOUT_SPLITS if name in there), None)
 
 
-def _packing(options: DataOptions, split: Split) -> Packing | Utterances | None:
+def _packing(options: DataOptions, split: SplitOptions) -> Packing | Utterances | None:
     """What makes samples of rows: text is packed, recordings are sifted. DataError for what lacks them."""
     if options.task_type == SPEECH_TASK:
         from distqat.data.sources.utterances import Utterances

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationResult:
     """What a model is worth on held-out data."""
 
     metric: str
@@ -69,7 +69,7 @@ def load_all(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
         module.load_state_dict({name: tensors[prefix + name] for name in names})
 
 
-def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | None = None) -> Judged:
+def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | None = None) -> EvaluationResult:
     """The composed stages in eval mode on the held-out part of the configured data.
 
     Opens the data set unless it is given; that may wait for the hub. Raises DataError, TaskError: whatever
@@ -80,10 +80,10 @@ def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | Non
         failpoint("evaluation.judge")
         task = build_task(config)
         source = source or open_data(config)
-        return Judged(task.metric, *evaluate(task, heldout_of(source), composed(config, modules)))
+        return EvaluationResult(task.metric, *evaluate(task, heldout_of(source), composed(config, modules)))
 
 
-def judge_or_say(config: Config, modules: Mapping[str, nn.Module]) -> Judged | NotJudged:
+def judge_or_say(config: Config, modules: Mapping[str, nn.Module]) -> EvaluationResult | NotJudged:
     """As `judge`, for the end of a run, which must not fail by it."""
     try:
         judged = judge(config, modules)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.data.reading_errors import batch_of, read_from
 from distqat.data.source import open_source
-from distqat.distributed.assembly.evaluation import Judged, build_all, judge, load_all
+from distqat.distributed.assembly.evaluation import EvaluationResult, build_all, judge, load_all
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.errors import QuantError
 from distqat.models import named_tensors
 from distqat.quant.ptq import end_observing, load_float, start_observing
 
 
-def quantize_and_judge(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Judged]:
+def quantize_and_judge(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, EvaluationResult]:
     """What the model is worth in float and after quantization, by `float` and `ptq`.
 
     Calibrates on quant.warmup.calibrate_batches batches of the training part. `tensors` are those of an

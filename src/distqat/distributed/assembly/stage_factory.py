@@ -19,8 +19,8 @@ from distqat.models import build_stage, named_tensors, sample_input, stages_of
 from distqat.models.causal_lm_stage import BlockStage
 from distqat.models.wav2vec2_stage import SpeechStage
 from distqat.quant import (
-    Boundary,
-    Flow,
+    StageBoundary,
+    TensorFlow,
     check_patterns,
     coverage,
     edges,
@@ -89,7 +89,7 @@ def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Mod
     return module
 
 
-def _flow(config: Config, stage: str, module: nn.Module) -> Flow | None:
+def _flow(config: Config, stage: str, module: nn.Module) -> TensorFlow | None:
     """Which layer produces what, seen in one pass; None for a model that does not say what it takes."""
     sample = _sample(config, stage, module)
     try:
@@ -131,7 +131,7 @@ def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[st
     return lines + coverage(module, None if report is None else _sample(config, stage, module)).lines()
 
 
-def _boundary(config: Config, stage: str, module: nn.Module, flow: Flow) -> Boundary:
+def _boundary(config: Config, stage: str, module: nn.Module, flow: TensorFlow) -> StageBoundary:
     """What of the tensors to the neighbours is quantized; both sides come to the same answer.
 
     The answer counts that stages give on the meta device, where each can build the other.
@@ -142,7 +142,7 @@ def _boundary(config: Config, stage: str, module: nn.Module, flow: Flow) -> Boun
     if wants or has:
         own = _unbuilt_edges(config, stage)
         wants, has = wants and own[0], has and own[1]
-    return Boundary(
+    return StageBoundary(
         takes=wants and _unbuilt_edges(config, config.stages[position - 1])[1],
         sends=has and _unbuilt_edges(config, config.stages[position + 1])[0],
     )
@@ -155,7 +155,7 @@ def _unbuilt_edges(config: Config, stage: str) -> tuple[bool, bool]:
     return _edges(config, stage, module, flow) if flow else (False, False)
 
 
-def _edges(config: Config, stage: str, module: nn.Module, flow: Flow) -> tuple[bool, bool]:
+def _edges(config: Config, stage: str, module: nn.Module, flow: TensorFlow) -> tuple[bool, bool]:
     position = config.stages.index(stage)
     last = position == len(config.stages) - 1
     return edges(module, config.quant, flow, stage=stage, first=position == 0, last=last)

@@ -6,7 +6,7 @@ from torch import nn
 
 from distqat.config import Config
 from distqat.config.schema import StageOptions
-from distqat.distributed.transfer.tied_weight_exchange import Twin
+from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import ModelError
 from distqat.models import copies_of
 from distqat.swarm.transport import Transport
@@ -31,12 +31,12 @@ def twin_stages(config: Config) -> tuple[str, str] | None:
     return entries[0].stage, entries[-1].stage
 
 
-def twin_of(config: Config, stage: str, module: nn.Module, transport: Transport) -> Twin | None:
+def twin_of(config: Config, stage: str, module: nn.Module, transport: Transport) -> TiedWeightExchange | None:
     """What gives and fetches the copies of a stage; None where it has none."""
     stages = twin_stages(config)
     if stages is None or stage not in stages:
         return None
-    return Twin(copies_of(module), transport, config.diloco.averaging_timeout)
+    return TiedWeightExchange(copies_of(module), transport, config.diloco.averaging_timeout)
 
 
 def tie(stages: nn.ModuleDict, config: Config) -> None:

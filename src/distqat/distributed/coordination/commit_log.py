@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Grant:
+class SlotGrant:
     """A slot given to a peer; a higher epoch of the same slot is a later tenancy."""
 
     uid: str
@@ -107,9 +107,9 @@ class CommitLog:
             del self._rounds[key]
         self._rounds[stage, round] = digest
 
-    def grant(self, uid: str, peer: str) -> Grant:
+    def grant(self, uid: str, peer: str) -> SlotGrant:
         """Give a slot to a peer under a new epoch."""
-        grant = Grant(uid, peer, self._epochs.get(uid, 0) + 1)
+        grant = SlotGrant(uid, peer, self._epochs.get(uid, 0) + 1)
         self._append({"kind": "grant", "uid": uid, "peer": peer, "epoch": grant.epoch})
         self._epochs[uid] = grant.epoch
         return grant

@@ -11,7 +11,7 @@ from distqat.failures import describe
 FAREWELL_S = 2.0  # two beats
 
 
-class Farewell:
+class FailureBroadcast:
     """What the answers to beats say once the run has failed."""
 
     def __init__(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from distqat.config import Config
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer.download import WINDOW
-from distqat.distributed.transfer.snapshot_exchange import Fetched, fetch_snapshot
+from distqat.distributed.transfer.snapshot_exchange import FetchedState, fetch_snapshot
 from distqat.errors import StageUnavailable
 from distqat.swarm.transport import Transport
 
@@ -15,7 +15,7 @@ ATTEMPTS = 3  # donors may be a round further by the time they are asked
 
 async def fetch_committed(
     transport: Transport, rounds: RoundService, stage: str, *, window: int = WINDOW
-) -> Fetched:
+) -> FetchedState:
     """The last committed round of a stage. Raises StageUnavailable when nobody gives it."""
     for attempt in range(ATTEMPTS):
         newest = rounds.round_of(stage)
@@ -30,6 +30,8 @@ async def fetch_committed(
     raise StageUnavailable(f"no round of stage {stage} is committed yet")
 
 
-async def collect_states(config: Config, transport: Transport, rounds: RoundService) -> dict[str, Shared]:
+async def collect_states(
+    config: Config, transport: Transport, rounds: RoundService
+) -> dict[str, CommittedState]:
     """The last committed round of every stage. Raises StageUnavailable if nobody has it any more."""
     return {stage: (await fetch_committed(transport, rounds, stage)).shared for stage in config.stages}

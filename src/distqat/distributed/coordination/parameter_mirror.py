@@ -16,13 +16,13 @@ from distqat.distributed.coordination.fetch_committed import fetch_committed
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import take
 from distqat.distributed.serving.checkpoint_loop import store_of
-from distqat.distributed.serving.committed_state import Shared
-from distqat.distributed.transfer.donor import Donor, Held, upload_bucket
-from distqat.distributed.transfer.snapshot_exchange import Fetched
+from distqat.distributed.serving.committed_state import CommittedState
+from distqat.distributed.transfer.donor import DonatedState, Donor, upload_bucket
+from distqat.distributed.transfer.snapshot_exchange import FetchedState
 from distqat.errors import CheckpointError, Refused, StageUnavailable
 from distqat.failures import describe
 from distqat.process import notice
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -32,7 +32,7 @@ SETTLE_S = 1.0  # servers of this host write a round themselves; then nothing ha
 WINDOW = 1  # chunks in flight: joiners, and training, go first
 
 
-class Mirror:
+class ParameterMirror:
     """Copies of the committed states, in the checkpoint folder of the client's host.
 
     A copy that cannot be had, or not be written, is one warning: training goes on.
@@ -92,7 +92,7 @@ class Mirror:
         manifest = shard.manifest
         return {"generation": manifest.generation, "round": manifest.round, "digest": manifest.digest}
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         """`snapshot` and `chunk`, as a replica answers them, with a `stage`."""
         donor = self._donors.get(take(call.message.fields, "stage", str))
         if donor is None or not self._options.enable:
@@ -138,7 +138,7 @@ class Mirror:
                 logger.info("%s", error)
         return False
 
-    def _write(self, stage: str, got: Fetched) -> None:
+    def _write(self, stage: str, got: FetchedState) -> None:
         shared = got.shared
         state = ShardState(
             generation=self._log.generation,
@@ -159,10 +159,12 @@ class Mirror:
         return self._store.newest_valid(stage, digest, agreement=agreement, expert="")
 
     def _holder(self, stage: str) -> Any:
-        async def held(round: int) -> Held:
+        async def held(round: int) -> DonatedState:
             shard = await asyncio.to_thread(self._load, stage)
             if shard is None:
                 raise StageUnavailable(f"the client has no copy of stage {stage}")
-            return Held(Shared.from_tensors(shard.manifest.round, shard.shared, {}), shard.manifest.step)
+            return DonatedState(
+                CommittedState.from_tensors(shard.manifest.round, shard.shared, {}), shard.manifest.step
+            )
 
         return held

@@ -12,7 +12,7 @@ from torch import nn
 
 from distqat.config import Config
 from distqat.data.source import Source
-from distqat.distributed.assembly.evaluation import Judged, judge
+from distqat.distributed.assembly.evaluation import EvaluationResult, judge
 from distqat.distributed.assembly.stage_factory import open_data
 from distqat.distributed.coordination.fetch_committed import collect_states
 from distqat.distributed.coordination.round_service import RoundService
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Modules = Mapping[str, nn.Module]
 
 
-class Evaluating:
+class PeriodicEvaluation:
     """Judges committed rounds in a thread. One that cannot be had is a warning: training goes on."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Evaluating:
         newest = [self._rounds.round_of(stage) for stage in self._config.stages]
         return min((entry[0] if entry else 0 for entry in newest), default=0)
 
-    def _beside_training(self, modules: Modules) -> Judged:
+    def _beside_training(self, modules: Modules) -> EvaluationResult:
         torch.set_num_threads(1)  # of this thread: the servers of this host need the cores
         if self._source is None:
             self._source = open_data(self._config)

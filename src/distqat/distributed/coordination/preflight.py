@@ -17,7 +17,7 @@ SERVERS_CHECK = "DISTQAT_SERVERS_CHECK"  # tells a client that its servers check
 HOLD_S = 15.0  # how long a server's request is held; less than it waits for an answer
 
 
-class Gate:
+class Preflight:
     """Opens when the checks are over; until then servers are asked to wait.
 
     In a local run the servers check (SERVERS_CHECK): they have imported the model's code already, which takes

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import PeerGone, RoleError, Unreachable
 from distqat.process import notice
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.role_addresses import outside
 from distqat.swarm.transport import Transport
 
@@ -29,7 +29,7 @@ FORGET_S = 60.0
 
 
 @dataclass(frozen=True)
-class Reporter:
+class UnreachableReport:
     """Who could not connect to a server."""
 
     peer: str
@@ -37,10 +37,12 @@ class Reporter:
     name: str
 
 
-class Reach:
+class ReachabilityChecks:
     """Dials servers as strangers would; `lost` is told of the peer of a holder that is out of reach."""
 
-    def __init__(self, transport: Transport, host: str, slots: Slots, lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, transport: Transport, host: str, slots: SlotGrants, lost: Callable[[str], None]
+    ) -> None:
         self._transport = transport
         self._host = host
         self._slots = slots
@@ -52,7 +54,7 @@ class Reach:
         self._notices: dict[str, str] = {}
         self._dials = asyncio.Semaphore(AT_ONCE)
 
-    async def prove(self, server: Address, holding: str | None) -> None:
+    async def prove(self, server: PeerAddress, holding: str | None) -> None:
         """Raises Unreachable, in words for its owner, unless `server` can be connected to.
 
         What was proven once is believed until somebody reports otherwise, and so is a server that holds a
@@ -77,14 +79,14 @@ class Reach:
     def heard(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
         """A server or trainer could not connect to some peers; of interest are those that hold a slot."""
         own = self._slots.of_peer(peer)
-        reporter = Reporter(peer, take(fields, "host", str), own.grant.uid if own else "a trainer")
+        reporter = UnreachableReport(peer, take(fields, "host", str), own.grant.uid if own else "a trainer")
         for server, why in take(fields, "peers", dict).items():
             holder = self._slots.of_peer(str(server))
             if holder is not None:
                 self.reported(holder.hop, reporter, str(why))
         return {}
 
-    def reported(self, server: Hop, reporter: Reporter, why: str) -> None:
+    def reported(self, server: Hop, reporter: UnreachableReport, why: str) -> None:
         """A reporter could not connect to a server that holds a slot: look whether we can."""
         now, key = time.monotonic(), (server.address.peer, reporter.peer)
         first, last = self._reports.get(key, (now, now))
@@ -112,7 +114,7 @@ class Reach:
         for looking in self._looking.values():
             looking.cancel()
 
-    async def _look(self, server: Hop, reporter: Reporter, why: str) -> None:
+    async def _look(self, server: Hop, reporter: UnreachableReport, why: str) -> None:
         began, address = time.monotonic(), server.address
         while True:
             try:
@@ -135,7 +137,7 @@ class Reach:
                 return
             await asyncio.sleep(LOOK_S)
 
-    def _tell_of_a_wall(self, server: Hop, reporter: Reporter, why: str) -> None:
+    def _tell_of_a_wall(self, server: Hop, reporter: UnreachableReport, why: str) -> None:
         """We can connect to a server, and somebody cannot: whose fault is that?"""
         address = server.address
         public = outside(address.maddrs)
@@ -153,7 +155,7 @@ class Reach:
             self._notices[owner] = sentence
             notice(sentence)
 
-    async def _dial(self, server: Address) -> None:
+    async def _dial(self, server: PeerAddress) -> None:
         try:
             async with self._dials:
                 await self._transport.prove(server)
@@ -161,7 +163,7 @@ class Reach:
             logger.warning("could not look whether %s can be reached: %s", server.peer, error)
 
 
-def no_way(server: Address, why: str, what: str) -> str:
+def no_way(server: PeerAddress, why: str, what: str) -> str:
     """A sentence that begins with `what` and goes on with why nobody reaches a server and what helps."""
     public = outside(server.maddrs)
     if not public:

@@ -27,7 +27,7 @@ SETTLE_S = 1.5  # how long further replicas have to say what they hold, once eve
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldState:
     """A state that a server can bring back; `mark` names a checkpoint step."""
 
     generation: int
@@ -38,48 +38,51 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Offer:
+class HeldStates:
     """What one server holds of its stage, newest first."""
 
     stage: str
-    rounds: tuple[Held, ...]
-    marks: tuple[Held, ...]
+    rounds: tuple[HeldState, ...]
+    marks: tuple[HeldState, ...]
 
     @classmethod
-    def parse(cls, stage: str, fields: Mapping[str, Any], *, oldest: int, finished: bool) -> Offer:
+    def parse(cls, stage: str, fields: Mapping[str, Any], *, oldest: int, finished: bool) -> HeldStates:
         """From a request for a slot. States of runs before `oldest`, or that came to their end, do not count.
 
         With `finished` those of a finished run do count: it is resumed for more rounds. Raises BadFrame.
         """
         live, held = fields.get("live"), fields.get("held")
         if live is not None:
-            own = Held(take(live, "generation", int), take(live, "round", int), take(live, "digest", str))
+            own = HeldState(
+                take(live, "generation", int), take(live, "round", int), take(live, "digest", str)
+            )
             return cls(stage, (own,), ())
         if held is None:
             return cls(stage, (), ())
         over = -1 if finished else take(held, "finished", int)
         of_stage = take(held, "stages", dict).get(stage, {})
         try:
-            rounds = [Held(int(g), int(r), str(d)) for g, r, d in of_stage.get("rounds", ())]
+            rounds = [HeldState(int(g), int(r), str(d)) for g, r, d in of_stage.get("rounds", ())]
             marks = [
-                Held(int(g), int(r), str(d), int(s), str(m)) for m, g, r, d, s in of_stage.get("marks", ())
+                HeldState(int(g), int(r), str(d), int(s), str(m))
+                for m, g, r, d, s in of_stage.get("marks", ())
             ]
         except (TypeError, ValueError) as error:
             raise BadFrame(f"what a server holds of {stage} cannot be read: {error}") from error
 
-        def counts(state: Held) -> bool:
+        def counts(state: HeldState) -> bool:
             return state.generation >= oldest and state.generation > over
 
         return cls(stage, tuple(filter(counts, rounds)), tuple(filter(counts, marks)))
 
 
 @dataclass(frozen=True)
-class Decision:
+class ResumeDecision:
     """Who brings each stage back, and to what: a mark for all, or each its newest round (None: none)."""
 
     mark: str
     restorers: dict[str, str]
-    states: dict[str, Held | None]
+    states: dict[str, HeldState | None]
 
     def describe(self) -> str:
         """One sentence for the log."""
@@ -88,7 +91,9 @@ class Decision:
         return f"{step} (rounds: {rounds})"
 
 
-def decide(stages: Sequence[str], offers: Mapping[str, Offer], parts: Iterable[str]) -> Decision | None:
+def decide(
+    stages: Sequence[str], offers: Mapping[str, HeldStates], parts: Iterable[str]
+) -> ResumeDecision | None:
     """The decision, or None while a stage has no server. `parts` are the marks that trainers have written.
 
     A mark counts only with one replica per stage: with more, what the others did since is not in it.
@@ -101,21 +106,21 @@ def decide(stages: Sequence[str], offers: Mapping[str, Offer], parts: Iterable[s
         marks = {stage: next(iter(group.values())).marks for stage, group in by_stage.items()}
         mark = newest_common(marks, list(parts))
     restorers: dict[str, str] = {}
-    states: dict[str, Held | None] = {}
+    states: dict[str, HeldState | None] = {}
     for stage, group in by_stage.items():
         best = max(group, key=lambda uid: _newest(group[uid]))
         restorers[stage] = best
         marked = [held for held in group[best].marks if held.mark == mark]
         states[stage] = marked[0] if marked else next(iter(group[best].rounds), None)
-    return Decision(mark or "", restorers, states)
+    return ResumeDecision(mark or "", restorers, states)
 
 
-def _newest(offer: Offer) -> tuple[int, int]:
+def _newest(offer: HeldStates) -> tuple[int, int]:
     return (offer.rounds[0].generation, offer.rounds[0].round) if offer.rounds else (-1, -1)
 
 
 @dataclass
-class Resumption:
+class ResumeQuestion:
     """From the start of the client until it is known where the run goes on.
 
     `waiting` is true while that is open: no stage is founded or restored meanwhile.
@@ -125,16 +130,16 @@ class Resumption:
     parts: Sequence[str]  # marks of trainers, newest first
     expected: int  # servers that are known to come; fewer are waited for only shortly
     waiting: bool
-    decision: Decision | None = None
+    decision: ResumeDecision | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    _offers: dict[str, Offer] = field(default_factory=dict)
+    _offers: dict[str, HeldStates] = field(default_factory=dict)
     _changed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if not self.waiting:
             self.over.set()
 
-    def offer(self, uid: str, offer: Offer, *, founded: bool) -> None:
+    def offer(self, uid: str, offer: HeldStates, *, founded: bool) -> None:
         """A server got slot `uid` and said what it holds; `founded`: some stage began anew already."""
         if self.over.is_set() and not self.waiting and offer.rounds and not founded and not self.decision:
             self.waiting = True  # no log, but servers can prove a round: go on from there
@@ -152,7 +157,7 @@ class Resumption:
         self.waiting = False
         self.over.set()
 
-    async def decided(self) -> Decision | None:
+    async def decided(self) -> ResumeDecision | None:
         """Wait for the decision; None when there was nothing to decide."""
         if not self.over.is_set():
             with waiting("servers") as wait:

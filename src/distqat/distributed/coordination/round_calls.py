@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import take
 from distqat.errors import BadFrame, Refused
 from distqat.topology.expert import ExpertId
 
 
 async def round_call(
-    rounds: RoundService, slots: Slots, method: str, peer: str, fields: dict[str, Any]
+    rounds: RoundService, slots: SlotGrants, method: str, peer: str, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """The answer to a call of a peer that holds a slot. Raises Refused when it does not, BadFrame."""
     stage, uid = take(fields, "stage", str), take(fields, "uid", str)

@@ -13,13 +13,22 @@ from typing import Any
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.tied_weight_rounds import Twins
+from distqat.distributed.coordination.tied_weight_rounds import TiedWeightRounds
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import Refused
 from distqat.failpoints import failpoint
-from distqat.protocol.round_answers import Assembly, Committed, Discarded, Reply
-from distqat.protocol.round_convener import Action, Behind, Commit, Convener, Discard, Exchange, Offer, Open
-from distqat.protocol.round_grace import Grace
+from distqat.protocol.round_answers import Reply, RoundAnswers, RoundCommitted, RoundDiscarded
+from distqat.protocol.round_convener import (
+    Action,
+    CommitRound,
+    ContributionOffer,
+    DiscardRound,
+    ExchangeContributions,
+    OpenRound,
+    RoundConvener,
+    TellBehind,
+)
+from distqat.protocol.round_grace import RoundGrace
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +42,7 @@ DEAD_S = 1.5  # the same, where the last of them left or ended its streams: a de
 class _Stage:
     """One stage: its table once round 0 exists, and who waits for what."""
 
-    assembly: Assembly | None = None
+    assembly: RoundAnswers | None = None
     members: dict[str, Hop] = field(default_factory=dict)
     waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
     has_member: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,7 +68,7 @@ class RoundService:
         self._log = log
         self._report = report
         self._stages = {stage: _Stage() for stage in stages}
-        self._twins = Twins(twins)
+        self._twins = TiedWeightRounds(twins)
         for stage in stages:
             newest = log.newest_round(stage)
             if newest is not None:
@@ -173,7 +182,9 @@ class RoundService:
 
     async def contribute(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Answered with the set of contributions to fetch."""
-        offer = Offer(take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int))
+        offer = ContributionOffer(
+            take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int)
+        )
         round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
         return await self._answered(
             stage, uid, "contribute", lambda assembly: assembly.contributed(uid, offer, round, attempt, now)
@@ -195,10 +206,10 @@ class RoundService:
     # inside
 
     def _begin(self, stage: str, round: int, digest: str, *, settled_at: float = -math.inf) -> None:
-        grace, exchange_s = Grace(self._options.grace_spread), self._options.averaging_timeout
-        convener = Convener(round, digest, grace, exchange_s, settled_at)
+        grace, exchange_s = RoundGrace(self._options.grace_spread), self._options.averaging_timeout
+        convener = RoundConvener(round, digest, grace, exchange_s, settled_at)
         self._twins.forget(stage)
-        self._stages[stage].assembly = Assembly(convener, lambda round: self._log.digest(stage, round))
+        self._stages[stage].assembly = RoundAnswers(convener, lambda round: self._log.digest(stage, round))
         self._check_finished()
 
     def _behind(self, stage: str) -> dict[str, Any]:
@@ -206,7 +217,7 @@ class RoundService:
         return {"behind": True, "round": newest[0] if newest else None}
 
     async def _answered(
-        self, stage: str, uid: str, method: str, call: Callable[[Assembly], tuple[Reply, list[Action]]]
+        self, stage: str, uid: str, method: str, call: Callable[[RoundAnswers], tuple[Reply, list[Action]]]
     ) -> dict[str, Any]:
         own = self._stages[stage]
         if own.assembly is None:
@@ -221,13 +232,13 @@ class RoundService:
 
     def _fields(self, stage: str, reply: Reply) -> dict[str, Any]:
         """A reply as fields."""
-        if isinstance(reply, Open):
+        if isinstance(reply, OpenRound):
             return {"round": reply.round, "attempt": reply.attempt, "members": list(reply.members)}
-        if isinstance(reply, Exchange):
+        if isinstance(reply, ExchangeContributions):
             return {"set": self._set(stage, reply), **self._copy(stage, reply)}
-        if isinstance(reply, Committed):
+        if isinstance(reply, RoundCommitted):
             return {"committed": reply.digest}
-        if isinstance(reply, Discarded):
+        if isinstance(reply, RoundDiscarded):
             return {"discarded": reply.reason}
         return self._behind(stage)
 
@@ -246,24 +257,24 @@ class RoundService:
 
     def _carry_out(self, stage: str, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Open):
+            if isinstance(action, OpenRound):
                 self._tell(stage, action.members, self._fields(stage, action), "ready")
-            elif isinstance(action, Exchange):
+            elif isinstance(action, ExchangeContributions):
                 self._tell(stage, action.members, self._fields(stage, action), "contribute")
-            elif isinstance(action, Commit):
+            elif isinstance(action, CommitRound):
                 self._commit(stage, action)
-            elif isinstance(action, Behind):
+            elif isinstance(action, TellBehind):
                 for uid in action.members:
                     self._stages[stage].members.pop(uid, None)
                 self._tell(stage, action.members, {"behind": True})
-            elif isinstance(action, Discard):
+            elif isinstance(action, DiscardRound):
                 logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
                 self._tell(stage, action.members, {"discarded": action.reason}, *IN_A_ROUND)
                 self._report(
                     _record(stage, action.round, len(action.members), action.duration_s, action.reason)
                 )
 
-    def _commit(self, stage: str, action: Commit) -> None:
+    def _commit(self, stage: str, action: CommitRound) -> None:
         failpoint("round.before_log")
         self._log.commit_round(stage, action.round, action.digest)
         failpoint("round.after_log")
@@ -282,7 +293,7 @@ class RoundService:
         self._report({**record, "bytes": action.nbytes, "digest": action.digest})
         self._check_finished()
 
-    def _set(self, stage: str, action: Exchange) -> list[dict[str, Any]]:
+    def _set(self, stage: str, action: ExchangeContributions) -> list[dict[str, Any]]:
         hops = self._stages[stage].members
         return [
             {**hops[uid].fields(), "digest": offer.digest, "samples": offer.samples}
@@ -290,7 +301,7 @@ class RoundService:
             if uid in hops
         ]
 
-    def _copy(self, stage: str, action: Exchange) -> dict[str, Any]:
+    def _copy(self, stage: str, action: ExchangeContributions) -> dict[str, Any]:
         """The other stage's copy of a tied weight that this attempt averages with, and who holds it."""
         copy = self._twins.offer(stage, action.round, action.attempt)
         if copy is None:

@@ -13,25 +13,25 @@ from distqat.config import Config
 from distqat.distributed.assembly.evaluation import judge_or_say
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination.model_saving import save_model_somewhere, save_shown
-from distqat.distributed.coordination.run_summary import Summary
-from distqat.distributed.coordination.slot_grants import Slots
-from distqat.distributed.coordination.trainer_processes import Trainers
-from distqat.distributed.serving.committed_state import Shared, as_local
+from distqat.distributed.coordination.run_summary import RunSummary
+from distqat.distributed.coordination.slot_grants import SlotGrants
+from distqat.distributed.coordination.trainer_processes import TrainerProcesses
+from distqat.distributed.serving.committed_state import CommittedState, as_local
 
 
 @dataclass(frozen=True)
-class Run:
+class EndedRun:
     """What the client knows of a run that has come to its end."""
 
     config: Config
-    trainers: Trainers
-    slots: Slots
+    trainers: TrainerProcesses
+    slots: SlotGrants
     bytes_out: int
 
 
 async def conclude(
-    run: Run, states: Mapping[str, Shared], modules: Mapping[str, nn.Module]
-) -> tuple[Summary, str]:
+    run: EndedRun, states: Mapping[str, CommittedState], modules: Mapping[str, nn.Module]
+) -> tuple[RunSummary, str]:
     """Assemble the model and write it, then judge it on the held-out part, then write the summary.
 
     Gives the summary, and a sentence about what of the ending failed ("": nothing): the run is over anyway.
@@ -44,9 +44,9 @@ async def conclude(
     await asyncio.to_thread(save_shown, config, modules)
     sent = {str(h.grant.uid): int(h.status.get("bytes_out", 0)) for h in run.slots.holders}
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
-    summary = Summary(
+    summary = RunSummary(
         mode="swarm",
-        **Summary.of_judgement(judged, build_task(config).metric),
+        **RunSummary.of_judgement(judged, build_task(config).metric),
         loss_first=trainers.first_loss,
         loss_last=mean(trainers.recent_losses),
         samples=trainers.samples,
@@ -64,7 +64,7 @@ async def conclude(
     return summary, write_summary(summary, Path(config.log_dir))
 
 
-def write_summary(summary: Summary, folder: Path) -> str:
+def write_summary(summary: RunSummary, folder: Path) -> str:
     """A sentence about what of the ending failed: the judgement, or the writing; "": nothing."""
     try:
         summary.write(folder)

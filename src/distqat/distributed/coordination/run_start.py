@@ -17,7 +17,13 @@ from distqat.config import Config, changeable, differing_keys, keys_of, structur
 from distqat.distributed.assembly.keep_earlier_runs import make_room
 from distqat.distributed.assembly.run_notes import note_run
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.resume_decision import RECLAIM_S, Decision, Offer, Resumption, stage_of
+from distqat.distributed.coordination.resume_decision import (
+    RECLAIM_S,
+    HeldStates,
+    ResumeDecision,
+    ResumeQuestion,
+    stage_of,
+)
 from distqat.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -27,11 +33,11 @@ OLDEST = "DISTQAT_OLDEST"  # begin anew: states of generations before this one (
 
 
 @dataclass
-class Start:
+class RunStart:
     """What is known when the client starts, and what servers say they hold."""
 
     config: Config
-    resumption: Resumption
+    resumption: ResumeQuestion
     parts: list[TrainerPart]
     explicit: bool
     continued: bool
@@ -44,13 +50,13 @@ class Start:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, config: Config, log: CommitLog, *, explicit: bool, locally: bool) -> Start:
+    def of(cls, config: Config, log: CommitLog, *, explicit: bool, locally: bool) -> RunStart:
         """Reads what trainers wrote on this host."""
         oldest = max(log.oldest, int(os.environ.get(OLDEST) or 0)) if not log.continued else log.oldest
         over = -1 if explicit or log.continued else finished_generation(config.checkpoint_dir)
         found = [] if locally else read_trainer_parts(config.checkpoint_dir, config.experiment_prefix)
         parts = [part for part in found if part.generation >= oldest and part.generation > over]
-        resumption = Resumption(
+        resumption = ResumeQuestion(
             tuple(config.stages),
             [part.mark for part in parts],
             expected=config.world_size * len(config.stages) if explicit else 1 << 30,
@@ -94,12 +100,12 @@ class Start:
     def offered(self, uid: str, fields: Mapping[str, Any], *, founded: bool) -> None:
         """A server got slot `uid`. Raises BadFrame when what it says it holds cannot be read."""
         finished = self.explicit or self.continued
-        offer = Offer.parse(stage_of(uid), fields, oldest=self.oldest, finished=finished)
+        offer = HeldStates.parse(stage_of(uid), fields, oldest=self.oldest, finished=finished)
         if fields.get("live") is not None and self.continued:
             self.resumption.cancel()  # the run is still there
         self.resumption.offer(uid, offer, founded=founded)
 
-    def parts_for(self, decision: Decision | None) -> Sequence[TrainerPart]:
+    def parts_for(self, decision: ResumeDecision | None) -> Sequence[TrainerPart]:
         """What trainers go on from: the parts of the mark, or the newest of each pipeline; newest first."""
         if decision is not None and decision.mark:
             return [part for part in self.parts if part.mark == decision.mark]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from distqat.atomic_files import write_whole
-from distqat.distributed.assembly.evaluation import Judged, NotJudged
+from distqat.distributed.assembly.evaluation import EvaluationResult, NotJudged
 from distqat.distributed.coordination.verdict import not_judged
 from distqat.metrics.record_values import plain
 
 
 @dataclass
-class Summary:
+class RunSummary:
     """What the user is told when the run is over. Figures that nobody has are None."""
 
     mode: str
@@ -41,7 +41,7 @@ class Summary:
     """What the data set left out (`distqat.data.sources.rows.account_of`)."""
 
     @staticmethod
-    def of_judgement(judged: Judged | NotJudged, metric: str) -> dict[str, Any]:
+    def of_judgement(judged: EvaluationResult | NotJudged, metric: str) -> dict[str, Any]:
         """The fields that an evaluation fills."""
         if isinstance(judged, NotJudged):
             none = {"value": None, "heldout_samples": 0, "heldout_loss": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from distqat.process import Wait, waiting
+from distqat.process import AnnouncedWait, waiting
 from distqat.topology.snapshot import SwarmSnapshot
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class ServersSeen:
         self._found: set[str] = set()
         self._line = ""
         self._open = contextlib.ExitStack()
-        self._wait: Wait | None = None
+        self._wait: AnnouncedWait | None = None
 
     def tell(self, snapshot: SwarmSnapshot) -> None:
         """A new snapshot of the directory."""

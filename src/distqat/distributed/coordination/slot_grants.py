@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distqat.distributed.coordination.commit_log import CommitLog, Grant
+from distqat.distributed.coordination.commit_log import CommitLog, SlotGrant
 from distqat.distributed.network.call_fields import Hop
 from distqat.errors import ProtocolMismatch
 from distqat.topology.expert import ExpertId
@@ -21,36 +21,36 @@ PATIENCE_S = 3.0  # how long a stage must have been missing before somebody is a
 
 
 @dataclass
-class Holder:
+class SlotHolder:
     """A server that holds a slot."""
 
-    grant: Grant
+    grant: SlotGrant
     hop: Hop
     status: dict[str, Any] = field(default_factory=dict)
     leaving: bool = False  # asked to move
 
 
-class Slots:
+class SlotGrants:
     """Live grants of the run. One owner per slot, always: only this process decides, and it logs first."""
 
     def __init__(self, log: CommitLog, stages: tuple[str, ...], max_expert_index: int) -> None:
         self._log = log
         self._stages = stages
         self._max_expert_index = max_expert_index
-        self._holders: dict[str, Holder] = {}  # by peer
+        self._holders: dict[str, SlotHolder] = {}  # by peer
         self._gaps: dict[str, float] = {}
 
     @property
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[SlotHolder]:
         return list(self._holders.values())
 
-    def of_peer(self, peer: str) -> Holder | None:
+    def of_peer(self, peer: str) -> SlotHolder | None:
         return self._holders.get(peer)
 
-    def of_stage(self, stage: str) -> list[Holder]:
+    def of_stage(self, stage: str) -> list[SlotHolder]:
         return [h for h in self._holders.values() if ExpertId.parse(h.grant.uid).stage == stage]
 
-    def grant(self, peer: str, hop: Hop, snapshot: SwarmSnapshot, holding: str | None) -> Holder:
+    def grant(self, peer: str, hop: Hop, snapshot: SwarmSnapshot, holding: str | None) -> SlotHolder:
         """A slot for a server: the one that it holds if that is free, else where it is needed most."""
         self.free(peer)
         granted = self._granted()
@@ -58,11 +58,11 @@ class Slots:
             expert = ExpertId.parse(holding)
         else:
             expert = choose_slot(self.live(snapshot), granted, self._max_expert_index)
-        holder = Holder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
+        holder = SlotHolder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
         self._holders[peer] = holder
         return holder
 
-    def free(self, peer: str) -> Holder | None:
+    def free(self, peer: str) -> SlotHolder | None:
         """The peer is gone, leaves or asks anew; the slot that it held."""
         return self._holders.pop(peer, None)
 

@@ -14,7 +14,7 @@ KEPT = 2  # rounds; members keep one more
 
 
 @dataclass(frozen=True)
-class Copy:
+class TiedCopy:
     """The copy that `stage` had after `round`; `digest` is that of its tensors."""
 
     stage: str
@@ -23,13 +23,13 @@ class Copy:
 
 
 @dataclass
-class Twins:
+class TiedWeightRounds:
     """`pair`: the two stages; None where no weight is kept tied between stages."""
 
     pair: tuple[str, str] | None = None
     _told: dict[tuple[str, int, str], set[str]] = field(default_factory=dict)
-    _known: dict[str, list[Copy]] = field(default_factory=dict)
-    _offers: dict[str, tuple[tuple[int, int], Copy | None]] = field(default_factory=dict)
+    _known: dict[str, list[TiedCopy]] = field(default_factory=dict)
+    _offers: dict[str, tuple[tuple[int, int], TiedCopy | None]] = field(default_factory=dict)
 
     def told(self, stage: str, round: int, result: str, copy: str) -> None:
         """A member votes for `result` and says which copy is in it."""
@@ -41,7 +41,7 @@ class Twins:
         self._told = {key: told for key, told in self._told.items() if key[0] != stage}
         if len(copies) == 1:
             known = self._known.setdefault(stage, [])
-            known.append(Copy(stage, round, next(iter(copies))))
+            known.append(TiedCopy(stage, round, next(iter(copies))))
             del known[:-KEPT]
 
     def forget(self, stage: str) -> None:
@@ -49,7 +49,7 @@ class Twins:
         self._known.pop(stage, None)
         self._told = {key: told for key, told in self._told.items() if key[0] != stage}
 
-    def offer(self, stage: str, round: int, attempt: int) -> Copy | None:
+    def offer(self, stage: str, round: int, attempt: int) -> TiedCopy | None:
         """What all members of an attempt at `round` of `stage` average with; None: nothing.
 
         The other stage's copy of the round before, so that it does not depend on which of the two is faster;

@@ -16,10 +16,10 @@ from distqat.distributed.training.checkpoint_schedule import PROGRESS, TrainerPr
 from distqat.errors import DistqatError
 from distqat.metrics import Sink
 from distqat.process import (
+    ForkServerClient,
     RoleCommand,
     RoleProcess,
     Supervisor,
-    Zygote,
     claim_log,
     runtime_dir,
 )
@@ -38,10 +38,12 @@ LOG_EVERY = 10
 RETRY_S = 0.1
 
 
-class Trainers:
+class TrainerProcesses:
     """Starts what the client needs, restarts what crashes, keeps what trainers report."""
 
-    def __init__(self, config: Config, argv: Sequence[str], zygote: Zygote, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, argv: Sequence[str], fork_server: ForkServerClient, sink: Sink
+    ) -> None:
         self.rounds: list[dict[str, Any]] = []
         self.totals: dict[int, dict[str, Any]] = {}  # last report by pipeline
         self.first_loss: float | None = None
@@ -54,7 +56,7 @@ class Trainers:
         self._config = config
         self._argv = list(argv)
         self._sink = sink
-        self._supervisor = Supervisor(zygote)
+        self._supervisor = Supervisor(fork_server)
         self._wanted: set[int] = set()
         self._kept: dict[int, asyncio.Task[int]] = {}
         self._data: asyncio.Task[int] | None = None

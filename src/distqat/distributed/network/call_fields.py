@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from distqat.errors import BadFrame
 from distqat.protocol.step_attempts import StepId
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import ServerRecord
 
@@ -20,11 +20,11 @@ class Hop:
     """One stage of a step's route: who, and where."""
 
     uid: str
-    address: Address
+    address: PeerAddress
 
     @classmethod
     def of(cls, record: ServerRecord) -> Hop:
-        return cls(str(record.expert), Address(record.peer_id, record.host, record.addresses))
+        return cls(str(record.expert), PeerAddress(record.peer_id, record.host, record.addresses))
 
     def fields(self) -> dict[str, Any]:
         address = self.address
@@ -39,7 +39,7 @@ class Hop:
         except ValueError as error:
             raise BadFrame(str(error)) from error
         maddrs = take(fields, "maddrs", list)
-        address = Address(take(fields, "peer", str), take(fields, "host", str), tuple(map(str, maddrs)))
+        address = PeerAddress(take(fields, "peer", str), take(fields, "host", str), tuple(map(str, maddrs)))
         return cls(uid, address)
 
 

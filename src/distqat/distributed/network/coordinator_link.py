@@ -23,7 +23,7 @@ from distqat.errors import (
 from distqat.process import waiting
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import Directory
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 
@@ -58,14 +58,14 @@ class _Outlook:
             ) from error
 
 
-class Coordinator:
+class CoordinatorLink:
     """Calls the run's client, whoever that is now."""
 
     def __init__(self, transport: Transport, directory: Directory) -> None:
         self._transport = transport
         self._directory = directory
         self._link: LinkLike | None = None
-        self._last: Address | None = None
+        self._last: PeerAddress | None = None
         self._began = time.time()
 
     @property
@@ -139,7 +139,7 @@ class Coordinator:
                 last = error
         raise last
 
-    async def _addresses(self) -> list[Address]:
+    async def _addresses(self) -> list[PeerAddress]:
         """Where the client may be. After a partition the way to it may be back before the directory is."""
         known = [] if self._last is None else [self._last]
         try:

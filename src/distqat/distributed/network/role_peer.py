@@ -16,10 +16,10 @@ from distqat.config import Config
 from distqat.errors import ConfigError, RoleError
 from distqat.process import PortClaim, claim_port, host_id, runtime_dir
 from distqat.process.runtime_folder import moved
-from distqat.swarm.dht_node import Engine, EngineOptions, P2PStreams
+from distqat.swarm.dht_node import DhtNode, EngineOptions, P2PStreams
 from distqat.swarm.directory import DhtDirectory
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_identity import Identity
+from distqat.swarm.peer_identity import PeerIdentity
 from distqat.swarm.role_addresses import bound_hosts, public_and_loopback
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
@@ -29,11 +29,11 @@ TOKEN = "DISTQAT_TOKEN"
 
 
 @dataclass
-class Peer:
+class RolePeer:
     """One role's presence in the swarm."""
 
-    identity: Identity
-    engine: Engine
+    identity: PeerIdentity
+    engine: DhtNode
     transport: StreamTransport
     directory: DhtDirectory
     host: str
@@ -50,14 +50,14 @@ class Peer:
         port_given: bool,
         initial_peers: Sequence[str],
         identity: Path | None = None,
-    ) -> Peer:
+    ) -> RolePeer:
         """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers."""
         claim = claim_port(bound_hosts(config.public_ip), port, port_given)
         sweep_dead_sockets(runtime_dir())
         key = identity or runtime_dir() / f"{os.getpid()}-{secrets.token_hex(4)}.key"
         try:
-            own = Identity.load_or_create(key)
-            engine = await Engine.start(own, _options(config, claim.port, initial_peers))
+            own = PeerIdentity.load_or_create(key)
+            engine = await DhtNode.start(own, _options(config, claim.port, initial_peers))
         finally:
             if identity is None:  # p2pd has read it; the key lives as long as the process
                 key.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.errors import SwarmError
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.transport import Transport
 
 EVERY_S = 5.0
@@ -15,10 +15,10 @@ MAX_PEERS = 64
 MAX_TEXT = 500
 
 
-class Unreached:
+class UnreachablePeers:
     """Collects what the transport could not connect to since the last report."""
 
-    def __init__(self, transport: Transport, coordinator: Coordinator, host: str) -> None:
+    def __init__(self, transport: Transport, coordinator: CoordinatorLink, host: str) -> None:
         self._coordinator = coordinator
         self._host = host
         self._failed: dict[str, str] = {}
@@ -35,7 +35,7 @@ class Unreached:
                 await self._coordinator.call("unreached", {"host": self._host, "peers": failed})
             await asyncio.sleep(EVERY_S)
 
-    def _note(self, to: Address, why: str) -> None:
+    def _note(self, to: PeerAddress, why: str) -> None:
         if len(self._failed) < MAX_PEERS:
             self._failed[to.peer] = why[:MAX_TEXT]
         self._any.set()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from distqat.codec.activation_codec import LOSSY, Coded, encode_activation
-from distqat.codec.aligned import Grid
+from distqat.codec.aligned import CodeGrid
 from distqat.failpoints import failpoint
 from distqat.quant import ActivationQuantizer, leaving
 from distqat.swarm.tensor_frame import Fields, Message
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outputs:
+class StageOutputs:
     """What a stage made of a microbatch: `needs_grad` and `coded` as in `Message`."""
 
     tensors: Mapping[str, Tensor]
@@ -30,7 +30,7 @@ class Outputs:
         return Message(fields, self.tensors, self.needs_grad, self.coded)
 
 
-class Sending:
+class ActivationEncoder:
     """Codes what leaves a stage. Runs on the compute thread, where the tensors are."""
 
     def __init__(self, module: nn.Module, activations: str, *, stage: str) -> None:
@@ -40,7 +40,7 @@ class Sending:
         self._stage = stage
         self._warned = False
 
-    def outputs(self, tensors: Mapping[str, Tensor], needs_grad: Collection[str]) -> Outputs:
+    def outputs(self, tensors: Mapping[str, Tensor], needs_grad: Collection[str]) -> StageOutputs:
         """The tensors that the stage returned, with their forms.
 
         The only one is its quantizer's, unless that calibrates; a lossy form is for those with a gradient.
@@ -59,9 +59,9 @@ class Sending:
                 "is not finite; it travels without integer codes",
                 self._stage,
             )
-        return Outputs(tensors, frozenset(needs_grad), coded)
+        return StageOutputs(tensors, frozenset(needs_grad), coded)
 
 
-def grid_of(quantizer: ActivationQuantizer) -> Grid | None:
+def grid_of(quantizer: ActivationQuantizer) -> CodeGrid | None:
     """Where the values of its tensor lie now; None while it has no step."""
-    return None if quantizer.in_float else Grid(float(quantizer.step), *quantizer.code_range)
+    return None if quantizer.in_float else CodeGrid(float(quantizer.step), *quantizer.code_range)

@@ -15,7 +15,7 @@ from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike
 
 
-class Turns:
+class MicrobatchTurns:
     """Microbatches take turns in their order, whatever order they arrive in."""
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class OpenAttempt:
     hold: asyncio.Semaphore  # graphs held at once (1F1B)
     next_link: LinkLike | None
     frozen: bool = False
-    forward_turns: Turns = field(default_factory=Turns)
-    backward_turns: Turns = field(default_factory=Turns)
+    forward_turns: MicrobatchTurns = field(default_factory=MicrobatchTurns)
+    backward_turns: MicrobatchTurns = field(default_factory=MicrobatchTurns)
     labels: dict[int, asyncio.Future[Mapping[str, Tensor]]] = field(default_factory=dict)
     answers: dict[tuple[str, int], asyncio.Future[Message]] = field(default_factory=dict)  # by call
     running: set[asyncio.Task[object]] = field(default_factory=set)

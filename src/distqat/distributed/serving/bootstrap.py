@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from distqat.checkpoint import LoadedShard
 from distqat.distributed.network.call_fields import take
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.serving.checkpoint_loop import Keeper
-from distqat.distributed.serving.committed_state import Shared, as_local, initial
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.serving.checkpoint_loop import CheckpointLoop
+from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.replica_state import Progress, load_own_state
+from distqat.distributed.serving.replica_state import ReplicaProgress, load_own_state
 from distqat.distributed.transfer.snapshot_exchange import (
-    Fetched,
+    FetchedState,
     StageLost,
     fetch_mirrored,
     fetch_newest,
@@ -34,26 +34,26 @@ T = TypeVar("T")
 
 
 @dataclass
-class Arrival:
+class Bootstrap:
     """The way of one replica to its first committed state. `progress` is what it goes on with besides."""
 
     uid: str
     replica: StageReplica
     compute: ComputeThread
-    keeper: Keeper
+    keeper: CheckpointLoop
     transport: Transport
-    coordinator: Coordinator
+    coordinator: CoordinatorLink
     calibrate: Callable[[], Awaitable[None]]
     """Returns once the replica's quantizers have seen enough batches."""
-    progress: Progress = field(default_factory=Progress)
+    progress: ReplicaProgress = field(default_factory=ReplicaProgress)
 
-    async def found(self) -> Shared:
+    async def found(self) -> CommittedState:
         """The founder publishes round 0."""
         shared = await self._initial()
         await self._tell("zero", {"uid": self.uid, "digest": shared.digest})
         return shared
 
-    async def join(self) -> Shared:
+    async def join(self) -> CommittedState:
         """Everybody else takes the committed state, verified, before it declares itself."""
         began = time.monotonic()
         stage = self.replica.stage
@@ -75,7 +75,7 @@ class Arrival:
         )
         return got.shared
 
-    async def _bring_back(self, lost: StageLost) -> Shared:
+    async def _bring_back(self, lost: StageLost) -> CommittedState:
         """Restore a lost stage: the state that was decided on, else the newest valid one, else begin anew."""
         shared = await self._restored(lost)
         if shared is None:
@@ -87,7 +87,7 @@ class Arrival:
         self.keeper.generation = take(answer, "generation", int)
         return shared
 
-    async def _restored(self, lost: StageLost) -> Shared | None:
+    async def _restored(self, lost: StageLost) -> CommittedState | None:
         """From this host's disk or the client's mirror, whichever is newer."""
         marked = await asyncio.to_thread(self._marked, lost.mark) if lost.mark else None
         if marked is not None:
@@ -108,15 +108,15 @@ class Arrival:
             logger.warning("checkpoint skipped: %s; going on from the newest round instead", error)
             return None
 
-    async def _load(self, shard: LoadedShard, *, whole: bool) -> Shared:
+    async def _load(self, shard: LoadedShard, *, whole: bool) -> CommittedState:
         """A state from disk; `whole`: with what the replica had beyond the round, else its moments only."""
-        shared = Shared.from_tensors(shard.manifest.round, shard.shared, {})
+        shared = CommittedState.from_tensors(shard.manifest.round, shard.shared, {})
         uid = next(iter(shard.private), "")
         own = shard.private.get(uid, {})
         if not whole:
             own = {name: tensor for name, tensor in own.items() if name.startswith("inner/")}
 
-        def load() -> Progress:
+        def load() -> ReplicaProgress:
             as_local(shared).load(self.replica.module)
             self.replica.step = shard.parts[uid].step if uid else shard.manifest.step
             return load_own_state(self.replica, own)
@@ -126,7 +126,7 @@ class Arrival:
         logger.info("%s restored round %d from %s, step %d", self.uid, shared.round, shard.path, step)
         return shared
 
-    async def _take(self, got: Fetched) -> None:
+    async def _take(self, got: FetchedState) -> None:
         def load() -> None:
             as_local(got.shared).load(self.replica.module)
             load_inner_state(self.replica, got.inner)
@@ -134,7 +134,7 @@ class Arrival:
 
         await self._on_replica(load)
 
-    async def _initial(self) -> Shared:
+    async def _initial(self) -> CommittedState:
         """Initial weights, and quantizers calibrated on real batches."""
         if self.replica.calibrating:
             logger.info("%s founds its stage: waiting for batches to calibrate on", self.uid)

@@ -13,7 +13,7 @@ from torch import Tensor
 from distqat.checkpoint import CheckpointStore, LoadedShard, ShardState
 from distqat.checkpoint.finished_note import finished_generation, note_finished
 from distqat.config import Config, structure, structure_digest
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.errors import CheckpointError
 from distqat.failures import describe
 from distqat.process import notice
@@ -25,19 +25,19 @@ STATES = 5  # three rounds, what marks stand on, and the one that is being writt
 
 
 @dataclass(frozen=True)
-class Moment:
+class StateToWrite:
     """What there is to write: the committed state, and what this replica alone has at `step`.
 
     `mark` names a checkpoint step; without, it is the state after a round.
     """
 
-    shared: Shared
+    shared: CommittedState
     private: dict[str, Tensor]
     step: int
     mark: str | None = None
 
 
-class Keeper:
+class CheckpointLoop:
     """Writes moments in their order; of rounds that wait only the newest, marks all."""
 
     def __init__(self, config: Config, stage: str, uid: str, generation: int) -> None:
@@ -50,11 +50,11 @@ class Keeper:
         self._stage = stage
         self._uid = uid
         self._store = store_of(config)
-        self._waiting: list[Moment] = []
+        self._waiting: list[StateToWrite] = []
         self._writing: asyncio.Task[None] | None = None
         self._room_seen = False
 
-    def keep(self, moment: Moment) -> None:
+    def keep(self, moment: StateToWrite) -> None:
         """Have a state written soon. Its tensors are never changed, so training goes on meanwhile."""
         if moment.mark is None:
             self._waiting = [other for other in self._waiting if other.mark is not None]
@@ -101,7 +101,7 @@ class Keeper:
                 self.trouble = describe(error)
             self.saved = moment.mark or self.saved  # or given up: the trainer need not wait for it
 
-    def _write(self, moment: Moment) -> None:
+    def _write(self, moment: StateToWrite) -> None:
         shared = moment.shared
         self._look_at_room(shared.tensors(), moment.private)
         self._store.write(

@@ -21,7 +21,7 @@ from distqat.diloco.tensor_digest import state_digest
 from distqat.errors import BadContribution
 from distqat.failpoints import failpoint
 from distqat.quant import freeze_in, quantizer_buffer_names, step_parameter_names
-from distqat.quant.batchnorm_statistics import Statistics
+from distqat.quant.batchnorm_statistics import BatchNormStatistics
 from distqat.quant.late_calibration import WaitingInRounds
 from distqat.quant.options import WarmupOptions
 from distqat.quant.quant_schedule import measures, moment
@@ -31,7 +31,7 @@ _PARTS = ("anchor", "outer", "step", "buffer")
 
 
 @dataclass(frozen=True)
-class Shared:
+class CommittedState:
     """The committed state of round `round`; its tensors are never changed in place."""
 
     round: int
@@ -50,7 +50,9 @@ class Shared:
         }
 
     @classmethod
-    def from_tensors(cls, round: int, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> Shared:
+    def from_tensors(
+        cls, round: int, tensors: Mapping[str, Tensor], counters: Mapping[str, int]
+    ) -> CommittedState:
         """What `tensors()` wrote, as its own memory."""
         parts: dict[str, Named] = {part: {} for part in _PARTS}
         for key, tensor in tensors.items():
@@ -68,7 +70,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Local:
+class ReplicaWeights:
     """The weights, steps and buffers of one replica at one moment, on the CPU."""
 
     weights: Named
@@ -77,7 +79,7 @@ class Local:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, module: nn.Module) -> Local:
+    def of(cls, module: nn.Module) -> ReplicaWeights:
         """A copy."""
         names = step_parameter_names(module)
         copies = {name: _copy(param) for name, param in module.named_parameters()}
@@ -102,18 +104,18 @@ class Local:
         return all(bool(torch.isfinite(t).all()) for g in groups for t in g.values() if t.is_floating_point())
 
 
-def initial(module: nn.Module) -> Shared:
+def initial(module: nn.Module) -> CommittedState:
     """Round 0: the founder's weights."""
-    local = Local.of(module)
-    return Shared(0, local.weights, outer_optimizer.init(local.weights), local.steps, local.buffers)
+    local = ReplicaWeights.of(module)
+    return CommittedState(0, local.weights, outer_optimizer.init(local.weights), local.steps, local.buffers)
 
 
-def as_local(shared: Shared) -> Local:
+def as_local(shared: CommittedState) -> ReplicaWeights:
     """The weights that a replica has that starts from the committed state."""
-    return Local(shared.anchor, shared.steps, shared.buffers)
+    return ReplicaWeights(shared.anchor, shared.steps, shared.buffers)
 
 
-class Rounds:
+class RoundArithmetic:
     """Contribution, result and merge of one stage's rounds."""
 
     def __init__(
@@ -131,7 +133,7 @@ class Rounds:
         self._warmup = warmup or WarmupOptions()
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
         self._stands = stands
-        self._statistics = Statistics(module)
+        self._statistics = BatchNormStatistics(module)
         self._waiting = WaitingInRounds(module)
 
     def measuring(self, round: int) -> bool:
@@ -149,7 +151,7 @@ class Rounds:
             return min(wanted, self._warmup.calibrate_batches)
         return 2 * wanted if self.measuring(round + 1) else wanted
 
-    def contribution(self, shared: Shared, base: Local) -> Named:
+    def contribution(self, shared: CommittedState, base: ReplicaWeights) -> Named:
         """Encoded pseudo-gradient, steps, buffers and what waiting quantizers counted, as named tensors."""
         failpoint("round.encode")
         delta = pseudo_gradient.pseudo_gradient(shared.anchor, base.weights)
@@ -162,11 +164,11 @@ class Rounds:
 
     def result(
         self,
-        shared: Shared,
+        shared: CommittedState,
         contributions: Sequence[Named],
         samples: Sequence[int],
         copies: Mapping[str, Tensor] | None = None,
-    ) -> Shared:
+    ) -> CommittedState:
         """The next committed state from all contributions in the agreed order.
 
         `copies` are those that another stage has of tied weights: the anchor that the round begins with is
@@ -198,11 +200,15 @@ class Rounds:
             buffers = freeze_in(buffers, self._fixed)
         if now.measuring:
             buffers = self._statistics.uncounted(buffers)
-        return Shared(round, anchor, state, steps, buffers, dict(shared.counters), refused)
+        return CommittedState(round, anchor, state, steps, buffers, dict(shared.counters), refused)
 
     def _measured(
-        self, shared: Shared, kept: Sequence[_Decoded], weights: Sequence[float], refused: frozenset[int]
-    ) -> Shared:
+        self,
+        shared: CommittedState,
+        kept: Sequence[_Decoded],
+        weights: Sequence[float],
+        refused: frozenset[int],
+    ) -> CommittedState:
         """After the last round: everything as it was, but statistics are those of these weights."""
         sent = [each.buffers for each in kept]
         moved = pseudo_gradient.mean_buffers(sent, weights)
@@ -210,14 +216,16 @@ class Rounds:
         buffers = {**shared.buffers, **moved}
         return replace(shared, round=shared.round + 1, buffers=buffers, refused=refused)
 
-    def _mean_steps(self, shared: Shared, kept: Sequence[_Decoded], weights: Sequence[float]) -> Named:
+    def _mean_steps(
+        self, shared: CommittedState, kept: Sequence[_Decoded], weights: Sequence[float]
+    ) -> Named:
         """Means of the logarithms; of quantizers that wait the last estimate, which nobody has changed."""
         waiting = self._waiting.step_names(shared.buffers)
         steps = pseudo_gradient.mean_buffers([each.steps for each in kept], weights)
         return {name: shared.steps[name] if name in waiting else tensor for name, tensor in steps.items()}
 
     def _usable(
-        self, shared: Shared, contributions: Sequence[Named], samples: Sequence[int]
+        self, shared: CommittedState, contributions: Sequence[Named], samples: Sequence[int]
     ) -> tuple[list[_Decoded], frozenset[int]]:
         """The contributions that count, decoded, and the numbers of those that do not."""
         decoded: dict[int, _Decoded] = {}
@@ -234,25 +242,25 @@ class Rounds:
             raise BadContribution(f"no contribution of {len(contributions)} can be used: {reasons[:2]}")
         return list(kept.values()), frozenset(range(len(contributions))) - frozenset(kept)
 
-    def merge(self, new: Shared, now: Local, base: Local) -> Local:
+    def merge(self, new: CommittedState, now: ReplicaWeights, base: ReplicaWeights) -> ReplicaWeights:
         """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. PROTOCOL.md.
 
         In the last round all have the anchor itself, where weights stand in it.
         """
         if self.measuring(new.round):
-            return Local(dict(new.anchor), dict(new.steps), dict(new.buffers))
+            return ReplicaWeights(dict(new.anchor), dict(new.steps), dict(new.buffers))
         floats = {n for n, t in new.buffers.items() if t.is_floating_point()}
         moved = pseudo_gradient.merge(
             *({n: t for n, t in b.items() if n in floats} for b in _buffers(new, now, base))
         )
-        merged = Local(
+        merged = ReplicaWeights(
             weights=pseudo_gradient.merge(new.anchor, now.weights, base.weights),
             steps=pseudo_gradient.merge(new.steps, now.steps, base.steps),
             buffers={**new.buffers, **moved},
         )
         return merged if merged.finite() else as_local(new)
 
-    def _decode(self, shared: Shared, tensors: Named, samples: int) -> _Decoded:
+    def _decode(self, shared: CommittedState, tensors: Named, samples: int) -> _Decoded:
         parts: dict[str, Named] = {"delta": {}, "step": {}, "buffer": {}, "seen": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -306,5 +314,5 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _buffers(new: Shared, now: Local, base: Local) -> tuple[Named, Named, Named]:
+def _buffers(new: CommittedState, now: ReplicaWeights, base: ReplicaWeights) -> tuple[Named, Named, Named]:
     return new.buffers, now.buffers, base.buffers

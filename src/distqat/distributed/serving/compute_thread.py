@@ -26,7 +26,7 @@ class Priority(IntEnum):
 
 
 @dataclass
-class Spent:
+class TimeSpent:
     """Seconds of one kind of work: wall clock, and CPU of the compute thread."""
 
     wall_s: float = 0.0
@@ -48,7 +48,7 @@ class ComputeThread:
     """Runs jobs one at a time off the event loop. `submit` may be called from the loop only."""
 
     def __init__(self, threads: int) -> None:
-        self.spent: dict[str, Spent] = {}
+        self.spent: dict[str, TimeSpent] = {}
         self.started = time.monotonic()
         self._threads = threads
         self._jobs: list[_Job] = []
@@ -110,7 +110,7 @@ class ComputeThread:
             result = job.run()
         except Exception as raised:  # noqa: BLE001 - handed to whoever waits for the job
             error = raised
-        spent = self.spent.setdefault(job.kind, Spent())
+        spent = self.spent.setdefault(job.kind, TimeSpent())
         spent.wall_s += time.monotonic() - wall
         spent.cpu_s += time.thread_time() - cpu
         spent.jobs += 1

@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Precision:
+class ForwardPrecision:
     """`autocast` None means fp32; `scaled` asks the trainer for loss scaling (Micikevicius et al., 2018)."""
 
     autocast: torch.dtype | None = None
     scaled: bool = False
 
     @classmethod
-    def resolve(cls, name: str, device: torch.device) -> Precision:
+    def resolve(cls, name: str, device: torch.device) -> ForwardPrecision:
         """The precision of `data.precision` on this device; fp16-mixed on a CPU is bf16, said once."""
         if name == "fp32":
             return cls()

@@ -17,30 +17,30 @@ from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms, quantization_lines
 from distqat.distributed.assembly.tied_weights import twin_of
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.network.role_peer import Peer
-from distqat.distributed.serving.bootstrap import Arrival
-from distqat.distributed.serving.checkpoint_loop import Keeper, Moment
-from distqat.distributed.serving.committed_state import Rounds, Shared
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.network.role_peer import RolePeer
+from distqat.distributed.serving.bootstrap import Bootstrap
+from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
+from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.replica_state import moments, own_state
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
 from distqat.distributed.serving.run_settings import take_over_again
-from distqat.distributed.serving.server_status import Telling
-from distqat.distributed.serving.serving_lease import Lease
-from distqat.distributed.serving.slot_request import Slot, ask_for_slot
-from distqat.distributed.serving.step_service import Steps
-from distqat.distributed.transfer.donor import Donor, Held, Moments, upload_bucket
+from distqat.distributed.serving.server_status import ServerStatus
+from distqat.distributed.serving.serving_lease import ServingLease
+from distqat.distributed.serving.slot_request import GrantedSlot, ask_for_slot
+from distqat.distributed.serving.step_service import StepService
+from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import inner_state
 from distqat.errors import BadFrame, Refused, RunFinished, SwarmError, Unreachable
 from distqat.process import announce_ready, notice
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.topology.snapshot import ServerState
 
@@ -50,16 +50,16 @@ BEAT_S = 1.0
 DRAIN_S = 4.0
 
 
-class Tenancy:
+class HeldSlot:
     """One slot for as long as this server holds it."""
 
     def __init__(
         self,
         config: Config,
-        peer: Peer,
-        coordinator: Coordinator,
+        peer: RolePeer,
+        coordinator: CoordinatorLink,
         compute: ComputeThread,
-        slot: Slot,
+        slot: GrantedSlot,
         device: torch.device,
         module: nn.Module,
     ) -> None:
@@ -70,9 +70,9 @@ class Tenancy:
         self._slot = slot
         self._uid = str(slot.expert)
         stage = slot.expert.stage
-        self._hop = Hop(self._uid, Address(peer.identity.peer, peer.host, peer.maddrs))
+        self._hop = Hop(self._uid, PeerAddress(peer.identity.peer, peer.host, peer.maddrs))
         task = build_task(config) if stage == config.stages[-1] else None
-        precision = Precision.resolve(config.data.precision, device)
+        precision = ForwardPrecision.resolve(config.data.precision, device)
         self._replica = StageReplica(
             module,
             config.diloco,
@@ -86,7 +86,7 @@ class Tenancy:
         for line in quantization_lines(config, stage, module):
             logger.info("%s: %s", stage, line)
         options = config.model_pipeline
-        self.steps = Steps(
+        self.steps = StepService(
             self._replica,
             compute,
             peer.transport,
@@ -94,11 +94,11 @@ class Tenancy:
             run=config.experiment_prefix,
             lease_s=options.forward_timeout + options.backward_timeout,
         )
-        self.telling = Telling(config, peer, slot, self._replica, self.steps, compute, self._where)
+        self.telling = ServerStatus(config, peer, slot, self._replica, self.steps, compute, self._where)
         self.steps.journal = self.telling.journal
         self._parts = MemberParts(
             options=config.diloco,
-            rounds=Rounds(
+            rounds=RoundArithmetic(
                 config.diloco,
                 get_codec(config.diloco.codec),
                 module,
@@ -116,13 +116,13 @@ class Tenancy:
         self.steps.on_mark = self._marked
         self.steps.standing = self._standing
         self._state: ServerState = "joining"
-        self._lease = Lease()
+        self._lease = ServingLease()
         self._resyncing: asyncio.Future[None] | None = None
         self.steps.admit = self._admit
         self._activated = asyncio.Event()
         self._heard = ""  # what the client had to tell the owner of this server
         self._failure = ""  # why the client says that the run cannot go on
-        self._keeper = Keeper(config, stage, self._uid, slot.generation)
+        self._keeper = CheckpointLoop(config, stage, self._uid, slot.generation)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
 
     async def run(self) -> str:
@@ -170,17 +170,17 @@ class Tenancy:
             await asyncio.wait(self._saving)
         await self._keeper.flush()
 
-    async def _held(self, round: int) -> Held:
+    async def _held(self, round: int) -> DonatedState:
         assert self._member is not None
-        return Held(await self._member.holding(round), self._replica.step)
+        return DonatedState(await self._member.holding(round), self._replica.step)
 
-    async def _moments(self) -> Moments:
-        def copied() -> Moments:
-            return Moments(inner_state(self._replica), self._replica.step)
+    async def _moments(self) -> DonatedMoments:
+        def copied() -> DonatedMoments:
+            return DonatedMoments(inner_state(self._replica), self._replica.step)
 
         return await self._compute.submit(Priority.CONTROL, "round", copied)
 
-    async def answer(self, call: Call) -> Message:
+    async def answer(self, call: IncomingCall) -> Message:
         """Route a call."""
         steps = self.steps
         if call.method == "status":
@@ -225,7 +225,7 @@ class Tenancy:
 
     async def _serve(self) -> str:
         began = time.monotonic()
-        arrival = Arrival(
+        arrival = Bootstrap(
             self._uid,
             self._replica,
             self._compute,
@@ -262,19 +262,19 @@ class Tenancy:
             self._save(lambda replica: own_state(replica, progress), self._member.shared, mark)
 
     def _save(
-        self, state_of: Callable[[StageReplica], dict[str, Tensor]], shared: Shared, mark: str | None
+        self, state_of: Callable[[StageReplica], dict[str, Tensor]], shared: CommittedState, mark: str | None
     ) -> None:
         step = self._replica.step
         private = self._compute.submit(Priority.CONTROL, "round", lambda: state_of(self._replica))
 
         async def hand_over() -> None:
-            self._keeper.keep(Moment(shared, await private, step, mark))
+            self._keeper.keep(StateToWrite(shared, await private, step, mark))
 
         saving = asyncio.ensure_future(hand_over())
         self._saving.add(saving)
         saving.add_done_callback(self._saving.discard)
 
-    def _where(self) -> tuple[ServerState, Shared | None]:
+    def _where(self) -> tuple[ServerState, CommittedState | None]:
         return self._shown_state, self._member.shared if self._member else None
 
     def _round_ended(self, record: dict[str, Any]) -> None:

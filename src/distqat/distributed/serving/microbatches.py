@@ -9,10 +9,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from distqat.distributed.network.call_fields import take
-from distqat.distributed.serving.activation_encoder import Outputs
+from distqat.distributed.serving.activation_encoder import StageOutputs
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
-from distqat.distributed.serving.replica import StageReplica, Weighing
+from distqat.distributed.serving.replica import MicrobatchWeight, StageReplica
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models.auxiliary_loss import AUXILIARY
@@ -137,7 +137,7 @@ class Microbatches:
         """Forward through this stage and those behind it; the graph stays until `backward`."""
         number = _number(attempt, message)
 
-        def forward() -> tuple[Outputs, float]:
+        def forward() -> tuple[StageOutputs, float]:
             outputs = self._replica.forward(number, message.tensors, message.needs_grad)
             return outputs, self._replica.auxiliary(number)
 
@@ -162,14 +162,14 @@ class Microbatches:
         job = self._compute.submit(
             Priority.BACKWARD,
             "backward",
-            lambda: self._replica.backward(number, gradients, Weighing(scale=weight)),
+            lambda: self._replica.backward(number, gradients, MicrobatchWeight(scale=weight)),
         )
         return Message(tensors=(await job)[0])
 
 
-def weighing_of(message: Message) -> Weighing:
+def weighing_of(message: Message) -> MicrobatchWeight:
     """How the microbatch of a `train` call counts. Raises BadFrame."""
-    return Weighing(take(message.fields, "share", float), take(message.fields, "scale", float))
+    return MicrobatchWeight(take(message.fields, "share", float), take(message.fields, "scale", float))
 
 
 def with_own_loss(scores: Mapping[str, float], own: float) -> dict[str, float]:

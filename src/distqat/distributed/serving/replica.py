@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.serving.activation_encoder import Outputs, Sending
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.activation_encoder import ActivationEncoder, StageOutputs
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models import named_tensors
@@ -48,7 +48,7 @@ Named = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Weighing:
+class MicrobatchWeight:
     """How a microbatch counts: its share of the batch, and the loss scale of the step."""
 
     share: float = 1.0
@@ -56,7 +56,7 @@ class Weighing:
 
 
 @dataclass
-class Graph:
+class MicrobatchGraph:
     """One microbatch between its forward and its backward pass."""
 
     inputs: Named
@@ -65,7 +65,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStep:
     """Answer to a prepare: microbatches counted, and the gradient's norm per parameter (float32, scaled)."""
 
     count: int
@@ -73,7 +73,7 @@ class Prepared:
 
 
 @dataclass
-class Attempt:
+class StepAttempt:
     """What one attempt has done so far here, and the buffers from before it."""
 
     seed: str
@@ -82,7 +82,7 @@ class Attempt:
     frozen: bool = False
     measures: bool = False  # weights stand, here and in the stages before; False once one of those moves
     held: list[nn.Parameter] = field(default_factory=list)  # parameters without gradients for this attempt
-    graphs: dict[int, Graph] = field(default_factory=dict)
+    graphs: dict[int, MicrobatchGraph] = field(default_factory=dict)
     done: int = 0
 
 
@@ -97,7 +97,7 @@ class StageReplica:
         *,
         stage: str,
         device: torch.device,
-        precision: Precision,
+        precision: ForwardPrecision,
         task: Task | None,
         activations: str = "auto",
     ) -> None:
@@ -107,7 +107,7 @@ class StageReplica:
         self.precision = precision
         self.task = task  # of the last stage only: it computes the loss
         self.options = options
-        self.sending = Sending(module, activations if task is None else "fp32", stage=stage)
+        self.sending = ActivationEncoder(module, activations if task is None else "fp32", stage=stage)
         self._quant = quant
         self.steps = step_parameter_names(module)
         self.optimizer = self._build_optimizer()
@@ -115,7 +115,7 @@ class StageReplica:
         self.measuring = False  # the last round: weights stand, BatchNorm's statistics are measured
         self._waiting = set[str]()  # quantizers to which no values have come
         self._shown = 0  # committed microbatches that were for calibration
-        self._attempt: Attempt | None = None
+        self._attempt: StepAttempt | None = None
 
     # one attempt at a step
 
@@ -136,9 +136,11 @@ class StageReplica:
         for parameter in held:
             parameter.requires_grad_(False)
         hold_weights(self.module)
-        self._attempt = Attempt(seed, buffers, self.calibrating, frozen, self.measuring, held)
+        self._attempt = StepAttempt(seed, buffers, self.calibrating, frozen, self.measuring, held)
 
-    def forward(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Outputs:
+    def forward(
+        self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]
+    ) -> StageOutputs:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
         failpoint("replica.forward")
         outputs = self._run(microbatch, tensors, needs_grad)
@@ -151,7 +153,7 @@ class StageReplica:
         return 0.0 if loss is None else float(loss.detach())
 
     def backward(
-        self, microbatch: int, gradients: Mapping[str, Tensor], weighing: Weighing
+        self, microbatch: int, gradients: Mapping[str, Tensor], weighing: MicrobatchWeight
     ) -> tuple[Named, float]:
         """Gradients of the outputs to gradients of the inputs that need one, and the stage's own loss.
 
@@ -177,7 +179,7 @@ class StageReplica:
         tensors: Mapping[str, Tensor],
         needs_grad: frozenset[str],
         labels: Mapping[str, Tensor],
-        weighing: Weighing,
+        weighing: MicrobatchWeight,
     ) -> tuple[Named, dict[str, float]]:
         """Forward, loss and backward of the last stage; the inputs' gradients and the microbatch's scores."""
         assert self.task is not None
@@ -196,7 +198,7 @@ class StageReplica:
         return self._finish(graph), scores
 
     @torch.no_grad()
-    def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> Outputs:
+    def observe(self, microbatch: int, tensors: Mapping[str, Tensor]) -> StageOutputs:
         """Forward without a graph: calibrating quantizers see the data."""
         attempt = self._open()
         self._seed(attempt, microbatch)
@@ -205,7 +207,7 @@ class StageReplica:
         return self.sending.outputs(outputs, ())
 
     @torch.no_grad()
-    def evaluate(self, tensors: Mapping[str, Tensor]) -> Outputs:
+    def evaluate(self, tensors: Mapping[str, Tensor]) -> StageOutputs:
         """Forward in eval mode, outside any attempt."""
         self.module.eval()
         try:
@@ -214,7 +216,7 @@ class StageReplica:
             self.module.train()
             self._follow_schedule()
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> PreparedStep:
         """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow.
 
         Raises QuantError when calibration is over with it and has seen what cannot be quantized.
@@ -225,7 +227,7 @@ class StageReplica:
         settle_weights(self.module)
         norms = torch._foreach_norm(self._gradients()) if self._gradients() else ()
         flat = torch.stack([norm.float() for norm in norms]).cpu() if norms else torch.zeros(0)
-        return Prepared(self._open().done, flat)
+        return PreparedStep(self._open().done, flat)
 
     def commit(self, factor: float, *, skip: bool = False) -> int:
         """Step the optimizer on the summed gradients times `factor` (clipping, unscaling); the step number.
@@ -288,10 +290,12 @@ class StageReplica:
         self.optimizer = self._build_optimizer()
         if type(self.optimizer) is before:
             self.optimizer.state = state
-        self.sending = Sending(self.module, activations if self.task is None else "fp32", stage=self.stage)
+        self.sending = ActivationEncoder(
+            self.module, activations if self.task is None else "fp32", stage=self.stage
+        )
 
     @property
-    def moment(self) -> quant_schedule.Moment:
+    def moment(self) -> quant_schedule.ScheduleMoment:
         """What holds at the next step."""
         total, warmup = self.options.total_steps, self._quant.warmup
         return quant_schedule.moment(self.step, total, warmup, measuring=self.measuring)
@@ -327,7 +331,7 @@ class StageReplica:
         outputs, auxiliary = self._call(inputs)
         if attempt.frozen:  # who is not trained has no say
             auxiliary = None
-        attempt.graphs[microbatch] = Graph({n: inputs[n] for n in needs_grad}, outputs, auxiliary)
+        attempt.graphs[microbatch] = MicrobatchGraph({n: inputs[n] for n in needs_grad}, outputs, auxiliary)
         return outputs
 
     def _call(self, tensors: Mapping[str, Tensor]) -> tuple[Named, Tensor | None]:
@@ -337,24 +341,24 @@ class StageReplica:
             outputs = named_tensors(self.module(*inputs))
         return outputs, take_auxiliary_loss(self.module)
 
-    def _seed(self, attempt: Attempt, microbatch: int) -> None:
+    def _seed(self, attempt: StepAttempt, microbatch: int) -> None:
         digest = hashlib.sha256(f"{attempt.seed}|{microbatch}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _finish(self, graph: Graph) -> Named:
+    def _finish(self, graph: MicrobatchGraph) -> Named:
         self._open().done += 1
         return {n: t.grad if t.grad is not None else torch.zeros_like(t) for n, t in graph.inputs.items()}
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.module.parameters() if p.grad is not None]
 
-    def _open(self) -> Attempt:
+    def _open(self) -> StepAttempt:
         if self._attempt is None:
             raise RuntimeError(f"stage {self.stage}: no attempt is open")
         return self._attempt
 
     @torch.no_grad()
-    def _restore(self, attempt: Attempt) -> None:
+    def _restore(self, attempt: StepAttempt) -> None:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(attempt.buffers[name])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distqat.distributed.serving.committed_state import Local
+from distqat.distributed.serving.committed_state import ReplicaWeights
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.transfer.snapshot_exchange import inner_state, load_inner_state
 from distqat.errors import CheckpointError
@@ -18,7 +18,7 @@ _LOCAL = ("weight", "step", "buffer")
 
 
 @dataclass(frozen=True)
-class Progress:
+class ReplicaProgress:
     """Inner steps and samples since the last committed or discarded round: when the next round is due."""
 
     since: int = 0
@@ -30,9 +30,9 @@ def moments(replica: StageReplica) -> Named:
     return {f"inner/{name}": tensor for name, tensor in inner_state(replica).items()}
 
 
-def own_state(replica: StageReplica, progress: Progress) -> Named:
+def own_state(replica: StageReplica, progress: ReplicaProgress) -> Named:
     """Everything that, with the committed round, makes the replica of this step. On the compute thread."""
-    local = Local.of(replica.module)
+    local = ReplicaWeights.of(replica.module)
     tensors = moments(replica)
     for part, named in zip(_LOCAL, (local.weights, local.steps, local.buffers), strict=True):
         tensors.update({f"{part}/{name}": tensor for name, tensor in named.items()})
@@ -41,7 +41,7 @@ def own_state(replica: StageReplica, progress: Progress) -> Named:
     return tensors
 
 
-def load_own_state(replica: StageReplica, tensors: Mapping[str, Tensor]) -> Progress:
+def load_own_state(replica: StageReplica, tensors: Mapping[str, Tensor]) -> ReplicaProgress:
     """Take over what `own_state` gave, or what `moments` gave; on the compute thread.
 
     Raises CheckpointError when a tensor belongs to nothing here.
@@ -53,8 +53,8 @@ def load_own_state(replica: StageReplica, tensors: Mapping[str, Tensor]) -> Prog
             raise CheckpointError(f"the private state of a replica holds {key!r}")
         parts[part][name] = tensor
     if parts["weight"]:
-        Local(*(parts[part] for part in _LOCAL)).load(replica.module)
+        ReplicaWeights(*(parts[part] for part in _LOCAL)).load(replica.module)
     load_inner_state(replica, parts["inner"])
     counters = {name: int(tensor) for name, tensor in parts["counter"].items()}
     replica.step = counters.get("step", replica.step)
-    return Progress(counters.get("since", 0), counters.get("samples", 0))
+    return ReplicaProgress(counters.get("since", 0), counters.get("samples", 0))

@@ -14,18 +14,23 @@ from torch import Tensor
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.serving.committed_state import Local, Shared, as_local, contribution_digest
+from distqat.distributed.serving.committed_state import (
+    CommittedState,
+    ReplicaWeights,
+    as_local,
+    contribution_digest,
+)
 from distqat.distributed.serving.compute_thread import Priority
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.replica_state import Progress
+from distqat.distributed.serving.replica_state import ReplicaProgress
 from distqat.distributed.serving.round_member_parts import MemberParts
-from distqat.distributed.serving.step_pause import Pause
-from distqat.distributed.transfer.snapshot_exchange import Fetched, StageLost, fetch_newest
+from distqat.distributed.serving.step_pause import StepPause
+from distqat.distributed.transfer.snapshot_exchange import FetchedState, StageLost, fetch_newest
 from distqat.errors import BadContribution, BadFrame, RemoteFault, RunFailed, SwarmError
 from distqat.failpoints import failpoint
 from distqat.failures import Repeats
 from distqat.process import waiting
-from distqat.swarm.call_channel import Call
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
@@ -51,11 +56,11 @@ class RoundMember:
         self,
         hop: Hop,
         replica: StageReplica,
-        shared: Shared,
+        shared: CommittedState,
         parts: MemberParts,
         on_round: Callable[[dict[str, Any]], None],
         *,
-        progress: Progress = Progress(),  # noqa: B008  frozen
+        progress: ReplicaProgress = ReplicaProgress(),  # noqa: B008  frozen
     ) -> None:
         self.shared = shared
         self._hop = hop
@@ -72,7 +77,7 @@ class RoundMember:
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
         self._repeats = Repeats()  # of exceptions elsewhere, since the last committed round
-        self._pause = Pause(parts.steps)  # of whoever has the lock
+        self._pause = StepPause(parts.steps)  # of whoever has the lock
         parts.steps.on_commit = self._step_committed
         if parts.twin is not None:
             parts.twin.keep(shared)
@@ -84,9 +89,9 @@ class RoundMember:
         return self._parts.options
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ReplicaProgress:
         """How far it is on the way to its next round."""
-        return Progress(self._since, self._samples)
+        return ReplicaProgress(self._since, self._samples)
 
     async def run(self) -> None:
         """Round after round; after the last one of the run only steps go on, until the client says more."""
@@ -96,7 +101,7 @@ class RoundMember:
             await self._due.wait()
             await self._one_round()
 
-    async def contribution(self, call: Call) -> Message:
+    async def contribution(self, call: IncomingCall) -> Message:
         """Our encoded contribution, for another member."""
         fields = call.message.fields
         failpoint("round.sending")
@@ -108,13 +113,13 @@ class RoundMember:
             raise BadContribution(f"the contribution to round {wanted[0]} attempt {wanted[1]} is gone")
         return Message({}, self._published.tensors)
 
-    async def holding(self, round: int) -> Shared:
+    async def holding(self, round: int) -> CommittedState:
         """The committed state of `round` or a later one; waits while this replica is about to adopt it."""
         while self.shared.round < round:
             await self._advanced.wait()
         return self.shared
 
-    async def tied(self, call: Call) -> Message:
+    async def tied(self, call: IncomingCall) -> Message:
         """Our copy of a weight that another stage holds as well, after a round that is committed."""
         round, twin = take(call.message.fields, "round", int), self._parts.twin
         if twin is None:
@@ -180,11 +185,11 @@ class RoundMember:
     async def _take_part(self, round: int, attempt: int) -> None:
         """From the opening to the outcome."""
         began = time.monotonic()
-        base: Local = await self._compute(lambda: Local.of(self._replica.module))
+        base: ReplicaWeights = await self._compute(lambda: ReplicaWeights.of(self._replica.module))
         if not base.finite():
             logger.warning("round %d: the weights of %s are not finite", round, self._hop.uid)
             await self._back_to(self.shared)
-            base = await self._compute(lambda: Local.of(self._replica.module))
+            base = await self._compute(lambda: ReplicaWeights.of(self._replica.module))
         samples, since, averaged = self._samples, self._since, self._unaveraged
         sent: Named = await self._compute(lambda: self._parts.rounds.contribution(self.shared, base))
         own = _Published(round, attempt, sent, contribution_digest(sent), samples)
@@ -229,7 +234,7 @@ class RoundMember:
 
     async def _result(
         self, own: _Published, members: list[Any], copy: Any = None
-    ) -> tuple[Shared | None, bool]:
+    ) -> tuple[CommittedState | None, bool]:
         """Fetch and decode the agreed set in its order; None if it cannot be had or verified.
 
         `copy` tells where another stage's copy of a tied weight is that this attempt averages with.
@@ -263,7 +268,7 @@ class RoundMember:
             raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
         return tensors
 
-    async def _vote(self, own: _Published, result: Shared | None) -> dict[str, Any]:
+    async def _vote(self, own: _Published, result: CommittedState | None) -> dict[str, Any]:
         """Vote until the outcome is known: unknown is neither commit nor discard."""
         fields = {**self._round_fields(own), "digest": result.digest if result else None}
         if result is not None and self._parts.twin is not None:
@@ -287,12 +292,12 @@ class RoundMember:
         stage, uid = self._replica.stage, self._hop.uid
         return {"stage": stage, "uid": uid, "round": own.round, "attempt": own.attempt}
 
-    async def _adopt(self, result: Shared, base: Local, spent: tuple[int, int]) -> None:
+    async def _adopt(self, result: CommittedState, base: ReplicaWeights, spent: tuple[int, int]) -> None:
         """Swap anchor, outer state and round number, and merge the weights, between two inner steps."""
         failpoint("round.before_merge")
 
         def merge() -> None:
-            merged = self._parts.rounds.merge(result, Local.of(self._replica.module), base)
+            merged = self._parts.rounds.merge(result, ReplicaWeights.of(self._replica.module), base)
             if merged.weights is result.anchor:  # the sum was not finite
                 self._replica.restart(merged.load)
             else:
@@ -303,13 +308,13 @@ class RoundMember:
         self._samples, self._since = self._samples - samples, self._since - since
         self._advance(result)
 
-    async def _back_to(self, shared: Shared) -> None:
+    async def _back_to(self, shared: CommittedState) -> None:
         """Weights and inner moments go back to the anchor: ours are not finite, or were refused."""
         await self._compute(lambda: self._replica.restart(as_local(shared).load))
         self._samples = self._since = self._unaveraged = 0
         self._advance(shared)
 
-    def _left_out(self, result: Shared, members: list[Any]) -> bool:
+    def _left_out(self, result: CommittedState, members: list[Any]) -> bool:
         """Whether our own contribution was in the set and not good enough for the result."""
         uids = [take(member, "uid", str) for member in members]
         return self._hop.uid in uids and uids.index(self._hop.uid) in result.refused
@@ -322,7 +327,7 @@ class RoundMember:
                 f"attempt: {error.said}"
             )
 
-    def _advance(self, shared: Shared) -> None:
+    def _advance(self, shared: CommittedState) -> None:
         if shared is not self.shared:
             self._repeats.clear()
             self.shared = shared
@@ -357,7 +362,7 @@ class RoundMember:
                     self._due.set()
                 return
 
-    async def _fetch_newest(self, stage: str) -> Fetched | None:
+    async def _fetch_newest(self, stage: str) -> FetchedState | None:
         """The state that we missed; if those who had it are gone, ours is the newest that is left."""
         coordinator, uid, round = self._parts.coordinator, self._hop.uid, self.shared.round
         try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.serving.committed_state import Rounds
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.serving.committed_state import RoundArithmetic
 from distqat.distributed.serving.compute_thread import ComputeThread
-from distqat.distributed.serving.step_service import Steps
-from distqat.distributed.transfer.tied_weight_exchange import Twin
+from distqat.distributed.serving.step_service import StepService
+from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.swarm.transport import Transport
 
 
@@ -18,12 +18,12 @@ class MemberParts:
     """The parts of one replica. `options` change when a client that was started again says so."""
 
     options: DilocoOptions
-    rounds: Rounds
-    steps: Steps
+    rounds: RoundArithmetic
+    steps: StepService
     compute: ComputeThread
     transport: Transport
-    coordinator: Coordinator
-    twin: Twin | None = None
+    coordinator: CoordinatorLink
+    twin: TiedWeightExchange | None = None
 
     def follow(self, options: DilocoOptions) -> None:
         """Go on by other options."""

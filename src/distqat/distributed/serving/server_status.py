@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from distqat.config import Config, agreement_digest
-from distqat.distributed.network.role_peer import Peer
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.network.role_peer import RolePeer
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.replica import StageReplica
-from distqat.distributed.serving.slot_request import Slot
-from distqat.distributed.serving.step_service import Steps
+from distqat.distributed.serving.slot_request import GrantedSlot
+from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.training.loss_scaler import FP16
 from distqat.distributed.training.step_size import BATCH_SIZE
 from distqat.metrics import Sink
@@ -27,18 +27,18 @@ from distqat.topology.snapshot import ServerRecord, ServerState
 logger = logging.getLogger(__name__)
 
 
-class Telling:
+class ServerStatus:
     """Reads what the parts of a tenancy know; changes none of them."""
 
     def __init__(
         self,
         config: Config,
-        peer: Peer,
-        slot: Slot,
+        peer: RolePeer,
+        slot: GrantedSlot,
         replica: StageReplica,
-        steps: Steps,
+        steps: StepService,
         compute: ComputeThread,
-        where: Callable[[], tuple[ServerState, Shared | None]],
+        where: Callable[[], tuple[ServerState, CommittedState | None]],
     ) -> None:
         """`where` says the state that is shown, and the last committed state once there is one."""
         self.sink: Sink

@@ -25,7 +25,7 @@ def clock_through_sleep() -> float:
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
-class Lease:
+class ServingLease:
     """Held until `seconds` after the last beat that was answered; once over, until `confirm`."""
 
     def __init__(self, seconds: float = LEASE_S, clock: Callable[[], float] | None = None) -> None:

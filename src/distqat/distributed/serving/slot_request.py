@@ -11,12 +11,12 @@ from typing import Any
 from distqat.config import Config, agreement
 from distqat.distributed.assembly.model_check import Told
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.serving.checkpoint_loop import held_on_disk
 from distqat.errors import RunFinished
 from distqat.process import waiting
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ SLOT_TIMEOUT = 30.0  # a client that has just started lets those who hold a slot
 
 
 @dataclass(frozen=True)
-class Slot:
+class GrantedSlot:
     """What the client granted."""
 
     expert: ExpertId
@@ -44,11 +44,11 @@ class Slot:
 
 async def ask_for_slot(
     config: Config,
-    peer: Peer,
-    coordinator: Coordinator,
+    peer: RolePeer,
+    coordinator: CoordinatorLink,
     holding: str | None,
     live: dict[str, Any] | None = None,
-) -> Slot:
+) -> GrantedSlot:
     """A slot from the client, as soon as it answers; `holding` is one that this server would like to keep.
 
     The client hears what could be brought back from this host's disk, and from memory: the `live` state.
@@ -57,7 +57,7 @@ async def ask_for_slot(
     RunFinished when there is nothing to serve any more.
     """
     agreements = {stage: agreement(config, stage) for stage in config.stages}
-    hop = Hop(holding or "any.0.0.0", Address(peer.identity.peer, peer.host, peer.maddrs))
+    hop = Hop(holding or "any.0.0.0", PeerAddress(peer.identity.peer, peer.host, peer.maddrs))
     held = await asyncio.to_thread(held_on_disk, config)
     fields = {**hop.fields(), "agreements": agreements, "holding": holding, "held": held, "live": live}
     answer = await coordinator.insist("slot", fields, timeout=SLOT_TIMEOUT)
@@ -74,4 +74,4 @@ async def ask_for_slot(
     settings = take(answer, "settings", dict) if "settings" in answer else {}  # older clients decide nothing
     founder, batch = take(answer, "founder", bool), answer.get("batch")
     counts_from, goes_on = int(answer.get("counts_from", 0)), bool(answer.get("goes_on", True))
-    return Slot(expert, epoch, founder, generation, settings, batch, counts_from, goes_on)
+    return GrantedSlot(expert, epoch, founder, generation, settings, batch, counts_from, goes_on)

@@ -15,7 +15,7 @@ class Pausable(Protocol):
     def resume(self) -> None: ...
 
 
-class Pause:
+class StepPause:
     """A block that begins with inner steps paused and leaves them going; within it they may be let go.
 
     However the block ends, by a return, an error or its cancellation, steps go on after it.

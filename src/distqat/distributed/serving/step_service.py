@@ -12,13 +12,21 @@ from distqat.distributed.network.call_fields import Hop, parse_step, step_fields
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.microbatches import Microbatches, about
-from distqat.distributed.serving.replica import Prepared, StageReplica
+from distqat.distributed.serving.replica import PreparedStep, StageReplica
 from distqat.errors import Refused, StaleAttempt, SwarmError
 from distqat.failpoints import failpoint
-from distqat.protocol.prepared_outcome import ASK_AGAIN_S, Resolution
+from distqat.protocol.prepared_outcome import ASK_AGAIN_S, PreparedOutcome
 from distqat.protocol.step_attempts import StepId, Verdict
-from distqat.protocol.step_lock import Action, Expire, Grant, Quiet, Refuse, Resolve, StepWindows
-from distqat.swarm.call_channel import Call
+from distqat.protocol.step_lock import (
+    Action,
+    LockExpired,
+    LockGrant,
+    LockQuiet,
+    LockRefused,
+    ResolvePrepared,
+    StepWindows,
+)
+from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.deadline import within
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
@@ -29,7 +37,7 @@ ASK_TIMEOUT = 5.0
 COMMIT_FIELDS = ("samples", "skip", "factor", "mark")
 
 
-class Steps:
+class StepService:
     """Serves the inner steps of one replica. All methods run on the event loop."""
 
     def __init__(
@@ -71,7 +79,7 @@ class Steps:
 
     # the calls
 
-    async def open(self, call: Call) -> Message:
+    async def open(self, call: IncomingCall) -> Message:
         """Wait for the window of this replica; granted means that the attempt may send microbatches."""
         fields = call.message.fields
         id = parse_step(fields)
@@ -117,7 +125,7 @@ class Steps:
                 raise about(error, following.uid) from error
         return Message({"calibrating": self._replica.calibrating})
 
-    async def microbatch(self, call: Call) -> Message:
+    async def microbatch(self, call: IncomingCall) -> Message:
         """`train`, `labels`, `forward` or `backward` of one microbatch of the open attempt."""
         attempt = self._attempt_of(parse_step(call.message.fields))
         task = asyncio.current_task()
@@ -134,11 +142,11 @@ class Steps:
             if self._open is attempt and self._windows.holder == attempt.id:
                 self._windows.touch(attempt.id, time.monotonic())
 
-    async def prepare(self, call: Call) -> Message:
+    async def prepare(self, call: IncomingCall) -> Message:
         """Count and gradient norms; from here on only commit or abort end the step."""
         attempt = self._attempt_of(parse_step(call.message.fields))
         failpoint("stage.prepare")
-        answer: Prepared = await self._compute.submit(Priority.CONTROL, "control", self._replica.prepare)
+        answer: PreparedStep = await self._compute.submit(Priority.CONTROL, "control", self._replica.prepare)
         expected = take(call.message.fields, "microbatches", int)
         if answer.count != expected:
             raise Refused(f"{self._uid} holds {answer.count} of {expected} microbatches of {attempt.id}")
@@ -146,12 +154,12 @@ class Steps:
         attempt.prepared = True
         return Message({}, {"norms": answer.norms})
 
-    async def decide(self, call: Call) -> Message:
+    async def decide(self, call: IncomingCall) -> Message:
         """Record that the step is committed, and begin to apply it. Answered before it is applied."""
         await self._accept(call.message.fields)
         return Message()
 
-    async def commit(self, call: Call) -> Message:
+    async def commit(self, call: IncomingCall) -> Message:
         """Apply the step, decided before or now; repeating it gets the same answer."""
         id = parse_step(call.message.fields)
         await self._accept(call.message.fields)
@@ -233,12 +241,12 @@ class Steps:
         if not self.broken.done():
             self.broken.set_exception(error)
 
-    async def abort(self, call: Call) -> Message:
+    async def abort(self, call: IncomingCall) -> Message:
         """Undo the attempt; repeating it changes nothing."""
         await self._drop(parse_step(call.message.fields))
         return Message()
 
-    async def evaluate(self, call: Call) -> Message:
+    async def evaluate(self, call: IncomingCall) -> Message:
         """Forward in eval mode through this stage and those behind it, outside any step."""
         fields, tensors = call.message.fields, dict(call.message.tensors)
         route = [Hop.parse(hop) for hop in take(fields, "route", list)]
@@ -316,15 +324,17 @@ class Steps:
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Quiet):
+            if isinstance(action, LockQuiet):
                 self._quiet.set()
-            elif isinstance(action, Grant):
+            elif isinstance(action, LockGrant):
                 self._settle(action.id, None)
-            elif isinstance(action, Refuse):
+            elif isinstance(action, LockRefused):
                 self._settle(action.id, StaleAttempt(f"{action.id} at {self._uid}: {action.reason}"))
-            elif isinstance(action, Expire):
+            elif isinstance(action, LockExpired):
                 self._undo(action.id, action.reason)
-            elif isinstance(action, Resolve) and self._open is not None and self._open.id == action.id:
+            elif (
+                isinstance(action, ResolvePrepared) and self._open is not None and self._open.id == action.id
+            ):
                 self._resolving(self._open)
 
     def _settle(self, id: StepId, error: SwarmError | None) -> None:
@@ -353,7 +363,7 @@ class Steps:
 
     async def _resolve(self, attempt: OpenAttempt) -> None:
         """End a prepared step as the first stage of its route that can be reached decides or has decided."""
-        id, rule = attempt.id, Resolution(attempt.position)
+        id, rule = attempt.id, PreparedOutcome(attempt.position)
         asked = attempt.route if attempt.position else ()  # the first stage decides by itself
         while True:
             told = attempt.unconfirmed
@@ -383,7 +393,7 @@ class Steps:
                 return verdict, take(reply.fields, "commit", dict)
         return "unknown", {}
 
-    async def outcome(self, call: Call) -> Message:
+    async def outcome(self, call: IncomingCall) -> Message:
         """What became of a step here, at once; a commit with what was asked. No other ending follows it."""
         id = parse_step(call.message.fields)
         verdict = self._windows.verdict(id)

@@ -28,7 +28,7 @@ from distqat.distributed.training.rollout import RolloutFeed, check_play
 from distqat.errors import SwarmError
 from distqat.process import host_id, runtime_dir
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 from distqat.tasks.base import Interactive
@@ -98,7 +98,7 @@ async def reports_to_client(config: Config) -> AsyncIterator[Report]:
 
     async def report(record: dict[str, Any]) -> None:
         with contextlib.suppress(SwarmError):
-            link = await transport.link(Address(client, host_id()))
+            link = await transport.link(PeerAddress(client, host_id()))
             await link.call("report", Message(record), timeout=5.0, urgent=True)
 
     try:

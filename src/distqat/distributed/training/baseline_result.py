@@ -20,7 +20,7 @@ from distqat.distributed.assembly.evaluation import judge_or_say, load_all
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination.model_saving import save_model_somewhere, save_shown
 from distqat.distributed.coordination.run_end import write_summary
-from distqat.distributed.coordination.run_summary import Summary
+from distqat.distributed.coordination.run_summary import RunSummary
 from distqat.distributed.coordination.trainer_processes import BEGAN
 from distqat.errors import CheckpointError, ModelError, RunFailed
 
@@ -31,7 +31,7 @@ NOTE = ".trained.json"
 
 
 @dataclass(frozen=True)
-class Figures:
+class BaselineFigures:
     """What the training measured."""
 
     loss_first: float | None
@@ -42,28 +42,32 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedBaseline:
     """A model that is written, and what its training measured."""
 
     path: Path
-    figures: Figures
+    figures: BaselineFigures
 
 
-async def write_trained(config: Config, stages: Mapping[str, nn.Module], figures: Figures) -> Trained:
+async def write_trained(
+    config: Config, stages: Mapping[str, nn.Module], figures: BaselineFigures
+) -> TrainedBaseline:
     """Write the model, and a note of it for the next life of this process."""
-    trained = Trained(await save_model_somewhere(config, stages), figures)
+    trained = TrainedBaseline(await save_model_somewhere(config, stages), figures)
     _note(config, trained)
     return trained
 
 
-async def conclude_baseline(config: Config, stages: Mapping[str, nn.Module], trained: Trained) -> None:
+async def conclude_baseline(
+    config: Config, stages: Mapping[str, nn.Module], trained: TrainedBaseline
+) -> None:
     """Judge the model, write the summary. Raises RunFailed when it could not be judged."""
     figures = trained.figures
     judged = await asyncio.to_thread(judge_or_say, config, stages)
     await asyncio.to_thread(save_shown, config, stages)
-    summary = Summary(
+    summary = RunSummary(
         mode="baseline",
-        **Summary.of_judgement(judged, build_task(config).metric),
+        **RunSummary.of_judgement(judged, build_task(config).metric),
         **asdict(figures),
         samples_per_s=figures.samples / max(figures.seconds, 1e-9),
         rounds=0,
@@ -78,7 +82,7 @@ async def conclude_baseline(config: Config, stages: Mapping[str, nn.Module], tra
     logger.info("finished: %s", summary.line())
 
 
-def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> Trained | None:
+def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> TrainedBaseline | None:
     """Load the model that an earlier life of this process wrote at the end of the run; None: it did not."""
     began = os.environ.get(BEGAN, "")
     try:
@@ -86,7 +90,7 @@ def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> Trained |
         if not began or note["began"] != began:
             return None
         load_all(stages, read_model(Path(note["model"])))
-        trained = Trained(Path(note["model"]), Figures(**note["figures"]))
+        trained = TrainedBaseline(Path(note["model"]), BaselineFigures(**note["figures"]))
     except FileNotFoundError:
         return None
     except (CheckpointError, ModelError, OSError, ValueError, TypeError, KeyError) as error:
@@ -96,7 +100,7 @@ def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> Trained |
     return trained
 
 
-def _note(config: Config, trained: Trained) -> None:
+def _note(config: Config, trained: TrainedBaseline) -> None:
     """For the next life of this process, if this one ends before the summary is written."""
     began, figures = os.environ.get(BEGAN, ""), asdict(trained.figures)
     note = {"began": began, "model": str(trained.path), "figures": figures}

@@ -13,7 +13,7 @@ Ask = Callable[[Mapping[str, Tensor]], Awaitable[Mapping[str, Tensor]]]
 """The whole model in eval mode: named inputs to the last stage's named outputs."""
 
 
-class Stopped(Exception):
+class StoppedWaiting(Exception):
     """The trainer was asked to stop while it waited for a batch."""
 
 

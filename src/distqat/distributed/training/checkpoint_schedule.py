@@ -41,7 +41,7 @@ class TrainerProgress:
         return cls(step, taken, samples, dict(said.get("scaler", {})))
 
 
-class Marker:
+class CheckpointSchedule:
     """Says which steps are checkpoint steps: the first after a committed round, and one every so often.
 
     While a stage still writes the last one no other is marked, so what is marked is complete on all stages

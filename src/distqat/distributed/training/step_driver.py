@@ -50,7 +50,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommitResult:
     """Who did not apply a commit, why as far as they said, and what the others answered."""
 
     lost: tuple[str, ...]
@@ -59,7 +59,7 @@ class Committed:
 
 
 @dataclass
-class Stepper:
+class StepDriver:
     """Runs steps of one trainer over whatever route it is given."""
 
     transport: Transport
@@ -162,7 +162,7 @@ class _Attempt:
     """One attempt at one step."""
 
     def __init__(
-        self, stepper: Stepper, batch: Sequence[Batch], hops: Sequence[Hop], id: StepId, *, train: bool
+        self, stepper: StepDriver, batch: Sequence[Batch], hops: Sequence[Hop], id: StepId, *, train: bool
     ) -> None:
         self.samples = sum(part.size for part in batch)
         self._stepper = stepper
@@ -226,7 +226,7 @@ class _Attempt:
         replies = await _all(self._control(i, "prepare", fields) for i in range(len(self._hops)))
         return [reply.tensors["norms"] for reply in replies]
 
-    async def commit(self, fields: dict[str, Any]) -> Committed:
+    async def commit(self, fields: dict[str, Any]) -> CommitResult:
         """Commit everywhere; what became of it at each stage.
 
         First it is decided at one stage, the first of the route that can be reached; `topology.resolution`
@@ -245,7 +245,7 @@ class _Attempt:
                 raise outcome
         pairs = zip(self._hops[dead:], outcomes, strict=True)
         lost = [hop.uid for hop, outcome in pairs if isinstance(outcome, BaseException)]
-        return Committed(
+        return CommitResult(
             (*(hop.uid for hop in self._hops[:dead]), *lost),
             tuple(outcome for outcome in outcomes if isinstance(outcome, SwarmError)),
             tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message)),

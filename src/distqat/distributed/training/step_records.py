@@ -16,7 +16,7 @@ from distqat.swarm.transport import Transport
 
 
 @dataclass
-class Speed:
+class SamplesPerSecond:
     """Samples per second over the last batches."""
 
     window: float = 0.9
@@ -36,7 +36,7 @@ class StepRecords:
         self._sink = sink
         self._pipeline = pipeline
         self._transport = transport
-        self._speed = Speed()
+        self._speed = SamplesPerSecond()
         self._tally = BatchTally()
         self._watch = LossWatch()
         self._phase = phase_of(())  # of the next batch

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.network.call_fields import take
-from distqat.distributed.serving.committed_state import Shared
-from distqat.distributed.transfer.state_chunks import CHUNK_BYTES, Parcel
+from distqat.distributed.serving.committed_state import CommittedState
+from distqat.distributed.transfer.state_chunks import CHUNK_BYTES, ChunkedState
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import BadFrame, Busy, StageUnavailable
 from distqat.failpoints import failpoint
@@ -35,15 +35,15 @@ def upload_bucket(megabytes_per_s: float | None) -> TokenBucket:
 
 
 @dataclass(frozen=True)
-class Held:
+class DonatedState:
     """A committed state, and the number of inner steps of who holds it."""
 
-    shared: Shared
+    shared: CommittedState
     step: int
 
 
 @dataclass(frozen=True)
-class Moments:
+class DonatedMoments:
     """What is the donor's own: moments of the inner optimizer at `step`; a copy."""
 
     tensors: Named
@@ -52,7 +52,7 @@ class Moments:
 
 @dataclass
 class _Frozen:
-    parcel: Parcel
+    parcel: ChunkedState
     round: int
     step: int
     used: float
@@ -67,8 +67,8 @@ class Donor:
 
     def __init__(
         self,
-        held: Callable[[int], Awaitable[Held]],
-        moments: Callable[[], Awaitable[Moments]] | None,
+        held: Callable[[int], Awaitable[DonatedState]],
+        moments: Callable[[], Awaitable[DonatedMoments]] | None,
         bucket: TokenBucket,
         *,
         chunk_bytes: int = CHUNK_BYTES,
@@ -143,7 +143,7 @@ class Donor:
                 return each
         return None
 
-    async def _freeze(self, part: str, held: Held) -> _Frozen:
+    async def _freeze(self, part: str, held: DonatedState) -> _Frozen:
         tensors, step = held.shared.tensors(), held.step
         digest: str | None = held.shared.digest
         if part == MOMENTS:
@@ -151,8 +151,8 @@ class Donor:
             own = await self._moments()
             tensors, step, digest = own.tensors, own.step, None
 
-        def hashed() -> Parcel:
-            parcel = Parcel(tensors, digest or state_digest(tensors), self._chunk_bytes)
+        def hashed() -> ChunkedState:
+            parcel = ChunkedState(tensors, digest or state_digest(tensors), self._chunk_bytes)
             _ = parcel.description
             return parcel
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from distqat.distributed.network.call_fields import take
 from distqat.distributed.transfer.donor import MOMENTS, SHARED
-from distqat.distributed.transfer.state_chunks import Description, Named
+from distqat.distributed.transfer.state_chunks import ChunkedStateDescription, Named
 from distqat.errors import BadContribution, Busy, CallTimeout, StageUnavailable, SwarmError
 from distqat.failpoints import failpoint
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 
@@ -40,16 +40,16 @@ MAX_MOMENTS = 4  # times the size of the shared part: Adam has two moments, and 
 
 
 @dataclass(frozen=True)
-class Giver:
+class StateHolder:
     """One who may have the state; `fields` say which of its states is meant."""
 
     name: str
-    address: Address
+    address: PeerAddress
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Wish:
+class WantedState:
     """The state that is asked for, as the commit log names it."""
 
     round: int
@@ -59,30 +59,30 @@ class Wish:
 
 @dataclass
 class _Offer:
-    giver: Giver
+    giver: StateHolder
     link: LinkLike
-    description: Description
+    description: ChunkedStateDescription
     step: int
     pace_s: float = 0.0  # what one chunk took
 
 
-class Pieces:
+class ChunkCache:
     """Chunks by their sha256. Outlives a transfer that failed, so that the next one goes on from it."""
 
     def __init__(self) -> None:
         self._chunks: dict[bytes, Tensor] = {}
 
-    def missing(self, description: Description) -> deque[int]:
+    def missing(self, description: ChunkedStateDescription) -> deque[int]:
         """Indices of chunks that are not here; equal ones once."""
         wanted = {h: i for i, h in reversed(list(enumerate(description.hashes))) if h not in self._chunks}
         return deque(sorted(wanted.values()))
 
-    def keep_only(self, description: Description) -> None:
+    def keep_only(self, description: ChunkedStateDescription) -> None:
         """Forget what belongs to other states."""
         hashes = set(description.hashes)
         self._chunks = {h: chunk for h, chunk in self._chunks.items() if h in hashes}
 
-    def add(self, description: Description, index: int, chunk: Tensor | None) -> None:
+    def add(self, description: ChunkedStateDescription, index: int, chunk: Tensor | None) -> None:
         """Raises BadContribution unless these are the bytes of that chunk."""
         size = description.size(index)
         if chunk is None or chunk.dtype != torch.uint8 or chunk.shape != (size,):
@@ -91,7 +91,7 @@ class Pieces:
             raise BadContribution(f"chunk {index} has other bytes than its sha256 says")
         self._chunks[description.hashes[index]] = chunk
 
-    def join(self, description: Description) -> Named:
+    def join(self, description: ChunkedStateDescription) -> Named:
         """The whole state; BadContribution if its digest is another."""
         chunks = [self._chunks[each] for each in description.hashes]
         return description.unpack(torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8))
@@ -110,14 +110,18 @@ class Download:
     """One state from as many donors as it takes."""
 
     def __init__(
-        self, transport: Transport, givers: Sequence[Giver], wish: Wish, pieces: Pieces | None = None
+        self,
+        transport: Transport,
+        givers: Sequence[StateHolder],
+        wish: WantedState,
+        pieces: ChunkCache | None = None,
     ) -> None:
         self._transport = transport
         self._givers = list(givers)
         self._wish = wish
-        self._pieces = pieces or Pieces()
+        self._pieces = pieces or ChunkCache()
         self._sent: dict[str, int] = {}
-        self._served: list[Giver] = []  # those that did well, the last one first
+        self._served: list[StateHolder] = []  # those that did well, the last one first
         self._last: SwarmError = StageUnavailable("there is no other replica")
 
     async def shared(self) -> Downloaded:
@@ -137,7 +141,7 @@ class Download:
     async def moments(self, limit_bytes: int) -> Downloaded | None:
         """One donor's inner moments, of the one that served best if it lives; None if nobody gives any."""
         for giver in [*self._served, *(g for g in self._givers if g not in self._served)]:
-            pieces = Pieces()  # they belong to one donor: another's do not fit
+            pieces = ChunkCache()  # they belong to one donor: another's do not fit
             try:
                 offer = await self._describe(giver, MOMENTS)
                 if offer.description.nbytes > limit_bytes:
@@ -175,11 +179,11 @@ class Download:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    async def _describe(self, giver: Giver, part: str) -> _Offer:
+    async def _describe(self, giver: StateHolder, part: str) -> _Offer:
         link = await self._transport.link(giver.address)
         fields = {**giver.fields, "round": self._wish.round, "digest": self._wish.digest, "part": part}
         reply = await link.call("snapshot", Message(fields), timeout=DESCRIBE_TIMEOUT)
-        description = await asyncio.to_thread(Description.parse, reply)
+        description = await asyncio.to_thread(ChunkedStateDescription.parse, reply)
         if part == SHARED:
             round = take(reply.fields, "round", int)
             if round != self._wish.round or description.digest != self._wish.digest:
@@ -236,7 +240,7 @@ class Download:
         offer.pace_s = time.monotonic() - began
         return True
 
-    async def _drain(self, offer: _Offer, pieces: Pieces) -> None:
+    async def _drain(self, offer: _Offer, pieces: ChunkCache) -> None:
         """Fetch what is missing, some chunks in flight at a time."""
         pieces.keep_only(offer.description)
         missing = pieces.missing(offer.description)
@@ -253,7 +257,7 @@ class Download:
                 each.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _chunk(self, offer: _Offer, index: int, pieces: Pieces) -> None:
+    async def _chunk(self, offer: _Offer, index: int, pieces: ChunkCache) -> None:
         failpoint("join.chunk")
         fields = {**offer.giver.fields, "digest": offer.description.digest, "index": index}
         give_up = time.monotonic() + BUSY_PATIENCE_S
@@ -269,7 +273,7 @@ class Download:
         await asyncio.to_thread(pieces.add, offer.description, index, reply.tensors.get("bytes"))
         self._sent[offer.giver.name] = self._sent.get(offer.giver.name, 0) + 1
 
-    def _set_aside(self, giver: Giver, error: SwarmError) -> None:
+    def _set_aside(self, giver: StateHolder, error: SwarmError) -> None:
         logger.info("no snapshot of round %d from %s: %s", self._wish.round, giver.name, error)
         self._last = error
         if giver in self._givers:

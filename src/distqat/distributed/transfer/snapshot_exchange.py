@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.network.coordinator_link import Coordinator
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.network.coordinator_link import CoordinatorLink
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.transfer.download import (
     MAX_MOMENTS,
     WINDOW,
+    ChunkCache,
     Download,
     Downloaded,
-    Giver,
-    Pieces,
-    Wish,
+    StateHolder,
+    WantedState,
 )
 from distqat.distributed.transfer.state_chunks import CHUNK_BYTES
 from distqat.errors import BadContribution, CheckpointError, StageUnavailable, SwarmError
@@ -52,10 +52,10 @@ class StageLost(SwarmError):
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedState:
     """A verified committed state, and the donor's inner moments (they belong to the donor alone)."""
 
-    shared: Shared
+    shared: CommittedState
     inner: dict[str, Tensor]
     step: int
     givers: tuple[str, ...] = ()
@@ -64,30 +64,30 @@ class Fetched:
 
 async def fetch_newest(
     transport: Transport,
-    coordinator: Coordinator,
+    coordinator: CoordinatorLink,
     stage: str,
     *,
     own_uid: str,
     unless: str = "",
     moments: bool = True,
-) -> Fetched | None:
+) -> FetchedState | None:
     """The committed state of a stage, from whoever has it; None if its digest is `unless`, which we hold.
 
     Waits as long as its donors are just between two rounds; what it had from one that failed is kept. Raises
     StageLost when there will be none.
     """
-    pieces = Pieces()
+    pieces = ChunkCache()
     while True:
         known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
         if known.get("restore"):
             text = f"nobody holds stage {stage} any more"
             oldest, mark = take(known, "oldest", int), str(known.get("mark") or "")
             raise StageLost(text, oldest, mark, known.get("mirror"))
-        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        wish = WantedState(take(known, "round", int), take(known, "digest", str))
         if wish.digest == unless:
             return None
         donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-        givers = [Giver(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]
+        givers = [StateHolder(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]
         failpoint("join.before_fetch")
         try:
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=moments)
@@ -96,18 +96,18 @@ async def fetch_newest(
             await asyncio.sleep(RETRY_S)
 
 
-async def fetch_committed_now(transport: Transport, coordinator: Coordinator, stage: str) -> Fetched:
+async def fetch_committed_now(transport: Transport, coordinator: CoordinatorLink, stage: str) -> FetchedState:
     """The committed state of a stage for a guest, without inner moments; asks until its members give one.
 
     Raises Refused when the run has no such stage.
     """
-    pieces = Pieces()
+    pieces = ChunkCache()
     while True:
         known = await coordinator.insist("members", {"stage": stage})
         donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-        wish = Wish(take(known, "round", int), take(known, "digest", str))
+        wish = WantedState(take(known, "round", int), take(known, "digest", str))
         try:
-            givers = [Giver(donor.uid, donor.address) for donor in donors]
+            givers = [StateHolder(donor.uid, donor.address) for donor in donors]
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
         except StageUnavailable as error:
             logger.info("asking again for the state of %s: %s", stage, error)
@@ -116,18 +116,18 @@ async def fetch_committed_now(transport: Transport, coordinator: Coordinator, st
 
 async def fetch_snapshot(
     transport: Transport, donors: Sequence[Hop], *, round: int, digest: str, window: int = WINDOW
-) -> Fetched:
+) -> FetchedState:
     """The committed state of `round`, without inner moments; the digest is the commit log's.
 
     Raises StageUnavailable when no donor gave it: all are gone, or further already.
     """
-    givers = [Giver(donor.uid, donor.address) for donor in donors]
-    return await fetch(Download(transport, givers, Wish(round, digest, window)), round, moments=False)
+    givers = [StateHolder(donor.uid, donor.address) for donor in donors]
+    return await fetch(Download(transport, givers, WantedState(round, digest, window)), round, moments=False)
 
 
 async def fetch_mirrored(
     transport: Transport, stage: str, told: Mapping[str, Any] | None, newer_than: tuple[int, int]
-) -> Fetched | None:
+) -> FetchedState | None:
     """The client's copy of a stage, if it is of a later (generation, round) than `newer_than`, else None.
 
     None, and a warning, when it cannot be had after some attempts.
@@ -137,8 +137,8 @@ async def fetch_mirrored(
     order = take(told, "generation", int), take(told, "round", int)
     if order <= newer_than:
         return None
-    givers = [Giver("the client's mirror", Hop.parse(told).address, {"stage": stage})]
-    wish, pieces = Wish(order[1], take(told, "digest", str)), Pieces()
+    givers = [StateHolder("the client's mirror", Hop.parse(told).address, {"stage": stage})]
+    wish, pieces = WantedState(order[1], take(told, "digest", str)), ChunkCache()
     for _ in range(MIRROR_ATTEMPTS):
         try:
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
@@ -148,7 +148,7 @@ async def fetch_mirrored(
     return None
 
 
-async def fetch(download: Download, round: int, *, moments: bool) -> Fetched:
+async def fetch(download: Download, round: int, *, moments: bool) -> FetchedState:
     """What a download brings, as a committed state; StageUnavailable when it brings none.
 
     Inner moments that nobody gives are left out: the joiner starts with fresh ones.
@@ -161,12 +161,12 @@ async def fetch(download: Download, round: int, *, moments: bool) -> Fetched:
         private = await download.moments(MAX_MOMENTS * size + CHUNK_BYTES)
         if private is not None:
             inner, step = private.tensors, private.step
-    return Fetched(shared, inner, step, tuple(got.givers))
+    return FetchedState(shared, inner, step, tuple(got.givers))
 
 
-def _as_shared(round: int, got: Downloaded) -> Shared:
+def _as_shared(round: int, got: Downloaded) -> CommittedState:
     try:
-        shared = Shared.from_tensors(round, got.tensors, {})
+        shared = CommittedState.from_tensors(round, got.tensors, {})
     except CheckpointError as error:
         raise BadContribution(str(error)) from error
     _ = shared.digest  # computed here, off the event loop

@@ -34,7 +34,7 @@ HASH_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where one tensor lies among the bytes."""
 
     name: str
@@ -45,12 +45,12 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Description:
+class ChunkedStateDescription:
     """What a donor says of a state before it hands it over: digest of the state, layout, sha256 per chunk."""
 
     digest: str
     chunk_bytes: int
-    places: tuple[Place, ...]
+    places: tuple[TensorPlace, ...]
     hashes: tuple[bytes, ...]
 
     @property
@@ -72,7 +72,7 @@ class Description:
         return Message({**fields, "digest": self.digest, "chunk_bytes": self.chunk_bytes}, tensors)
 
     @classmethod
-    def parse(cls, message: Message) -> Description:
+    def parse(cls, message: Message) -> ChunkedStateDescription:
         """What `message` made. Raises BadFrame or BadContribution for anything that contradicts itself."""
         chunk_bytes = take(message.fields, "chunk_bytes", int)
         if not ALIGNMENT <= chunk_bytes <= MAX_CHUNK_BYTES:
@@ -96,7 +96,7 @@ class Description:
         return tensors
 
 
-class Parcel:
+class ChunkedState:
     """A state that is handed out in chunks. Its tensors must not change while it is."""
 
     def __init__(self, tensors: Mapping[str, Tensor], digest: str, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -108,11 +108,11 @@ class Parcel:
         self._offsets = [place.offset for place in self._places]
 
     @cached_property
-    def description(self) -> Description:
+    def description(self) -> ChunkedStateDescription:
         """Hashes everything at the first time: not for an event loop."""
         count = -(-_end(self._places) // self._chunk_bytes)
         hashes = tuple(hashlib.sha256(self.chunk(i).numpy().data).digest() for i in range(count))
-        return Description(self._digest, self._chunk_bytes, self._places, hashes)
+        return ChunkedStateDescription(self._digest, self._chunk_bytes, self._places, hashes)
 
     def chunk(self, index: int) -> Tensor:
         """The bytes of one chunk, uint8; BadFrame if there is no such chunk."""
@@ -130,18 +130,18 @@ class Parcel:
         return out
 
 
-def _laid_out(schema: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> tuple[Place, ...]:
+def _laid_out(schema: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> tuple[TensorPlace, ...]:
     places, offset = [], 0
     for name, dtype, shape in schema:
         size = math.prod(shape) * dtype.itemsize
-        places.append(Place(name, dtype, shape, offset, size))
+        places.append(TensorPlace(name, dtype, shape, offset, size))
         offset += size + -size % ALIGNMENT
         if offset > MAX_STATE_BYTES:
             raise BadContribution(f"a state of more than {MAX_STATE_BYTES} bytes is not taken")
     return tuple(places)
 
 
-def _end(places: tuple[Place, ...]) -> int:
+def _end(places: tuple[TensorPlace, ...]) -> int:
     if not places:
         return 0
     end = places[-1].offset + places[-1].nbytes
@@ -197,7 +197,7 @@ def _flat(tensor: Tensor) -> Tensor:
     return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # one element is contiguous with any stride
 
 
-def _view(whole: Tensor, place: Place) -> Tensor:
+def _view(whole: Tensor, place: TensorPlace) -> Tensor:
     raw = whole[place.offset : place.offset + place.nbytes]
     if not place.nbytes:
         return torch.empty(place.shape, dtype=place.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.distributed.serving.committed_state import Shared
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.errors import StageUnavailable, SwarmError
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
@@ -22,7 +22,7 @@ Named = dict[str, Tensor]
 KEPT = 3  # rounds: the two that the convener names, and the next, which may commit meanwhile
 
 
-class Twin:
+class TiedWeightExchange:
     """`names`: what both stages call a weight, to its name in this stage."""
 
     def __init__(self, names: Mapping[str, str], transport: Transport, timeout_s: float) -> None:
@@ -31,13 +31,13 @@ class Twin:
         self.timeout_s = timeout_s
         self._kept: dict[int, Named] = {}
 
-    def keep(self, shared: Shared) -> None:
+    def keep(self, shared: CommittedState) -> None:
         """This is committed, and may be asked for."""
         self._kept[shared.round] = self._of(shared)
         for round in sorted(self._kept)[:-KEPT]:
             del self._kept[round]
 
-    def digest(self, shared: Shared) -> str:
+    def digest(self, shared: CommittedState) -> str:
         """Of the copy in a committed state."""
         return state_digest(self._of(shared))
 
@@ -66,5 +66,5 @@ class Twin:
             f"nobody gives the tied weight of round {round}: {'; '.join(reasons) or 'no holder'}"
         )
 
-    def _of(self, shared: Shared) -> Named:
+    def _of(self, shared: CommittedState) -> Named:
         return {name: shared.anchor[own] for name, own in self._names.items()}

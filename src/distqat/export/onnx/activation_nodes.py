@@ -14,7 +14,7 @@ import numpy as np
 
 from distqat.errors import ExportError
 from distqat.export.integer_weights import is_mark
-from distqat.export.onnx.onnx_graph import Graph, attribute
+from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import ACTIVATION
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ActivationCodes:
     highest: int
 
 
-def lower_activations(graph: Graph) -> dict[str, ActivationCodes]:
+def lower_activations(graph: OnnxGraph) -> dict[str, ActivationCodes]:
     """Replace all marks of activations; what is dequantized keeps its name and is the key of the answer."""
     found: dict[str, ActivationCodes] = {}
     for mark in [node for node in graph.nodes if is_mark(node, ACTIVATION)]:
@@ -55,7 +55,7 @@ def lower_activations(graph: Graph) -> dict[str, ActivationCodes]:
     return found
 
 
-def _same_mark(graph: Graph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
+def _same_mark(graph: OnnxGraph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
     """An earlier mark of the same tensor with the same grid."""
     if mark.output[0] in graph.outputs:
         return None
@@ -67,7 +67,7 @@ def _same_mark(graph: Graph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
     return None
 
 
-def _on_the_grid(graph: Graph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
+def _on_the_grid(graph: OnnxGraph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
     """A mark in front of this one with the same grid: quantizing again changes nothing."""
     before = graph.producer(mark.input[0])
     if before is None or before.op_type != "DequantizeLinear" or mark.output[0] in graph.outputs:
@@ -77,14 +77,14 @@ def _on_the_grid(graph: Graph, mark: onnx.NodeProto) -> onnx.NodeProto | None:
     return before if same else None
 
 
-def _grid(graph: Graph, mark: onnx.NodeProto) -> tuple[float, int, int]:
+def _grid(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[float, int, int]:
     scale = graph.constant(mark.input[1])
     if scale is None or scale.size != 1:
         raise ExportError(f"{attribute(mark, 'name')}: the scale of an activation is one constant number")
     return float(scale.reshape(())), int(attribute(mark, "qmin")), int(attribute(mark, "qmax"))
 
 
-def _without_relu(graph: Graph, mark: onnx.NodeProto) -> tuple[str, bool]:
+def _without_relu(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, bool]:
     """Quantizing a ReLU's output is quantizing its input, cut at zero: saves the ReLU, and lets Q fuse."""
     relu = graph.producer(mark.input[0])
     if relu is None or relu.op_type != "Relu" or relu.output[0] in graph.outputs:
@@ -95,7 +95,7 @@ def _without_relu(graph: Graph, mark: onnx.NodeProto) -> tuple[str, bool]:
     return relu.input[0], True
 
 
-def _quantized(graph: Graph, mark: onnx.NodeProto, source: str, cut: bool) -> ActivationCodes:
+def _quantized(graph: OnnxGraph, mark: onnx.NodeProto, source: str, cut: bool) -> ActivationCodes:
     scale, qmin, qmax = _grid(graph, mark)
     zero = ZERO if qmin == -qmax else -qmin
     lowest, highest = (zero if cut else qmin + zero), qmax + zero
@@ -116,7 +116,7 @@ def _quantized(graph: Graph, mark: onnx.NodeProto, source: str, cut: bool) -> Ac
     return ActivationCodes(name, codes, scale, zero, lowest, highest)
 
 
-def _push(graph: Graph, value: str, codes: ActivationCodes, found: dict[str, ActivationCodes]) -> None:
+def _push(graph: OnnxGraph, value: str, codes: ActivationCodes, found: dict[str, ActivationCodes]) -> None:
     """Operators that only move values work on the codes; what they return is dequantized behind them."""
     for node in graph.consumers(value):
         if node.op_type not in VALUE_KEEPING or node.input[0] != value or len(node.output) != 1:

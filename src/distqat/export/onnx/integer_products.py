@@ -19,7 +19,7 @@ import torch
 
 from distqat.export.integer_weights import WeightCodes, is_mark
 from distqat.export.onnx.activation_nodes import ActivationCodes
-from distqat.export.onnx.onnx_graph import Array, Graph, attribute
+from distqat.export.onnx.onnx_graph import Array, OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import TOKEN
 from distqat.export.onnx.token_nodes import lower_token_product
 from distqat.quant.int32_bias import bias_codes, stored_step
@@ -32,7 +32,7 @@ ATTENTION = "activations times activations"
 
 
 @dataclass(frozen=True)
-class Product:
+class IntegerProduct:
     """One convolution or matrix product of the model: `form` is empty where it stays in float, and why."""
 
     layer: str
@@ -46,11 +46,11 @@ class Product:
 
 
 def lower_products(
-    graph: Graph,
+    graph: OnnxGraph,
     weights: dict[str, WeightCodes],
     activations: dict[str, ActivationCodes],
     exact: bool = False,
-) -> list[Product]:
+) -> list[IntegerProduct]:
     """Rewrite every product with a quantized weight; a list of all products, in order of the graph.
 
     `exact`: biases are added in float, behind ConvInteger and QGemm, instead of rounded to int32.
@@ -65,29 +65,31 @@ def lower_products(
             bias = node.input[2] if len(node.input) > 2 else ""
             sizes = codes.integers.size, codes.scale.size if bias else 0
             lower_token_product(graph, node, before, codes, bias)
-            products.append(Product(codes.name, node.op_type, "MatMulInteger", codes.bits, "", *sizes))
+            products.append(IntegerProduct(codes.name, node.op_type, "MatMulInteger", codes.bits, "", *sizes))
         elif given is None:
             _dequantize_weight(graph, node, codes)
-            products.append(Product(codes.name, node.op_type, "", codes.bits, "its input is not quantized"))
+            products.append(
+                IntegerProduct(codes.name, node.op_type, "", codes.bits, "its input is not quantized")
+            )
         else:
             biased = len(node.input) > 2
             form = _lower(graph, node, codes, given, exact)
             sizes = codes.integers.size, codes.scale.size if biased else 0
-            products.append(Product(codes.name, node.op_type, form, codes.bits, "", *sizes))
+            products.append(IntegerProduct(codes.name, node.op_type, form, codes.bits, "", *sizes))
     for value, codes in weights.items():  # what uses a quantized weight without a product: a tied embedding
         for node in graph.consumers(value):
             _dequantize_weight(graph, node, codes, value)
     return products
 
 
-def _in_float(graph: Graph, node: onnx.NodeProto) -> Product:
+def _in_float(graph: OnnxGraph, node: onnx.NodeProto) -> IntegerProduct:
     attention = all(graph.constant(name) is None for name in node.input[:2])
     reason = ATTENTION if attention else "left in float by the configuration"
-    return Product(graph.scope(node) or node.output[0], node.op_type, "", 0, reason)
+    return IntegerProduct(graph.scope(node) or node.output[0], node.op_type, "", 0, reason)
 
 
 def _lower(
-    graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes, exact: bool
+    graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes, exact: bool
 ) -> str:
     if node.op_type == "Conv" and (exact or not _quantized_behind(graph, node)):
         _conv_integer(graph, node, codes, given)
@@ -103,12 +105,12 @@ def _lower(
     return "Q/DQ"
 
 
-def _quantized_behind(graph: Graph, node: onnx.NodeProto) -> bool:
+def _quantized_behind(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
     users = graph.consumers(node.output[0])
     return node.output[0] not in graph.outputs and [n.op_type for n in users] == ["QuantizeLinear"]
 
 
-def _dequantize_weight(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, value: str = "") -> None:
+def _dequantize_weight(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, value: str = "") -> None:
     value = value or node.input[1]
     if graph.producer(value) is None:
         scale, zero = _grid(graph, f"{value}.", codes.scale, np.int8)
@@ -116,7 +118,7 @@ def _dequantize_weight(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, v
         graph.add("DequantizeLinear", [integers, scale, zero], value, axis=codes.axis)
 
 
-def _integer_bias(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
+def _integer_bias(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
     """The bias as int32 of scale s_x * s_w, and the weight codes as that wants them stored."""
     if len(node.input) < 3 or not node.input[2]:
         return
@@ -137,7 +139,7 @@ def _integer_bias(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given:
     node.input[2] = graph.add("DequantizeLinear", [stored, scale, zero], value, axis=0)
 
 
-def _conv_integer(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
+def _conv_integer(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
     """Exact sums in int32, then scale and bias in float: nothing behind it rounds."""
     out, name = node.output[0], codes.name
     integers = graph.add_constant(f"{node.input[1]}.integers", codes.integers)
@@ -155,7 +157,7 @@ def _conv_integer(graph: Graph, node: onnx.NodeProto, codes: WeightCodes, given:
         graph.add("Add", [scaled, graph.add_constant(f"{name}.float_bias", bias.reshape(shape))], out)
 
 
-def _grid(graph: Graph, prefix: str, scale: Array, dtype: type) -> tuple[str, str]:
+def _grid(graph: OnnxGraph, prefix: str, scale: Array, dtype: type) -> tuple[str, str]:
     return (
         graph.add_constant(f"{prefix}scale", scale),
         graph.add_constant(f"{prefix}zero", np.zeros(scale.shape, dtype=dtype)),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from distqat.data.reading_errors import batch_of
 from distqat.errors import ExportError
-from distqat.export.agreement_report import Report
-from distqat.export.checker import Expectations, Files, check_onnx
-from distqat.export.file_description import Description, describe
-from distqat.export.joined_stages import Whole
+from distqat.export.agreement_report import ExportReport
+from distqat.export.checker import Expectations, ExportFiles, check_onnx
+from distqat.export.file_description import FileDescription, describe
+from distqat.export.joined_stages import JoinedStages
 from distqat.export.onnx.onnx_model import onnx_models
 from distqat.tasks import Sample
 
@@ -24,15 +24,19 @@ TRACED_SAMPLES = 4
 
 
 def export_onnx(
-    model: Whole, samples: Sequence[Sample], description: Description, folder: Path, expected: Expectations
-) -> Report:
+    model: JoinedStages,
+    samples: Sequence[Sample],
+    description: FileDescription,
+    folder: Path,
+    expected: Expectations,
+) -> ExportReport:
     """Write both models and the report into `folder`. Raises ExportError."""
     task = description.task()
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
     batch = batch_of(task, samples[:TRACED_SAMPLES])
     models = onnx_models(model.settled(), batch.inputs, exact=expected.exact)
-    files = Files(folder / MODEL, folder / FLOAT_MODEL)
+    files = ExportFiles(folder / MODEL, folder / FLOAT_MODEL)
     for made, path in ((models.integer, files.integer), (models.float, files.float)):
         describe(made, description)
         _write(made, path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-class Graph:
+class OnnxGraph:
     """A mutable view of a model; `model()` gives it back, sorted and without what nothing uses."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from distqat.export.integer_weights import fold_batch_norms, take_weight_codes
-from distqat.export.joined_stages import Whole
+from distqat.export.joined_stages import JoinedStages
 from distqat.export.onnx.activation_nodes import ActivationCodes, lower_activations
-from distqat.export.onnx.integer_products import Product, lower_products
-from distqat.export.onnx.onnx_graph import Graph
+from distqat.export.onnx.integer_products import IntegerProduct, lower_products
+from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.export.onnx.quantizer_markers import MARK, marked_copy
 from distqat.export.onnx.trace import traced
 from distqat.export.onnx.trim_kernels import trim_kernels
@@ -33,7 +33,7 @@ class OnnxModels:
     """The integer model whose further outputs are the codes of `activations`."""
     activations: tuple[ActivationCodes, ...]
     """In the order of the graph."""
-    products: tuple[Product, ...]
+    products: tuple[IntegerProduct, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     integer_bytes: int
@@ -47,7 +47,7 @@ def output_names(names: Mapping[str, object], inputs: Mapping[str, object]) -> l
     return [f"{name}_out" if name in inputs else name for name in names]
 
 
-def onnx_models(model: Whole, inputs: Mapping[str, Tensor], *, exact: bool = False) -> OnnxModels:
+def onnx_models(model: JoinedStages, inputs: Mapping[str, Tensor], *, exact: bool = False) -> OnnxModels:
     """Trace a quantized model for inputs of these shapes and write it twice; `exact`: see lower_products.
 
     Raises ExportError.
@@ -55,7 +55,7 @@ def onnx_models(model: Whole, inputs: Mapping[str, Tensor], *, exact: bool = Fal
     outputs = output_names(model.eval().outputs(*inputs.values()), inputs)
     marked = traced(marked_copy(model), inputs, outputs)
     floating = _float_model(marked)
-    graph = Graph(marked)
+    graph = OnnxGraph(marked)
     weights = take_weight_codes(graph)
     fold_batch_norms(graph, weights)
     trim_kernels(graph, weights)
@@ -80,7 +80,7 @@ def _float_model(marked: onnx.ModelProto) -> onnx.ModelProto:
 
     copied = onnx.ModelProto()
     copied.CopyFrom(marked)
-    graph = Graph(copied)
+    graph = OnnxGraph(copied)
     for node in [node for node in graph.nodes if node.op_type == MARK]:
         if node.output[0] in graph.outputs:
             graph.remove([node])
@@ -91,7 +91,7 @@ def _float_model(marked: onnx.ModelProto) -> onnx.ModelProto:
     return graph.model()
 
 
-def _in_order(graph: Graph, activations: Mapping[str, ActivationCodes]) -> list[ActivationCodes]:
+def _in_order(graph: OnnxGraph, activations: Mapping[str, ActivationCodes]) -> list[ActivationCodes]:
     """One per quantizer, in the order in which the graph computes them."""
     produced = {node.output[0]: position for position, node in enumerate(graph.model().graph.node)}
     first = {codes.name: codes for codes in reversed(list(activations.values()))}

@@ -28,7 +28,7 @@ WARNINGS_OFF = 3
 
 
 @dataclass(frozen=True)
-class Executed:
+class ExecutedOperations:
     """Convolutions and matrix products of a model after ONNX Runtime's own optimization."""
 
     integer: dict[str, int]
@@ -43,7 +43,7 @@ class Executed:
         return sum(self.integer.values())
 
 
-class Session:
+class OrtSession:
     """One loaded model; inputs and outputs by name."""
 
     def __init__(self, model: onnx.ModelProto | Path, *, threads: int = 0, optimized: Path | None = None):
@@ -80,13 +80,13 @@ class Session:
             raise ExportError(f"the model does not run on {shapes}: {error}") from error
 
 
-def executed(model: onnx.ModelProto | Path) -> Executed:
-    """Load a model as `Session` does and count what will run."""
+def executed(model: onnx.ModelProto | Path) -> ExecutedOperations:
+    """Load a model as `OrtSession` does and count what will run."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        Session(model, optimized=path)
+        OrtSession(model, optimized=path)
         graph = onnx.load(str(path)).graph
     constant = {tensor.name for tensor in graph.initializer}
     for node in graph.node:  # a weight that is dequantized or turned while running is a weight
@@ -96,7 +96,7 @@ def executed(model: onnx.ModelProto | Path) -> Executed:
     left = [node for node in graph.node if node.op_type in FLOAT_OPS]
     weighted = [node for node in left if any(name in constant for name in node.input[:2])]
     floating = Counter(node.op_type for node in weighted)
-    return Executed(dict(integer), dict(floating), len(left) - len(weighted))
+    return ExecutedOperations(dict(integer), dict(floating), len(left) - len(weighted))
 
 
 def _name(model: onnx.ModelProto | Path) -> str:

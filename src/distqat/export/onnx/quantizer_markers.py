@@ -23,7 +23,7 @@ DOMAIN, MARK = "distqat", "Mark"
 WEIGHT, ACTIVATION, TOKEN = "weight", "activation", "token"
 
 
-class Mark(nn.Module):
+class QuantizerMark(nn.Module):
     """In place of a quantizer of this kind; `axis` is the output channel of a weight."""
 
     scale: Tensor
@@ -53,7 +53,7 @@ def marked_copy(model: nn.Module) -> nn.Module:
                 f"{name} is still calibrating, so there are no integers to export; train on, or take a later "
                 "round"
             )
-    marks: dict[int, Mark] = {}
+    marks: dict[int, QuantizerMark] = {}
     for child in copied.modules():
         if isinstance(child, FoldedNorm):
             unfold_norm(child)
@@ -67,14 +67,14 @@ def marked_copy(model: nn.Module) -> nn.Module:
     for name, quantizer in list(quantizers(copied)):
         if not isinstance(quantizer, ActivationQuantizer):
             raise ExportError(f"{name} is a {type(quantizer).__name__}, which no export knows")
-        marks[id(quantizer)] = Mark(ACTIVATION, name, quantizer.step, quantizer.code_range)
+        marks[id(quantizer)] = QuantizerMark(ACTIVATION, name, quantizer.step, quantizer.code_range)
         copied.set_submodule(name, marks[id(quantizer)])
     for name, child in list(copied.named_modules()):
         if isinstance(child, SharedInput):
             copied.set_submodule(name, marks[id(child.quantizer)])
         elif isinstance(child, TokenQuantizer):
             codes = (-child.qmax, child.qmax)
-            copied.set_submodule(name, Mark(TOKEN, name, torch.ones(()), codes))
+            copied.set_submodule(name, QuantizerMark(TOKEN, name, torch.ones(()), codes))
     return copied
 
 
@@ -86,9 +86,9 @@ def _settle_bias(layer: QuantizedLayer) -> None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
 
 
-def _weight_mark(name: str, layer: QuantizedLayer, quantizer: WeightQuantizer) -> Mark:
+def _weight_mark(name: str, layer: QuantizedLayer, quantizer: WeightQuantizer) -> QuantizerMark:
     """One step per output channel, also where the quantizer has one for the whole weight."""
     quantizer(layer.weight)  # a method may set the step by the weight
     axis = channel_axis(cast(nn.Module, layer))
     scale = quantizer.step.expand(layer.weight.shape[axis])
-    return Mark(WEIGHT, name, scale, (-quantizer.qmax, quantizer.qmax), axis)
+    return QuantizerMark(WEIGHT, name, scale, (-quantizer.qmax, quantizer.qmax), axis)

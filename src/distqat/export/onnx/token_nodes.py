@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distqat.export.integer_weights import WeightCodes
-from distqat.export.onnx.onnx_graph import Graph, attribute
+from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +26,7 @@ SPLIT = np.float32(2**8 + 1)
 
 
 def lower_token_product(
-    graph: Graph, node: onnx.NodeProto, mark: onnx.NodeProto, codes: WeightCodes, bias: str
+    graph: OnnxGraph, node: onnx.NodeProto, mark: onnx.NodeProto, codes: WeightCodes, bias: str
 ) -> None:
     """Replace a MatMul or Gemm behind a token mark; `bias` is empty for none."""
     out = node.output[0]
@@ -46,7 +46,7 @@ def lower_token_product(
         graph.add("Add", [last, bias], out)
 
 
-def _quantized(graph: Graph, mark: onnx.NodeProto) -> tuple[str, str]:
+def _quantized(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, str]:
     """Names of the uint8 codes and of the step of each token; made once for all that use the mark."""
     made, x = mark.output[0], mark.input[0]
     names = f"{made}.codes", f"{made}.step"

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distqat.export.integer_weights import WeightCodes
-from distqat.export.onnx.onnx_graph import Graph, attribute
+from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 
 if TYPE_CHECKING:
     import onnx
 
 
 @dataclass(frozen=True)
-class Axis:
+class KernelAxis:
     """One spatial dimension of a convolution: the size of what comes in, and how the kernel goes over it."""
 
     size: int
@@ -37,7 +37,7 @@ class Axis:
         reach = self.dilation * (self.kernel - 1) + 1
         return (self.size + self.before + self.after - reach) // self.stride + 1
 
-    def trimmed(self) -> tuple[int, Axis]:
+    def trimmed(self) -> tuple[int, KernelAxis]:
         """(first position that counts, the axis with those that do); (0, itself) where all do."""
         starts = [out * self.stride - self.before for out in range(self.outputs)]
         counting = [
@@ -51,11 +51,11 @@ class Axis:
         before = self.before - first * self.dilation
         reach = (self.outputs - 1) * self.stride + self.dilation * (kernel - 1) + 1
         after = max(reach - self.size - before, 0)
-        found = Axis(self.size, kernel, self.stride, self.dilation, before, after)
+        found = KernelAxis(self.size, kernel, self.stride, self.dilation, before, after)
         return (first, found) if before >= 0 and found.outputs == self.outputs else (0, self)
 
 
-def trim_kernels(graph: Graph, weights: Mapping[str, WeightCodes]) -> int:
+def trim_kernels(graph: OnnxGraph, weights: Mapping[str, WeightCodes]) -> int:
     """Shrink the kernels of convolutions whose input has a fixed size, where that helps; returns how many."""
     trimmed = 0
     for node in [n for n in graph.nodes if n.op_type == "Conv" and n.input[1] in weights]:
@@ -75,7 +75,9 @@ def trim_kernels(graph: Graph, weights: Mapping[str, WeightCodes]) -> int:
     return trimmed
 
 
-def _axes(node: onnx.NodeProto, kernel: tuple[int, ...], shape: list[int | None] | None) -> list[Axis] | None:
+def _axes(
+    node: onnx.NodeProto, kernel: tuple[int, ...], shape: list[int | None] | None
+) -> list[KernelAxis] | None:
     if shape is None or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
     count = len(kernel)
@@ -85,7 +87,7 @@ def _axes(node: onnx.NodeProto, kernel: tuple[int, ...], shape: list[int | None]
     for i, size in enumerate(shape[2:]):
         if size is None:
             return None
-        axes.append(Axis(size, kernel[i], strides[i], dilations[i], pads[i], pads[i + count]))
+        axes.append(KernelAxis(size, kernel[i], strides[i], dilations[i], pads[i], pads[i + count]))
     return axes
 
 

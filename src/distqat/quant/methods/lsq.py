@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from distqat.quant.fake_quantize import fake_quantize
-from distqat.quant.methods.method import Grid
+from distqat.quant.methods.method import QuantizerGrid
 
 
-class Learned:
+class LsqMethod:
     """The step learns from rounding errors inside the range and from what is clipped outside."""
 
     quantizes, learns_step, has_offset, follows_weight = True, True, False, False
 
-    def fake_quantize(self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    def fake_quantize(
+        self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: QuantizerGrid
+    ) -> Tensor:
         """Equations 1 to 5 of the paper."""
         return fake_quantize(
             x,
@@ -26,4 +28,4 @@ class Learned:
         )
 
 
-METHOD = Learned()
+METHOD = LsqMethod()

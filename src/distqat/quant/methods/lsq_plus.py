@@ -14,15 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distqat.quant.fake_quantize import fake_quantize, step_size
-from distqat.quant.methods.method import Grid
+from distqat.quant.methods.method import QuantizerGrid
 
 
-class Offset:
+class LsqPlusMethod:
     """Step and offset learn; per tensor only."""
 
     quantizes, learns_step, has_offset, follows_weight = True, True, True, False
 
-    def fake_quantize(self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    def fake_quantize(
+        self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: QuantizerGrid
+    ) -> Tensor:
         """As `lsq` on the shifted range; the offset gets the gradient of what is clipped (equation 7)."""
         assert offset is not None
         y = fake_quantize(
@@ -42,7 +44,9 @@ class _Shift(torch.autograd.Function):
     """y as it is; d/d offset is 1 where x is outside of the range, else 0."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, log_step: Tensor, offset: Tensor, grid: Grid) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, log_step: Tensor, offset: Tensor, grid: QuantizerGrid
+    ) -> Tensor:
         ctx.save_for_backward(x, log_step)
         ctx.grid = grid
         return y.view_as(y)
@@ -57,4 +61,4 @@ class _Shift(torch.autograd.Function):
         return grad, None, None, of_offset, None
 
 
-METHOD = Offset()
+METHOD = LsqPlusMethod()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantizerGrid:
     """Where values may lie: step * {qmin..qmax}; `axis` has one step per index, None one for the tensor."""
 
     qmin: int
@@ -30,6 +30,8 @@ class Method(Protocol):
     follows_weight: bool
     """Whether the step of a weight is that of its largest value now, until it is frozen."""
 
-    def fake_quantize(self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    def fake_quantize(
+        self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: QuantizerGrid
+    ) -> Tensor:
         """`x` on the grid; gradients as the method has them."""
         ...

@@ -8,15 +8,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from distqat.quant.fake_quantize import fake_quantize
-from distqat.quant.methods.method import Grid
+from distqat.quant.methods.method import QuantizerGrid
 
 
-class Extremes:
+class MinMaxMethod:
     """Straight-through gradients for the tensor, none for the step."""
 
     quantizes, learns_step, has_offset, follows_weight = True, False, False, True
 
-    def fake_quantize(self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    def fake_quantize(
+        self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: QuantizerGrid
+    ) -> Tensor:
         """Rounded and clamped."""
         return fake_quantize(
             x,
@@ -29,4 +31,4 @@ class Extremes:
         )
 
 
-METHOD = Extremes()
+METHOD = MinMaxMethod()

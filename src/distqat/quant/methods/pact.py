@@ -13,15 +13,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from distqat.quant.fake_quantize import fake_quantize, step_size
-from distqat.quant.methods.method import Grid
+from distqat.quant.methods.method import QuantizerGrid
 
 
-class Clipped:
+class PactMethod:
     """Activations only; signed ones are clipped on both sides."""
 
     quantizes, learns_step, has_offset, follows_weight = True, True, False, False
 
-    def fake_quantize(self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    def fake_quantize(
+        self, x: Tensor, log_step: Tensor, offset: Tensor | None, grid: QuantizerGrid
+    ) -> Tensor:
         """The clipped tensor, rounded with a step that does not see the rounding."""
         step = step_size(log_step)
         scaled = (
@@ -34,4 +36,4 @@ class Clipped:
         return rounded + (clipped - clipped.detach())
 
 
-METHOD = Clipped()
+METHOD = PactMethod()

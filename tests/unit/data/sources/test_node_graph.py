@@ -8,19 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.data.sources.node_graph import Graph, labels_per_class, neighbourhood_size
+from distqat.data.sources.node_graph import NodeGraph, labels_per_class, neighbourhood_size
 from distqat.errors import DataError
 from distqat.models import build_stage
 
 
-def random_graph(nodes: int, edges: int, seed: int) -> Graph:
+def random_graph(nodes: int, edges: int, seed: int) -> NodeGraph:
     rng = np.random.RandomState(seed)
     labels = rng.randint(3, size=nodes)
     x = rng.standard_normal((nodes, 4))
-    return Graph.of_edges(x, labels, rng.randint(nodes, size=(2, edges)), [0, 1], range(2, nodes))
+    return NodeGraph.of_edges(x, labels, rng.randint(nodes, size=(2, edges)), [0, 1], range(2, nodes))
 
 
-def dense(graph: Graph) -> np.ndarray:  # type: ignore[type-arg]
+def dense(graph: NodeGraph) -> np.ndarray:  # type: ignore[type-arg]
     sample = graph.whole([])
     a = np.zeros((len(graph.y_N), len(graph.y_N)))
     np.add.at(a, (sample["edges"][1].numpy(), sample["edges"][0].numpy()), sample["weights"].numpy())
@@ -29,7 +29,7 @@ def dense(graph: Graph) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_the_adjacency_is_that_of_the_paper() -> None:
     edges = np.array([[0, 1, 1, 3, 2, 2], [1, 0, 2, 3, 1, 0]])  # doubled, turned round, and a self-loop
-    graph = Graph.of_edges(np.eye(4), np.zeros(4), edges, [0], [1])
+    graph = NodeGraph.of_edges(np.eye(4), np.zeros(4), edges, [0], [1])
     a = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1.0]])
     d = a.sum(axis=1) ** -0.5
     np.testing.assert_allclose(dense(graph), d[:, None] * a * d, rtol=1e-6)
@@ -79,11 +79,11 @@ def test_the_whole_graph_shows_only_the_labels_asked_for() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     x, y = np.eye(3), np.zeros(3, dtype=np.int64)
     with pytest.raises(DataError, match="outside"):
-        Graph.of_edges(x, y, np.array([[0], [3]]), [0], [1])
+        NodeGraph.of_edges(x, y, np.array([[0], [3]]), [0], [1])
     with pytest.raises(DataError, match="held out at once"):
-        Graph.of_edges(x, y, np.array([[0], [2]]), [0, 1], [1, 2])
+        NodeGraph.of_edges(x, y, np.array([[0], [2]]), [0, 1], [1, 2])
     with pytest.raises(DataError, match="labels"):
-        Graph.of_edges(x, y[:2], np.array([[0], [2]]), [0], [1])
+        NodeGraph.of_edges(x, y[:2], np.array([[0], [2]]), [0], [1])
     with pytest.raises(DataError, match="labels_per_class lower"):
         labels_per_class(y, 3, range(3))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config, load_config
 from distqat.data.source import NoData, Source
-from distqat.distributed.assembly.evaluation import Judged, NotJudged, judge, judge_or_say, show
+from distqat.distributed.assembly.evaluation import EvaluationResult, NotJudged, judge, judge_or_say, show
 from distqat.distributed.assembly.held_out_batches import check_heldout, heldout_batches, heldout_problem
 from distqat.errors import DataError, TaskError
 from distqat.tasks import Batch, Sample, Task, get_task
@@ -97,7 +97,7 @@ def test_at_the_end_it_is_said_and_not_raised(
     assert "held-out samples 1 to 2 (from 1): sample 1 of a batch (from 0): " in judged.why
     assert "the model could not be judged" in caplog.text
     found = HeldOut([SAMPLE])
-    assert judge_or_say(config(), {"full": Zeros()}) == Judged("accuracy", 1.0, judge_loss(), 1)
+    assert judge_or_say(config(), {"full": Zeros()}) == EvaluationResult("accuracy", 1.0, judge_loss(), 1)
 
 
 def judge_loss() -> float:
@@ -116,15 +116,15 @@ def test_what_a_model_or_plugin_raises_is_one_of_ours() -> None:
 
 
 def test_a_metric_that_is_no_number_is_no_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
-    lost = Judged("perplexity", float("inf"), float("inf"), 3)
+    lost = EvaluationResult("perplexity", float("inf"), float("inf"), 3)
     monkeypatch.setattr("distqat.distributed.assembly.evaluation.judge", lambda *_: lost)
     assert judge_or_say(config(), {}) == NotJudged("the perplexity on held-out data is inf")
-    lost = Judged("accuracy", 0.1, float("nan"), 3)
+    lost = EvaluationResult("accuracy", 0.1, float("nan"), 3)
     assert judge_or_say(config(), {}) == NotJudged(
         "the loss on held-out data is nan (accuracy 0.1000 on 3 held-out samples)"
     )
     acting = load_config("configs/dcgan.yaml")  # it has a distance, and no loss
-    assert judge_or_say(acting, {}) == Judged("accuracy", 0.1, lost.loss, 3)
+    assert judge_or_say(acting, {}) == EvaluationResult("accuracy", 0.1, lost.loss, 3)
 
 
 def test_what_is_shown_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:

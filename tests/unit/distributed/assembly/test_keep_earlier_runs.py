@@ -12,7 +12,7 @@ from distqat.config import Config, load_config
 from distqat.distributed.assembly import keep_earlier_runs
 from distqat.distributed.assembly.keep_earlier_runs import make_room, note_end
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.run_start import OLDEST, Start
+from distqat.distributed.coordination.run_start import OLDEST, RunStart
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_an_end_that_cannot_be_noted_is_a_warning(config: Config, caplog: pytest
 def test_the_client_knows_from_where_on_states_are_its_runs(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(log: CommitLog, *, explicit: bool = False, locally: bool = False) -> Start:
-        found = Start.of(config, log, explicit=explicit, locally=locally)
+    def start(log: CommitLog, *, explicit: bool = False, locally: bool = False) -> RunStart:
+        found = RunStart.of(config, log, explicit=explicit, locally=locally)
         log.close()
         return found
 

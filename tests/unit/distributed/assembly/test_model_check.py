@@ -12,7 +12,7 @@ from distqat.config import Config
 from distqat.distributed.assembly.model_check import Told, check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination import preflight as gates
-from distqat.distributed.coordination.preflight import SERVERS_CHECK, Gate
+from distqat.distributed.coordination.preflight import SERVERS_CHECK, Preflight
 from distqat.errors import ConfigError
 from distqat.tasks import Batch, Phase
 
@@ -80,7 +80,7 @@ def test_of_a_batch_in_phases_the_first_is_told() -> None:
 async def test_the_gate_opens_when_the_checks_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "HOLD_S", 0.01)
     config = run(FRONT, BACK)
-    gate, ready = Gate(config), asyncio.get_running_loop().create_future()
+    gate, ready = Preflight(config), asyncio.get_running_loop().create_future()
 
     async def data_ready() -> dict[str, Any]:
         return dict(await ready)
@@ -95,7 +95,7 @@ async def test_the_gate_opens_when_the_checks_are_over(monkeypatch: pytest.Monke
 
 async def test_the_gate_stays_shut_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "HOLD_S", 0.01)
-    gate = Gate(run(FRONT, BACK))
+    gate = Preflight(run(FRONT, BACK))
 
     async def data_ready() -> dict[str, Any]:
         return {"batch": told(run(FRONT, BACK), TOKENS)}
@@ -107,7 +107,7 @@ async def test_the_gate_stays_shut_when_one_fails(monkeypatch: pytest.MonkeyPatc
 
 async def test_in_a_local_run_the_servers_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SERVERS_CHECK, "1")
-    gate = Gate(run(FRONT, BACK))
+    gate = Preflight(run(FRONT, BACK))
     batch = told(run(FRONT, BACK), TOKENS)
 
     async def data_ready() -> dict[str, Any]:
@@ -119,6 +119,6 @@ async def test_in_a_local_run_the_servers_check(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_run_that_goes_on_hears_from_its_servers_first() -> None:
-    gate = Gate(run(FRONT, BACK))
+    gate = Preflight(run(FRONT, BACK))
     await gate.check(None)
     assert await gate.passed()

@@ -14,7 +14,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 
 
 async def test_a_log_that_cannot_be_written_breaks_the_rounds(
@@ -24,7 +24,7 @@ async def test_a_log_that_cannot_be_written_breaks_the_rounds(
     log = CommitLog(path, "run")
     rounds = RoundService(["front"], DilocoOptions(), log, lambda record: None)
     rounds.zero("front", "0" * 64)
-    hop = Hop("front.0.0.0", Address("peer"))
+    hop = Hop("front.0.0.0", PeerAddress("peer"))
     rounds.join("front", hop, 0)
     opened = await asyncio.wait_for(rounds.ready("front", hop.uid, 0), 5)
     told = {"round": opened["round"], "attempt": opened["attempt"]}

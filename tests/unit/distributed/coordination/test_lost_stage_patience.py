@@ -13,7 +13,7 @@ from distqat.distributed.coordination import round_service as module
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import DEAD_S, LOST_S, RoundService
 from distqat.distributed.network.call_fields import Hop
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 
 STAGE, HOLDER, OTHER = "front", "front.0.0.0", "front.0.1.0"
 
@@ -38,7 +38,7 @@ async def service(tmp_path: Path, clock: Clock) -> AsyncIterator[RoundService]:
     log = CommitLog(tmp_path / "log.jsonl", "run")
     made = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
     made.zero(STAGE, "digest")
-    made.join(STAGE, Hop(HOLDER, Address("peer")), 0)
+    made.join(STAGE, Hop(HOLDER, PeerAddress("peer")), 0)
     yield made
     made.close()
     log.close()
@@ -75,7 +75,7 @@ async def test_after_a_start_of_the_client_the_holders_have_time(tmp_path: Path,
 
 
 async def test_another_member_that_holds_the_state_is_enough(service: RoundService, clock: Clock) -> None:
-    service.join(STAGE, Hop(OTHER, Address("other")), 0)
+    service.join(STAGE, Hop(OTHER, PeerAddress("other")), 0)
     service.left(STAGE, HOLDER, for_good=True)
     clock.now += 2 * LOST_S
     assert await service.wait_for_donor(STAGE, "front.0.2.0")

@@ -17,24 +17,24 @@ from distqat.config import Config, structure, structure_digest
 from distqat.diloco.outer_optimizer import OuterState
 from distqat.distributed.coordination import parameter_mirror as module
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.parameter_mirror import Mirror
+from distqat.distributed.coordination.parameter_mirror import ParameterMirror
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.checkpoint_loop import store_of
-from distqat.distributed.serving.committed_state import Shared
-from distqat.distributed.transfer.donor import Donor, Held, upload_bucket
+from distqat.distributed.serving.committed_state import CommittedState
+from distqat.distributed.transfer.donor import DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_mirrored
 from distqat.errors import StageUnavailable
-from distqat.swarm.call_channel import Call
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 STAGE, UID = "full", "full.0.0.0"
 
 
-def state(round: int) -> Shared:
+def state(round: int) -> CommittedState:
     anchor = {"weight": torch.full((1000,), float(round))}
-    return Shared(round, anchor, OuterState(), {}, {"count": torch.tensor(round)})
+    return CommittedState(round, anchor, OuterState(), {}, {"count": torch.tensor(round)})
 
 
 def config(folder: Path, **mirror: Any) -> Config:
@@ -56,7 +56,7 @@ class Scene:
         self.log = CommitLog(folder / "log.jsonl", "mirrored")
         self.rounds = RoundService([STAGE], self.config.diloco, self.log, lambda record: None)
         self.transport = MemoryTransport(self.network, "client")
-        self.mirror = Mirror(self.config, self.log, self.rounds, self.transport)
+        self.mirror = ParameterMirror(self.config, self.log, self.rounds, self.transport)
         self.server = MemoryTransport(self.network, UID)
         self.shared = state(0)
         self.donor = Donor(self._held, None, upload_bucket(None))
@@ -66,23 +66,23 @@ class Scene:
         await self.transport.serve(self.mirror.answer)
         await self.server.serve(self._answer)
         self.rounds.zero(STAGE, self.shared.digest)
-        self.rounds.join(STAGE, Hop(UID, Address(UID)), 0)
+        self.rounds.join(STAGE, Hop(UID, PeerAddress(UID)), 0)
 
-    async def _held(self, round: int) -> Held:
-        return Held(self.shared, 10 * self.shared.round)
+    async def _held(self, round: int) -> DonatedState:
+        return DonatedState(self.shared, 10 * self.shared.round)
 
-    async def _answer(self, call: Call) -> Message:
+    async def _answer(self, call: IncomingCall) -> Message:
         self.calls.append(call.method)
         answers = {"snapshot": self.donor.snapshot, "chunk": self.donor.chunk}
         return await answers[call.method](call.message.fields)
 
-    def commit(self) -> Shared:
+    def commit(self) -> CommittedState:
         """The next round."""
         self.shared = state(self.shared.round + 1)
         self.log.commit_round(STAGE, self.shared.round, self.shared.digest)
         return self.shared
 
-    def write(self, shared: Shared, generation: int) -> Path:
+    def write(self, shared: CommittedState, generation: int) -> Path:
         """As a server of the client's host does."""
         agreed = {
             "agreement": structure(self.config, STAGE),
@@ -99,10 +99,10 @@ class Scene:
         )
         return store_of(self.config).write(STAGE, written)
 
-    async def fetched(self, newer_than: tuple[int, int] = (-1, -1)) -> Shared | None:
+    async def fetched(self, newer_than: tuple[int, int] = (-1, -1)) -> CommittedState | None:
         """What a server without any disk gets from the mirror."""
         told = await self.mirror.newest(STAGE, self.log.first_generation)
-        address = Hop("mirror.0.0.0", Address("client")).fields()
+        address = Hop("mirror.0.0.0", PeerAddress("client")).fields()
         joiner = MemoryTransport(self.network, "joiner")
         got = await fetch_mirrored(joiner, STAGE, told and {**address, **told}, newer_than)
         await joiner.close()
@@ -187,7 +187,7 @@ async def test_donors_that_are_further_are_asked_for_the_newest(scene: Scene) ->
     first = scene.commit()
     held, scene.donor._held = scene.donor._held, None  # type: ignore[assignment]
 
-    async def advancing(round: int) -> Held:
+    async def advancing(round: int) -> DonatedState:
         if scene.shared is first:
             scene.commit()
         return await held(round)
@@ -235,7 +235,7 @@ async def test_switched_off_it_neither_copies_nor_serves(tmp_path: Path, quick: 
     await asyncio.wait_for(scene.mirror.run(), 5)
     assert scene.calls == []
     assert await scene.mirror.newest(STAGE, 0) is None
-    link = await scene.server.link(Address("client"))
+    link = await scene.server.link(PeerAddress("client"))
     with pytest.raises(module.Refused, match=r"param_mirror\.enable"):
         await link.call("snapshot", Message({"stage": STAGE, "round": 1, "digest": ""}), timeout=5)
     scene.rounds.close()
@@ -243,7 +243,7 @@ async def test_switched_off_it_neither_copies_nor_serves(tmp_path: Path, quick: 
 
 
 async def test_a_stage_that_it_does_not_have(scene: Scene) -> None:
-    link = await scene.server.link(Address("client"))
+    link = await scene.server.link(PeerAddress("client"))
     fields = {"round": 0, "digest": scene.shared.digest}
     with pytest.raises(StageUnavailable, match="no copy of stage full"):
         await link.call("snapshot", Message({**fields, "stage": STAGE}), timeout=5)

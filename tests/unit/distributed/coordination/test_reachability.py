@@ -10,19 +10,19 @@ from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.distributed.coordination import reachability as module
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.reachability import Reach
-from distqat.distributed.coordination.slot_grants import Slots
+from distqat.distributed.coordination.reachability import ReachabilityChecks
+from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError, Unreachable
-from distqat.swarm.peer_link import Address, gone
+from distqat.swarm.peer_link import PeerAddress, gone
 from distqat.topology.snapshot import SwarmSnapshot
 
 pytestmark = pytest.mark.timeout(20)
-HOME = Address(
+HOME = PeerAddress(
     "home", "there", ("/ip4/203.0.113.7/tcp/50500/p2p/QmHome", "/ip4/127.0.0.1/tcp/50500/p2p/QmHome")
 )
-ALONE = Address("alone", "here", ("/ip4/127.0.0.1/tcp/50501/p2p/QmAlone",))
-WRONG = Address("wrong", "here", ("/ip4/198.51.100.1/tcp/50502", "/ip4/127.0.0.1/tcp/50502"))
+ALONE = PeerAddress("alone", "here", ("/ip4/127.0.0.1/tcp/50501/p2p/QmAlone",))
+WRONG = PeerAddress("wrong", "here", ("/ip4/198.51.100.1/tcp/50502", "/ip4/127.0.0.1/tcp/50502"))
 REFUSED = "/ip4/203.0.113.7/tcp/50500: connection refused, /ip4/127.0.0.1/tcp/50500: connection refused"
 
 
@@ -34,7 +34,7 @@ class Dialler(MemoryTransport):
         self.out: dict[str, str] = {}
         self.dialled: list[str] = []
 
-    async def prove(self, to: Address) -> None:
+    async def prove(self, to: PeerAddress) -> None:
         self.dialled.append(to.peer)
         if self.out.get(to.peer) == "broken":
             raise RoleError("the daemon did not start")
@@ -46,15 +46,15 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.dialler, self.lost, self.said = Dialler(), [], []
         log = CommitLog(folder / "commit_log.jsonl", "run", resume=False)
-        self.slots = Slots(log, ("front", "back"), 8)
-        self.reach = Reach(self.dialler, "here", self.slots, self._lost)
+        self.slots = SlotGrants(log, ("front", "back"), 8)
+        self.reach = ReachabilityChecks(self.dialler, "here", self.slots, self._lost)
 
     def _lost(self, peer: str) -> None:
         self.lost.append(peer)
         self.slots.free(peer)
         self.reach.gone(peer)
 
-    def holds(self, server: Address) -> str:
+    def holds(self, server: PeerAddress) -> str:
         snapshot = SwarmSnapshot(("front", "back"))
         return self.slots.grant(server.peer, Hop("any.0.0.0", server), snapshot, None).grant.uid
 
@@ -81,7 +81,7 @@ async def test_who_can_be_dialled_is_dialled_once(scene: Scene) -> None:
     for _ in range(3):
         await scene.reach.prove(HOME, None)
     assert scene.dialler.dialled == ["home"]
-    await scene.reach.prove(Address("home", "there", ("/ip4/203.0.113.8/tcp/1",)), None)
+    await scene.reach.prove(PeerAddress("home", "there", ("/ip4/203.0.113.8/tcp/1",)), None)
     assert scene.dialler.dialled == ["home", "home"]  # another address proves anew
 
 
@@ -126,7 +126,7 @@ async def test_a_holder_that_falls_out_of_reach_loses_its_slot_and_hears_why(sce
     assert scene.said == [scene.reach._out["home"]]
     with pytest.raises(Unreachable, match=rf"{uid} loses its slot: nobody can connect .* TCP port 50500"):
         await scene.reach.prove(HOME, uid)
-    await scene.reach.prove(Address("home", "there"), uid)  # told once: a second question is another case
+    await scene.reach.prove(PeerAddress("home", "there"), uid)  # told once: a second question is another case
 
 
 async def test_a_failure_that_passes_costs_nothing(scene: Scene) -> None:
@@ -154,7 +154,7 @@ async def test_reports_about_strangers_cost_nothing(scene: Scene) -> None:
 
 async def test_a_wall_between_two_is_told_to_who_cannot_connect(scene: Scene) -> None:
     scene.holds(HOME)
-    other = scene.holds(Address("other", "elsewhere", ("/ip4/203.0.113.9/tcp/50500",)))
+    other = scene.holds(PeerAddress("other", "elsewhere", ("/ip4/203.0.113.9/tcp/50500",)))
     scene.hear("other", "elsewhere", home=REFUSED)
     await scene.looked()
     assert scene.lost == []
@@ -171,7 +171,7 @@ async def test_a_wall_between_two_is_told_to_who_cannot_connect(scene: Scene) ->
     ("server", "advice"), [(ALONE, "start it with --public-ip"), (WRONG, "see whether --public-ip is")]
 )
 async def test_a_server_beside_the_client_that_others_cannot_reach_is_told(
-    scene: Scene, server: Address, advice: str
+    scene: Scene, server: PeerAddress, advice: str
 ) -> None:
     uid = scene.holds(server)
     other = scene.holds(HOME)

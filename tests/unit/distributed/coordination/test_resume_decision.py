@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.distributed.coordination.resume_decision import Held, Offer, Resumption, decide
+from distqat.distributed.coordination.resume_decision import HeldState, HeldStates, ResumeQuestion, decide
 from distqat.errors import BadFrame
 
 STAGES = ("front", "back")
 
 
-def held(round: int, *, generation: int = 5, mark: str = "", step: int = 0) -> Held:
-    return Held(generation, round, f"digest {generation} {round}", step, mark)
+def held(round: int, *, generation: int = 5, mark: str = "", step: int = 0) -> HeldState:
+    return HeldState(generation, round, f"digest {generation} {round}", step, mark)
 
 
-def offer(stage: str, *rounds: int, marks: tuple[Held, ...] = ()) -> Offer:
-    return Offer(stage, tuple(held(r) for r in sorted(rounds, reverse=True)), marks)
+def offer(stage: str, *rounds: int, marks: tuple[HeldState, ...] = ()) -> HeldStates:
+    return HeldStates(stage, tuple(held(r) for r in sorted(rounds, reverse=True)), marks)
 
 
 def test_nothing_is_decided_before_every_stage_has_a_server() -> None:
@@ -84,19 +84,23 @@ def request(**changes: Any) -> dict[str, Any]:
 
 
 def test_states_of_other_runs_do_not_count() -> None:
-    whole = Offer.parse("front", request(), oldest=0, finished=False)
+    whole = HeldStates.parse("front", request(), oldest=0, finished=False)
     assert [state.generation for state in whole.rounds] == [7, 5]
     assert [state.mark for state in whole.marks] == ["0-1-9"]
-    assert [s.generation for s in Offer.parse("front", request(), oldest=6, finished=False).rounds] == [7]
+    assert [s.generation for s in HeldStates.parse("front", request(), oldest=6, finished=False).rounds] == [
+        7
+    ]
     over = request(held={**request()["held"], "finished": 7})
-    assert Offer.parse("front", over, oldest=0, finished=False) == Offer("front", (), ())
-    assert len(Offer.parse("front", over, oldest=0, finished=True).rounds) == 2
-    assert Offer.parse("back", request(), oldest=0, finished=False) == Offer("back", (), ())
+    assert HeldStates.parse("front", over, oldest=0, finished=False) == HeldStates("front", (), ())
+    assert len(HeldStates.parse("front", over, oldest=0, finished=True).rounds) == 2
+    assert HeldStates.parse("back", request(), oldest=0, finished=False) == HeldStates("back", (), ())
 
 
 def test_what_is_in_memory_comes_before_what_is_on_disk() -> None:
     live = {"generation": 7, "round": 6, "digest": "m"}
-    assert Offer.parse("front", request(live=live), oldest=0, finished=False).rounds == (Held(7, 6, "m"),)
+    assert HeldStates.parse("front", request(live=live), oldest=0, finished=False).rounds == (
+        HeldState(7, 6, "m"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,11 +115,11 @@ def test_what_is_in_memory_comes_before_what_is_on_disk() -> None:
 )
 def test_nonsense_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(BadFrame):
-        Offer.parse("front", request(**broken), oldest=0, finished=False)
+        HeldStates.parse("front", request(**broken), oldest=0, finished=False)
 
 
 async def test_it_is_decided_once_all_that_are_expected_are_there() -> None:
-    resumption = Resumption(STAGES, [], expected=2, waiting=True)
+    resumption = ResumeQuestion(STAGES, [], expected=2, waiting=True)
     deciding = asyncio.ensure_future(resumption.decided())
     resumption.offer("front.0.0.0", offer("front", 2), founded=False)
     await asyncio.sleep(0)
@@ -128,7 +132,7 @@ async def test_it_is_decided_once_all_that_are_expected_are_there() -> None:
 
 
 async def test_a_proof_opens_the_question_again_unless_the_run_began_anew() -> None:
-    fresh = Resumption(STAGES, [], expected=2, waiting=False)
+    fresh = ResumeQuestion(STAGES, [], expected=2, waiting=False)
     assert await fresh.decided() is None
     fresh.offer("front.0.0.0", offer("front"), founded=False)
     assert not fresh.waiting

@@ -10,7 +10,7 @@ import pytest
 from distqat.config import load_config
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.run_start import note_settings
-from distqat.distributed.training.checkpoint_schedule import Marker
+from distqat.distributed.training.checkpoint_schedule import CheckpointSchedule
 from distqat.errors import ConfigError
 
 
@@ -123,7 +123,7 @@ def test_another_pipeline_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_step_after_a_round_is_marked_when_the_last_mark_is_on_disk() -> None:
-    marker = Marker(pipeline=0, life=7, every_s=1e9)
+    marker = CheckpointSchedule(pipeline=0, life=7, every_s=1e9)
     at = [{"round": 0, "saved": ""}] * 2
     assert marker.next(1) == ""
     marker.committed("", at, told=True)
@@ -141,7 +141,7 @@ def test_the_step_after_a_round_is_marked_when_the_last_mark_is_on_disk() -> Non
 
 
 def test_steps_are_marked_by_time_too() -> None:
-    marker = Marker(pipeline=1, life=7, every_s=0.0)
+    marker = CheckpointSchedule(pipeline=1, life=7, every_s=0.0)
     assert marker.next(5) == "1-7-00000005"
     marker.committed("1-7-00000005", [], told=False)  # nobody else writes it: nobody is waited for
     assert marker.next(6) == "1-7-00000006"

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from distqat.distributed.assembly.evaluation import Judged, NotJudged
+from distqat.distributed.assembly.evaluation import EvaluationResult, NotJudged
 from distqat.distributed.coordination.run_end import write_summary
-from distqat.distributed.coordination.run_summary import Summary
-from distqat.launch.summary_table import Summary as Shown
+from distqat.distributed.coordination.run_summary import RunSummary
+from distqat.launch.summary_table import SummaryTable as Shown
 
 
-def summary(judged: Judged | NotJudged, **changes: Any) -> Summary:
+def summary(judged: EvaluationResult | NotJudged, **changes: Any) -> RunSummary:
     fields: dict[str, Any] = {
         "mode": "swarm", "loss_first": 2.0, "loss_last": 1.0, "samples": 10, "samples_per_s": 5.0,
         "seconds": 2.0, "rounds": 3, "model": "ck/model.safetensors", "logs": "logs/x", "checkpoints": "ck",
     }  # fmt: skip
-    return Summary(**{**fields, **Summary.of_judgement(judged, "degrees off"), **changes})
+    return RunSummary(**{**fields, **RunSummary.of_judgement(judged, "degrees off"), **changes})
 
 
 def strict(text: str) -> Any:
@@ -30,23 +30,23 @@ def strict(text: str) -> Any:
 
 
 def test_the_metric_has_its_own_name(tmp_path: Path) -> None:
-    assert write_summary(summary(Judged("degrees off", 5.6, 0.02, 120)), tmp_path) == ""
+    assert write_summary(summary(EvaluationResult("degrees off", 5.6, 0.02, 120)), tmp_path) == ""
     said = strict((tmp_path / "summary.json").read_text())
     assert (said["metric"], said["value"], said["degrees off"]) == ("degrees off", 5.6, 5.6)
     assert "accuracy" not in said
     assert said["evaluation_error"] == ""
     shown = Shown.read(tmp_path / "summary.json", "swarm")
     assert (shown.metric, shown.score, shown.failure) == ("degrees off", 5.6, "")
-    assert summary(Judged("accuracy", 0.9, 0.1, 5)).to_json()["accuracy"] == 0.9
+    assert summary(EvaluationResult("accuracy", 0.9, 0.1, 5)).to_json()["accuracy"] == 0.9
 
 
 def test_a_metric_named_like_another_figure_hides_none_of_them() -> None:
-    assert summary(Judged("samples", 0.5, 0.0, 5)).to_json()["samples"] == 10
+    assert summary(EvaluationResult("samples", 0.5, 0.0, 5)).to_json()["samples"] == 10
 
 
 def test_figures_that_are_not_finite_are_null(tmp_path: Path) -> None:
     nothing = float("nan")
-    write_summary(summary(Judged("return", 400.0, nothing, 20), loss_last=float("inf")), tmp_path)
+    write_summary(summary(EvaluationResult("return", 400.0, nothing, 20), loss_last=float("inf")), tmp_path)
     said = strict((tmp_path / "summary.json").read_text())
     assert (said["value"], said["heldout_loss"], said["loss_last"]) == (400.0, None, None)
 
@@ -65,7 +65,7 @@ def test_a_model_that_was_not_judged_says_so_everywhere(tmp_path: Path) -> None:
 
 def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
-    said = write_summary(summary(Judged("accuracy", 0.9, 0.1, 5)), tmp_path / "logs")
+    said = write_summary(summary(EvaluationResult("accuracy", 0.9, 0.1, 5)), tmp_path / "logs")
     assert said == (
         f"{tmp_path}/logs/summary.json could not be written (File exists), so here it is: accuracy "
         "0.9000 on 5 held-out samples, model ck/model.safetensors"

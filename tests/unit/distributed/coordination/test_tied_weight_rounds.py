@@ -16,15 +16,15 @@ from distqat.codec import get_codec
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.coordination.tied_weight_rounds import KEPT, Copy, Twins
+from distqat.distributed.coordination.tied_weight_rounds import KEPT, TiedCopy, TiedWeightRounds
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.serving.committed_state import Rounds, Shared, initial
+from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic, initial
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
-from distqat.distributed.transfer.tied_weight_exchange import Twin
+from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadContribution, StageUnavailable
-from distqat.swarm.call_channel import Call
-from distqat.swarm.peer_link import Address
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 HEAD, TAIL, TIED = "head", "tail", "lm_head.weight"
@@ -32,24 +32,26 @@ OWN = {HEAD: "wte.weight", TAIL: TIED}
 
 
 class TestTwins:
-    def committed(self, twins: Twins, stage: str, *rounds: int) -> None:
+    def committed(self, twins: TiedWeightRounds, stage: str, *rounds: int) -> None:
         for round in rounds:
             twins.told(stage, round, f"result {round}", f"copy {round}")
             twins.committed(stage, round, f"result {round}")
 
     def test_the_round_before_is_offered_and_stays(self) -> None:
-        twins = Twins((HEAD, TAIL))
+        twins = TiedWeightRounds((HEAD, TAIL))
         assert twins.offer(HEAD, 1, 0) is None
         self.committed(twins, TAIL, 1, 2)
-        assert twins.offer(HEAD, 2, 0) == Copy(TAIL, 1, "copy 1")
+        assert twins.offer(HEAD, 2, 0) == TiedCopy(TAIL, 1, "copy 1")
         self.committed(twins, TAIL, 3, 4, 5)
-        assert twins.offer(HEAD, 2, 0) == Copy(TAIL, 1, "copy 1")  # a member that asks late hears the same
+        assert twins.offer(HEAD, 2, 0) == TiedCopy(
+            TAIL, 1, "copy 1"
+        )  # a member that asks late hears the same
         assert twins.offer(HEAD, 2, 1) is None  # in case nobody gives it
-        assert twins.offer(HEAD, 2, 2) == Copy(TAIL, 5 - KEPT + 1, f"copy {5 - KEPT + 1}")
+        assert twins.offer(HEAD, 2, 2) == TiedCopy(TAIL, 5 - KEPT + 1, f"copy {5 - KEPT + 1}")
         assert twins.offer("body", 2, 0) is None
 
     def test_a_copy_that_voters_do_not_agree_on_is_not_offered(self) -> None:
-        twins = Twins((HEAD, TAIL))
+        twins = TiedWeightRounds((HEAD, TAIL))
         twins.told(TAIL, 1, "result", "copy")
         twins.told(TAIL, 1, "result", "another")
         twins.told(TAIL, 1, "refused", "third")
@@ -57,7 +59,7 @@ class TestTwins:
         assert twins.offer(HEAD, 2, 0) is None
 
     def test_a_stage_that_begins_anew_offers_nothing(self) -> None:
-        twins = Twins((HEAD, TAIL))
+        twins = TiedWeightRounds((HEAD, TAIL))
         self.committed(twins, TAIL, 1)
         twins.forget(TAIL)
         assert twins.offer(HEAD, 2, 0) is None
@@ -121,16 +123,16 @@ class Scene:
     async def add(self, stage: str, index: int) -> None:
         uid, module = f"{stage}.0.{index}.0", Half(stage)
         transport, steps = MemoryTransport(self.network, uid), Steps()
-        rounds = Rounds(self.options, get_codec(self.options.codec), module)
+        rounds = RoundArithmetic(self.options, get_codec(self.options.codec), module)
         shared = initial(module)
         if index == 0:
             self.service.zero(stage, shared.digest)
-        twin = Twin({TIED: OWN[stage]}, transport, 5.0)
+        twin = TiedWeightExchange({TIED: OWN[stage]}, transport, 5.0)
         client: Any = Client(self.service)
         parts = MemberParts(self.options, rounds, steps, steps, transport, client, twin)  # type: ignore[arg-type]
-        member = RoundMember(Hop(uid, Address(uid)), module, shared, parts, lambda record: None)  # type: ignore[arg-type]
+        member = RoundMember(Hop(uid, PeerAddress(uid)), module, shared, parts, lambda record: None)  # type: ignore[arg-type]
 
-        async def answer(call: Call) -> Message:
+        async def answer(call: IncomingCall) -> Message:
             return await (member.tied if call.method == "tied" else member.contribution)(call)
 
         await transport.serve(answer)
@@ -138,7 +140,7 @@ class Scene:
         self.members[uid], self.modules[uid] = member, module
         self.running.append(asyncio.ensure_future(member.run()))
 
-    async def round(self, stage: str, move: float = 0.0) -> tuple[Shared, Shared]:
+    async def round(self, stage: str, move: float = 0.0) -> tuple[CommittedState, CommittedState]:
         """All members of a stage take a step and average; the committed state before and after."""
         own = {uid: member for uid, member in self.members.items() if uid.startswith(stage)}
         before = next(iter(own.values())).shared
@@ -205,8 +207,8 @@ async def test_a_round_goes_on_without_a_copy_that_nobody_gives(scene: Scene) ->
 
 
 async def test_a_copy_of_another_digest_or_shape_is_refused(scene: Scene) -> None:
-    twin = Twin({TIED: OWN[HEAD]}, MemoryTransport(scene.network, "guest"), 5.0)
-    holders = [Hop(uid, Address(uid)).fields() for uid in scene.members if uid.startswith(TAIL)]
+    twin = TiedWeightExchange({TIED: OWN[HEAD]}, MemoryTransport(scene.network, "guest"), 5.0)
+    holders = [Hop(uid, PeerAddress(uid)).fields() for uid in scene.members if uid.startswith(TAIL)]
     digest = scene.members["tail.0.0.0"]._parts.twin.digest(scene.members["tail.0.0.0"].shared)  # type: ignore[union-attr]
     copies = await twin.fetch({"round": 0, "digest": digest, "members": holders})
     assert list(copies) == [OWN[HEAD]]
@@ -220,6 +222,6 @@ async def test_a_copy_of_another_digest_or_shape_is_refused(scene: Scene) -> Non
 
 
 def _local(scene: Scene) -> Any:
-    from distqat.distributed.serving.committed_state import Local
+    from distqat.distributed.serving.committed_state import ReplicaWeights
 
-    return Local.of(scene.modules["head.0.0.0"])
+    return ReplicaWeights.of(scene.modules["head.0.0.0"])

@@ -13,11 +13,11 @@ from tests.fakes.memory_directory import MemoryDirectory, MemorySwarm
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.distributed.network import coordinator_link, other_runs
-from distqat.distributed.network.coordinator_link import Coordinator
+from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.errors import ConfigError, RoleError, RunFinished
 from distqat.process import waiting
-from distqat.swarm.call_channel import Call
-from distqat.swarm.directory import Finish
+from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.directory import FinishedWord
 from distqat.swarm.tensor_frame import Message
 
 BOUND_S = 10.0
@@ -32,21 +32,21 @@ class Scene:
     def directory(self, peer: str) -> MemoryDirectory:
         return MemoryDirectory(self.records, peer, "run", ("front",))
 
-    def server(self) -> Coordinator:
+    def server(self) -> CoordinatorLink:
         directory = self.directory("server")
         look = directory.finished
 
-        async def finished() -> list[Finish]:
+        async def finished() -> list[FinishedWord]:
             self.looks += 1
             return await look()
 
         directory.finished = finished  # type: ignore[method-assign]
-        return Coordinator(MemoryTransport(self.network, "server"), directory)
+        return CoordinatorLink(MemoryTransport(self.network, "server"), directory)
 
     async def client(self, name: str = "client") -> MemoryTransport:
         transport = MemoryTransport(self.network, name)
 
-        async def answer(call: Call) -> Message:
+        async def answer(call: IncomingCall) -> Message:
             return Message({"heard": call.method})
 
         await transport.serve(answer, lambda peer, silent: None)

@@ -14,7 +14,7 @@ from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from distqat.config import load_config
 from distqat.distributed import model, monitor
 from distqat.distributed.network import other_runs
-from distqat.distributed.network.role_peer import Peer
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.errors import ConfigError
 from distqat.launch import evaluate_command
 
@@ -36,7 +36,7 @@ async def swarm(monkeypatch: pytest.MonkeyPatch) -> MemorySwarm:
         directory = MemoryDirectory(records, "me", config.experiment_prefix, tuple(config.stages))
         return SimpleNamespace(directory=directory, transport=MemoryTransport(network, "me"), stop=stop)
 
-    monkeypatch.setattr(Peer, "start", start)
+    monkeypatch.setattr(RolePeer, "start", start)
     monkeypatch.setattr(other_runs, "LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(other_runs, "OTHERS_S", 0.0)
     return records

@@ -10,7 +10,7 @@ from torch import nn
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, quantization_lines
-from distqat.distributed.serving.activation_encoder import Sending, grid_of
+from distqat.distributed.serving.activation_encoder import ActivationEncoder, grid_of
 from distqat.quant import activate, joints, leaving, set_state
 
 
@@ -33,7 +33,7 @@ def calibrated_front(model: str = "mlp", quant: dict[str, object] | None = None)
     return front
 
 
-def forms(sending: Sending, *tensors: torch.Tensor, wanted: bool = True) -> list[str | None]:
+def forms(sending: ActivationEncoder, *tensors: torch.Tensor, wanted: bool = True) -> list[str | None]:
     """The codec of each of a stage's outputs."""
     named = {f"x{index}": tensor.detach() for index, tensor in enumerate(tensors)}
     coded = sending.outputs(named, named if wanted else ()).coded
@@ -51,7 +51,7 @@ def test_the_joint_of_the_output_is_declared_and_its_codes_travel(model: str, me
     assert not (made.detach() == 0).logical_and(made.detach().signbit()).any()
     for state in ("active", "frozen"):
         set_state(front, state)
-        assert forms(Sending(front, "auto", stage="front"), made, wanted=False) == ["aligned"]
+        assert forms(ActivationEncoder(front, "auto", stage="front"), made, wanted=False) == ["aligned"]
 
 
 def test_dropout_in_front_of_the_quantizer_is_quantized_with_the_rest() -> None:
@@ -60,7 +60,9 @@ def test_dropout_in_front_of_the_quantizer_is_quantized_with_the_rest() -> None:
     front = build_module(config, "front")
     front(torch.randn(6, 1, 8, 8))
     activate(front)
-    assert forms(Sending(front, "auto", stage="front"), front(torch.randn(6, 1, 8, 8))) == ["aligned"]
+    assert forms(ActivationEncoder(front, "auto", stage="front"), front(torch.randn(6, 1, 8, 8))) == [
+        "aligned"
+    ]
 
 
 def test_what_is_float_travels_as_it_is() -> None:
@@ -69,11 +71,13 @@ def test_what_is_float_travels_as_it_is() -> None:
     quantizer = leaving(front)
     assert quantizer is not None
     assert grid_of(quantizer) is None, "it calibrates"
-    assert forms(Sending(front, "auto", stage="front"), made) == [None]
+    assert forms(ActivationEncoder(front, "auto", stage="front"), made) == [None]
     activate(front)
     made = front(torch.randn(6, 1, 8, 8))
-    assert forms(Sending(front, "fp32", stage="front"), made) == [None]
-    assert forms(Sending(front, "auto", stage="front"), made, torch.ones(6)) == [None, None], "two outputs"
+    assert forms(ActivationEncoder(front, "fp32", stage="front"), made) == [None]
+    assert forms(ActivationEncoder(front, "auto", stage="front"), made, torch.ones(6)) == [None, None], (
+        "two outputs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,12 +100,16 @@ def test_who_declares_nothing_sends_floats(quant: dict[str, object]) -> None:
         front = build_module(config_of("mlp", "front", "back", quant=quant), "front")
     made = front(torch.randn(6, 1, 8, 8))
     declared = leaving(front)
-    assert forms(Sending(front, "auto", stage="front"), made) == ([None] if declared is None else ["aligned"])
-    assert forms(Sending(front, "int8", stage="front"), made) == ["int8" if declared is None else "aligned"]
+    assert forms(ActivationEncoder(front, "auto", stage="front"), made) == (
+        [None] if declared is None else ["aligned"]
+    )
+    assert forms(ActivationEncoder(front, "int8", stage="front"), made) == [
+        "int8" if declared is None else "aligned"
+    ]
 
 
 def test_a_loss_is_for_what_needs_a_gradient() -> None:
-    sending = Sending(nn.Identity(), "fp16", stage="front")
+    sending = ActivationEncoder(nn.Identity(), "fp16", stage="front")
     x = torch.randn(8)
     assert forms(sending, x) == ["fp16"]
     assert forms(sending, x, wanted=False) == [None]
@@ -112,7 +120,7 @@ def test_what_is_computed_behind_the_quantizer_travels_as_it_is_and_it_is_said_o
 ) -> None:
     front = calibrated_front()
     made = front(torch.randn(6, 1, 8, 8))
-    sending = Sending(front, "auto", stage="front")
+    sending = ActivationEncoder(front, "auto", stage="front")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert forms(sending, made * 1.1) == [None]

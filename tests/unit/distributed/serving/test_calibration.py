@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.errors import QuantError, RemoteFault, RunFailed, SwarmError
 from distqat.quant import QuantOptions, quantize_module, quantizers
@@ -40,7 +40,7 @@ def gated(gate: float) -> StageReplica:
     module = Gated(gate)
     quantize_module(module, options, stage="full", first=True, last=True)
     cpu = torch.device("cpu")
-    precision = Precision.resolve("fp32", cpu)
+    precision = ForwardPrecision.resolve("fp32", cpu)
     return StageReplica(
         module, DilocoOptions(), options, stage="full", device=cpu, precision=precision, task=None
     )

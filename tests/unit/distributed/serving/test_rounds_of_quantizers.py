@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from distqat.codec import get_codec
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.serving.committed_state import Local, Rounds, Shared, as_local, initial
+from distqat.distributed.serving.committed_state import (
+    CommittedState,
+    ReplicaWeights,
+    RoundArithmetic,
+    as_local,
+    initial,
+)
 from distqat.quant import QuantOptions, activate, quantize_module, quantizers, step_parameter_names
 from distqat.quant.options import WarmupOptions
 
@@ -24,21 +30,21 @@ def stage() -> nn.Sequential:
     return module
 
 
-def states(shared: Shared, module: nn.Module) -> set[str]:
+def states(shared: CommittedState, module: nn.Module) -> set[str]:
     as_local(shared).load(module)
     return {quantizer.state for _, quantizer in quantizers(module)}
 
 
-def moved(module: nn.Module, shared: Shared, by: float) -> Local:
-    base = Local.of(module)
+def moved(module: nn.Module, shared: CommittedState, by: float) -> ReplicaWeights:
+    base = ReplicaWeights.of(module)
     steps = {name: tensor + by for name, tensor in shared.steps.items()}
-    return Local({name: t - 0.01 for name, t in base.weights.items()}, steps, base.buffers)
+    return ReplicaWeights({name: t - 0.01 for name, t in base.weights.items()}, steps, base.buffers)
 
 
 def test_steps_and_offsets_are_means_outside_the_momentum_and_freeze_by_the_round() -> None:
     module = stage()
     options = DilocoOptions(inner_steps=10, outer_steps=3)
-    rounds = Rounds(options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0.4))
+    rounds = RoundArithmetic(options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0.4))
     shared = initial(module)
     assert set(shared.steps) == step_parameter_names(module)
     assert {name.rpartition(".")[2] for name in shared.steps} == {"log_step", "offset"}
@@ -52,7 +58,7 @@ def test_steps_and_offsets_are_means_outside_the_momentum_and_freeze_by_the_roun
             torch.testing.assert_close(tensor, before.steps[name] + 0.2, msg=name)
         seen.append(states(shared, module))
     assert seen == [{"active"}, {"active"}, {"frozen"}]
-    assert rounds.merge(shared, Local.of(module), as_local(shared)).finite()
+    assert rounds.merge(shared, ReplicaWeights.of(module), as_local(shared)).finite()
 
 
 class Branch(nn.Module):
@@ -76,7 +82,7 @@ def test_replicas_find_the_step_of_a_waiting_quantizer_together() -> None:
     module(torch.randn(16, 4))
     activate(module, wait=True)
     options = DilocoOptions(inner_steps=10, outer_steps=3)
-    rounds = Rounds(options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0))
+    rounds = RoundArithmetic(options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0))
     shared, seen = initial(module), list[set[str]]()
     for _ in range(2):
         sent = []
@@ -85,7 +91,7 @@ def test_replicas_find_the_step_of_a_waiting_quantizer_together() -> None:
             with torch.no_grad():
                 module.zero.weight.copy_(torch.eye(4) * 0.01)  # what the inner steps of a replica make
             module(torch.randn(16, 4))
-            sent.append(rounds.contribution(shared, Local.of(module)))
+            sent.append(rounds.contribution(shared, ReplicaWeights.of(module)))
         assert [name for name in sent[0] if name.startswith("seen/")] == ["seen/after.input_quant"]
         result = rounds.result(shared, sent, [8, 8])
         assert result.digest == rounds.result(shared, sent, [8, 8]).digest
@@ -94,7 +100,9 @@ def test_replicas_find_the_step_of_a_waiting_quantizer_together() -> None:
         shared = result
         seen.append(states(shared, module))
     assert seen == [{"active", "waiting"}, {"active"}]
-    assert not [name for name in rounds.contribution(shared, Local.of(module)) if name.startswith("seen/")]
+    assert not [
+        name for name in rounds.contribution(shared, ReplicaWeights.of(module)) if name.startswith("seen/")
+    ]
 
 
 def test_the_round_before_the_last_freezes_and_forgets_what_was_counted() -> None:
@@ -104,7 +112,9 @@ def test_the_round_before_the_last_freezes_and_forgets_what_was_counted() -> Non
     module(torch.randn(3, 1, 6, 6))
     activate(module)
     options = DilocoOptions(inner_steps=10, outer_steps=4)
-    rounds = Rounds(options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0.1), stands=True)
+    rounds = RoundArithmetic(
+        options, get_codec("fp32"), module, WarmupOptions(freeze_bn_last=0.1), stands=True
+    )
     assert [rounds.measuring(round) for round in range(5)] == [False, False, False, True, True]
     assert [rounds.inner_steps(round) for round in range(4)] == [10, 10, 20, 8]
     rounds.options = DilocoOptions(inner_steps=10, outer_steps=5)  # a client that was started again
@@ -116,13 +126,13 @@ def test_the_round_before_the_last_freezes_and_forgets_what_was_counted() -> Non
     assert int(shared.buffers["1.num_batches_tracked"]) == 0
     local = rounds.merge(shared, moved(module, shared, 0.2), as_local(shared))
     assert all(torch.equal(local.weights[name], tensor) for name, tensor in shared.anchor.items())
-    base = Local.of(module)
+    base = ReplicaWeights.of(module)
     buffers = {
         **base.buffers,
         "1.running_mean": torch.full((2,), 3.0),
         "1.num_batches_tracked": torch.tensor(8),
     }
-    strays = Local({name: t + 1.0 for name, t in base.weights.items()}, base.steps, buffers)
+    strays = ReplicaWeights({name: t + 1.0 for name, t in base.weights.items()}, base.steps, buffers)
     last = rounds.result(shared, [rounds.contribution(shared, strays)], [8])
     assert (last.round, last.anchor, last.outer, last.steps) == (4, shared.anchor, shared.outer, shared.steps)
     assert last.buffers["1.running_mean"].tolist() == [3.0, 3.0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from distqat.distributed.serving.serving_lease import FRESH_S, HEARTBEAT, LEASE_S, Lease
+from distqat.distributed.serving.serving_lease import FRESH_S, HEARTBEAT, LEASE_S, ServingLease
 
 
 class Clock:
@@ -23,7 +23,7 @@ def test_it_is_over_before_the_client_frees_the_slot() -> None:
 
 async def test_answers_renew_it_from_the_moment_of_asking() -> None:
     clock = Clock()
-    lease = Lease(5.0, clock)
+    lease = ServingLease(5.0, clock)
     for _ in range(20):
         asked, clock.now = clock.now, clock.now + 2.0
         assert not lease.over
@@ -35,7 +35,7 @@ async def test_answers_renew_it_from_the_moment_of_asking() -> None:
 
 async def test_once_over_it_stays_so_until_it_is_confirmed() -> None:
     clock = Clock()
-    lease = Lease(5.0, clock)
+    lease = ServingLease(5.0, clock)
     clock.now += 5.1
     assert lease.over
     lease.renew(clock.now)
@@ -49,13 +49,13 @@ async def test_once_over_it_stays_so_until_it_is_confirmed() -> None:
 
 async def test_a_stop_of_the_whole_process_ends_it_before_anything_else_runs() -> None:
     clock = Clock()
-    lease = Lease(5.0, clock)
+    lease = ServingLease(5.0, clock)
     clock.now += 30.0
     assert lease.over  # no timer had to fire
 
 
 async def test_each_end_is_told_once() -> None:
-    lease = Lease(0.02)
+    lease = ServingLease(0.02)
     told: asyncio.Queue[float] = asyncio.Queue()
     watching = asyncio.ensure_future(lease.watch(told.put_nowait))
     assert await asyncio.wait_for(told.get(), 5) >= 0.02

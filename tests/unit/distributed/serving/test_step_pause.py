@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from distqat.distributed.serving.step_pause import Pause
+from distqat.distributed.serving.step_pause import StepPause
 
 
 class Steps:
@@ -30,7 +30,7 @@ class Steps:
 
 async def test_paused_within_and_going_afterwards() -> None:
     steps = Steps()
-    async with Pause(steps) as pause:
+    async with StepPause(steps) as pause:
         assert steps.paused
         pause.let_go()
         pause.let_go()
@@ -47,7 +47,7 @@ async def test_an_error_leaves_them_going(let_go: bool) -> None:
     steps = Steps()
 
     async def block() -> None:
-        async with Pause(steps) as pause:
+        async with StepPause(steps) as pause:
             if let_go:
                 pause.let_go()
             raise ValueError("as the test wants")
@@ -61,7 +61,7 @@ async def test_who_is_cancelled_before_they_stand_still_leaves_them_going() -> N
     steps = Steps(quiet=False)
 
     async def block() -> None:
-        async with Pause(steps):
+        async with StepPause(steps):
             raise AssertionError("they never stand still")
 
     task = asyncio.ensure_future(block())

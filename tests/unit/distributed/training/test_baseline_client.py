@@ -15,7 +15,7 @@ from distqat.config import Config
 from distqat.distributed.client import Client
 from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY
 from distqat.errors import ConfigError
-from distqat.metrics import Nothing
+from distqat.metrics import NullSink
 from distqat.process import RoleCommand, RoleProcess
 
 
@@ -51,6 +51,6 @@ async def test_a_refused_trainer_ends_it(tmp_path: Path, monkeypatch: pytest.Mon
         identity=SimpleNamespace(peer="client"),
         lost_daemon=lives,
     )
-    client = Client(config, [], peer, Roles(), Nothing())  # type: ignore[arg-type]
+    client = Client(config, [], peer, Roles(), NullSink())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no stage back"):
         await asyncio.wait_for(client.run(asyncio.Event()), 30)

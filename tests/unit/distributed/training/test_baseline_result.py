@@ -18,14 +18,14 @@ from distqat.distributed.baseline import train_locally
 from distqat.distributed.coordination.trainer_processes import BEGAN
 from distqat.distributed.training import baseline_result
 from distqat.distributed.training.baseline_result import (
-    Figures,
+    BaselineFigures,
     conclude_baseline,
     trained_before,
     write_trained,
 )
 from distqat.errors import RunFailed
 
-FIGURES = Figures(2.3, 0.4, 640, 8.0)
+FIGURES = BaselineFigures(2.3, 0.4, 640, 8.0)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_the_next_life_judges_what_is_there(config: Config, monkeypatch: p
     assert trained_before(config, stages) == trained
     assert all((p == 0.5).all() for stage in stages.values() for p in stage.parameters())
 
-    async def never(*_: Any) -> Figures:
+    async def never(*_: Any) -> BaselineFigures:
         raise AssertionError("it trains again")
 
     monkeypatch.setattr(baseline, "_train", never)

@@ -9,7 +9,7 @@ import torch
 
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.batch_phases import BatchTally, phase_steps
-from distqat.swarm.peer_link import Address
+from distqat.swarm.peer_link import PeerAddress
 from distqat.tasks import Batch, Phase, TaskSettings, get_task
 from distqat.tasks.cv import ImageClassification
 
@@ -36,7 +36,7 @@ def test_phases_freeze_the_stages_that_they_do_not_train(stages: int, frozen: li
     steps = phase_steps(TwoPhases(), [batch(4)], stages=stages, microbatches=1)
     assert [set(step.frozen) for step in steps] == frozen
     assert [step.last for step in steps] == [False, True]
-    route = [Hop(f"s{i}.0.0.0", Address("peer")) for i in range(stages)]
+    route = [Hop(f"s{i}.0.0.0", PeerAddress("peer")) for i in range(stages)]
     assert [steps[1].uids(route)] == [[f"s{i}.0.0.0" for i in sorted(frozen[1])]]
 
 

@@ -11,18 +11,18 @@ from torch import nn
 
 from distqat.diloco.options import DilocoOptions
 from distqat.diloco.outer_optimizer import OuterState
-from distqat.distributed.serving.committed_state import Shared
-from distqat.distributed.serving.forward_precision import Precision
+from distqat.distributed.serving.committed_state import CommittedState
+from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.transfer import donor as module
-from distqat.distributed.transfer.donor import Donor, Held
+from distqat.distributed.transfer.donor import DonatedState, Donor
 from distqat.distributed.transfer.snapshot_exchange import inner_state, load_inner_state
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import BadFrame, Busy, StageUnavailable
 from distqat.quant import QuantOptions
 
 CHUNK = 1000
-SHARED = Shared(1, {"w": torch.arange(2000.0)}, OuterState(), {}, {})
+SHARED = CommittedState(1, {"w": torch.arange(2000.0)}, OuterState(), {}, {})
 FIELDS = {"round": 1, "digest": SHARED.digest}
 
 
@@ -33,8 +33,8 @@ class Clock:
         return self.now
 
 
-async def held(round: int) -> Held:
-    return Held(SHARED, 5)
+async def held(round: int) -> DonatedState:
+    return DonatedState(SHARED, 5)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_what_nobody_has_is_refused(donor: Donor) -> None:
 async def test_joiners_that_come_together_have_one_frozen_state(donor: Donor) -> None:
     frozen, freeze = [], donor._freeze
 
-    async def counted(part: str, of: Held) -> object:
+    async def counted(part: str, of: DonatedState) -> object:
         frozen.append(part)
         return await freeze(part, of)
 
@@ -96,7 +96,7 @@ def _replica() -> StageReplica:
         QuantOptions(enabled=False),
         stage="full",
         device=torch.device("cpu"),
-        precision=Precision(),
+        precision=ForwardPrecision(),
         task=None,
     )
     for param in replica.module.parameters():

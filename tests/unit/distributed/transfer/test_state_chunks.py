@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.transfer import state_chunks
-from distqat.distributed.transfer.download import Pieces
-from distqat.distributed.transfer.state_chunks import Description, Parcel
+from distqat.distributed.transfer.download import ChunkCache
+from distqat.distributed.transfer.state_chunks import ChunkedState, ChunkedStateDescription
 from distqat.errors import BadContribution, BadFrame
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.tensor_spec import DTYPES
@@ -37,10 +37,10 @@ def made(specs: dict[str, tuple[list[int], str]], seed: int = 1) -> dict[str, to
     return tensors
 
 
-def through(whole: Parcel) -> dict[str, torch.Tensor]:
-    description = Description.parse(whole.description.message({}))
+def through(whole: ChunkedState) -> dict[str, torch.Tensor]:
+    description = ChunkedStateDescription.parse(whole.description.message({}))
     assert description == whole.description
-    pieces = Pieces()
+    pieces = ChunkCache()
     for index in pieces.missing(description):
         pieces.add(description, index, whole.chunk(index))
     return pieces.join(description)
@@ -51,7 +51,7 @@ def through(whole: Parcel) -> dict[str, torch.Tensor]:
 def test_any_state_comes_together_again(specs: dict[str, tuple[list[int], str]], chunk_bytes: int) -> None:
     tensors = made(specs)
     digest = state_digest(tensors)
-    found = through(Parcel(tensors, digest, chunk_bytes))
+    found = through(ChunkedState(tensors, digest, chunk_bytes))
     assert found.keys() == tensors.keys()
     assert state_digest(found) == digest
     for name, tensor in tensors.items():
@@ -62,18 +62,18 @@ def test_strides_do_not_matter() -> None:
     plain = {"a": torch.arange(12.0).reshape(3, 4), "one": torch.tensor([5]), "zero_dim": torch.tensor(2.5)}
     odd = {"zero_dim": plain["zero_dim"], "one": torch.arange(9)[5::7], "a": plain["a"].t().contiguous().t()}
     digest = state_digest(plain)
-    assert Parcel(plain, digest, 16).description == Parcel(odd, digest, 16).description
+    assert ChunkedState(plain, digest, 16).description == ChunkedState(odd, digest, 16).description
 
 
 def test_equal_chunks_travel_once() -> None:
     tensors = {"momentum": torch.zeros(1000), "weights": torch.arange(100.0)}
-    whole = Parcel(tensors, state_digest(tensors), 64).description
-    assert len(Pieces().missing(whole)) == len(set(whole.hashes)) < 20 < len(whole.hashes)
+    whole = ChunkedState(tensors, state_digest(tensors), 64).description
+    assert len(ChunkCache().missing(whole)) == len(set(whole.hashes)) < 20 < len(whole.hashes)
 
 
 def test_a_chunk_that_is_not_there() -> None:
     for tensors in ({}, {"empty": torch.empty(0, 3)}, {"a": torch.ones(5)}):
-        whole = Parcel(tensors, state_digest(tensors), 16)
+        whole = ChunkedState(tensors, state_digest(tensors), 16)
         for index in (-1, len(whole.description.hashes)):
             with pytest.raises(BadFrame):
                 whole.chunk(index)
@@ -81,8 +81,8 @@ def test_a_chunk_that_is_not_there() -> None:
 
 def test_wrong_bytes_and_wrong_sizes_are_refused() -> None:
     tensors = {"a": torch.arange(10.0)}
-    whole = Parcel(tensors, state_digest(tensors), 16)
-    pieces, good = Pieces(), whole.chunk(0)
+    whole = ChunkedState(tensors, state_digest(tensors), 16)
+    pieces, good = ChunkCache(), whole.chunk(0)
     flipped = good.clone()
     flipped[3] ^= 1
     for chunk in (flipped, good[:8], good.float(), good.reshape(4, 4), None, whole.chunk(1)):
@@ -93,7 +93,7 @@ def test_wrong_bytes_and_wrong_sizes_are_refused() -> None:
 
 def test_chunks_of_another_state_do_not_make_this_one() -> None:
     tensors = {"a": torch.arange(10.0)}
-    whole = Parcel({"a": torch.arange(10.0) + 1}, state_digest(tensors), 16)
+    whole = ChunkedState({"a": torch.arange(10.0) + 1}, state_digest(tensors), 16)
     with pytest.raises(BadContribution, match="digest"):
         through(whole)
 
@@ -126,11 +126,11 @@ def _schema(entries: Any) -> torch.Tensor:
 def test_descriptions_that_contradict_themselves(schema: torch.Tensor, hashes: int) -> None:
     tensors = {"schema": schema, "hashes": torch.zeros(32 * hashes, dtype=torch.uint8)}
     with pytest.raises(BadContribution):
-        Description.parse(Message({"digest": "d", "chunk_bytes": 16}, tensors))
+        ChunkedStateDescription.parse(Message({"digest": "d", "chunk_bytes": 16}, tensors))
 
 
 @pytest.mark.parametrize("chunk_bytes", [0, -1, state_chunks.MAX_CHUNK_BYTES + 1, True, "16", None])
 def test_chunk_sizes_are_bounded(chunk_bytes: Any) -> None:
     empty = {"schema": _schema([]), "hashes": torch.empty(0, dtype=torch.uint8)}
     with pytest.raises((BadContribution, BadFrame)):
-        Description.parse(Message({"digest": "d", "chunk_bytes": chunk_bytes}, empty))
+        ChunkedStateDescription.parse(Message({"digest": "d", "chunk_bytes": chunk_bytes}, empty))

@@ -12,10 +12,10 @@ import torch
 from tests.unit.export.quantized import first_batch, quantized, tiny_config
 
 from distqat.errors import ExportError
-from distqat.export.joined_stages import Whole
+from distqat.export.joined_stages import JoinedStages
 from distqat.export.layer_agreement import compare_layers, first_apart
 from distqat.export.onnx.onnx_model import OnnxModels, onnx_models
-from distqat.export.onnx.ort_session import Session, executed
+from distqat.export.onnx.ort_session import OrtSession, executed
 from distqat.quant import ActivationQuantizer, quantizers
 from distqat.tasks import Batch
 
@@ -30,7 +30,7 @@ HOW = {
 @dataclass
 class Exported:
     name: str
-    model: Whole
+    model: JoinedStages
     models: OnnxModels
     batch: Batch
 
@@ -55,7 +55,7 @@ def test_the_file_is_valid_and_takes_any_batch(exported: Exported) -> None:
     for value in (*exported.models.integer.graph.input, *exported.models.integer.graph.output):
         names = [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param]
         assert names == (["batch", "length"] if "gpt" in exported.name else ["batch"])
-    session = Session(exported.models.integer)
+    session = OrtSession(exported.models.integer)
     assert session.inputs == ["x"]
     assert session.outputs == ["logits"]
     whole = session.run({"x": x})["logits"]
@@ -66,8 +66,8 @@ def test_the_file_is_valid_and_takes_any_batch(exported: Exported) -> None:
 def test_outputs_are_those_of_the_fake_quantized_model(exported: Exported) -> None:
     with torch.no_grad():
         expected = exported.model(*exported.batch.inputs.values())[0].numpy()
-    found = Session(exported.models.integer).run({"x": exported.batch.inputs["x"].numpy()})["logits"]
-    floated = Session(exported.models.float).run({"x": exported.batch.inputs["x"].numpy()})["logits"]
+    found = OrtSession(exported.models.integer).run({"x": exported.batch.inputs["x"].numpy()})["logits"]
+    floated = OrtSession(exported.models.float).run({"x": exported.batch.inputs["x"].numpy()})["logits"]
     error, floating = np.abs(found - expected).max(), np.abs(floated - expected).max()
     assert error < 0.01 * np.abs(expected).max()
     assert error < 0.75 * floating, "no nearer to the fake-quantized model than the float one is"
@@ -75,7 +75,7 @@ def test_outputs_are_those_of_the_fake_quantized_model(exported: Exported) -> No
 
 def test_all_layers_hold_the_same_codes(exported: Exported) -> None:
     layers = compare_layers(
-        exported.model, Session(exported.models.probed), exported.models.activations, exported.batch.inputs
+        exported.model, OrtSession(exported.models.probed), exported.models.activations, exported.batch.inputs
     )
     used = {name for name, q in quantizers(exported.model) if isinstance(q, ActivationQuantizer)}
     assert {layer.name for layer in layers} == used
@@ -123,7 +123,7 @@ def test_a_wrong_bias_is_found_at_its_layer(exported: Exported) -> None:
     changed = copy.deepcopy(exported.model)
     with torch.no_grad():
         changed.get_submodule("front.layer1").bias += 0.5
-    layers = compare_layers(changed, Session(probed), probes, inputs)
+    layers = compare_layers(changed, OrtSession(probed), probes, inputs)
     found = first_apart(layers)
     assert found is not None
     assert found.name == layers[1].name
@@ -139,5 +139,5 @@ def test_with_exact_biases_nearly_all_codes_are_the_same(how: str) -> None:
     ran = executed(models.integer)
     assert set(ran.integer) == {"ConvInteger", "QGemm"}
     assert ran.integer_count == len(models.products)
-    layers = compare_layers(model, Session(models.probed), models.activations, batch.inputs)
+    layers = compare_layers(model, OrtSession(models.probed), models.activations, batch.inputs)
     assert max(layer.share_apart for layer in layers[:8]) < 1e-3

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distqat.export.onnx import ort_session as sessions
-from distqat.export.onnx.ort_session import Session
+from distqat.export.onnx.ort_session import OrtSession
 from distqat.export.precision import sums_exactly
 
 RNG = np.random.default_rng(7)
@@ -32,7 +32,7 @@ def test_sums_of_the_largest_codes_are_exact(told: bool, monkeypatch: pytest.Mon
         monkeypatch.setattr(sessions, "sums_exactly", lambda: False)
     x = RNG.choice(np.array([254, 255], np.uint8), size=(9, SHAPE[0]))
     weight = RNG.choice(np.array([-127, 126, 127], np.int8), size=SHAPE)
-    found = Session(product(weight), threads=1).run({"x": x})["y"]
+    found = OrtSession(product(weight), threads=1).run({"x": x})["y"]
     assert np.array_equal(found, x.astype(np.int64) @ weight.astype(np.int64))
 
 

@@ -10,15 +10,15 @@ from onnx import TensorProto, helper
 from torch.nn import functional as F
 
 from distqat.export.integer_weights import WeightCodes
-from distqat.export.onnx.onnx_graph import Graph, attribute
-from distqat.export.onnx.trim_kernels import Axis, trim_kernels
+from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
+from distqat.export.onnx.trim_kernels import KernelAxis, trim_kernels
 
 
 def test_by_hand() -> None:
-    assert Axis(1, 3, 1, 1, 1, 1).trimmed() == (1, Axis(1, 1, 1, 1, 0, 0))
-    assert Axis(2, 3, 2, 1, 1, 1).trimmed() == (1, Axis(2, 2, 2, 1, 0, 0))
-    assert Axis(2, 3, 1, 1, 1, 1).trimmed() == (0, Axis(2, 3, 1, 1, 1, 1))
-    assert Axis(8, 7, 2, 1, 3, 3).trimmed() == (0, Axis(8, 7, 2, 1, 3, 3))
+    assert KernelAxis(1, 3, 1, 1, 1, 1).trimmed() == (1, KernelAxis(1, 1, 1, 1, 0, 0))
+    assert KernelAxis(2, 3, 2, 1, 1, 1).trimmed() == (1, KernelAxis(2, 2, 2, 1, 0, 0))
+    assert KernelAxis(2, 3, 1, 1, 1, 1).trimmed() == (0, KernelAxis(2, 3, 1, 1, 1, 1))
+    assert KernelAxis(8, 7, 2, 1, 3, 3).trimmed() == (0, KernelAxis(8, 7, 2, 1, 3, 3))
 
 
 @given(
@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     pad=st.integers(0, 4),
 )
 def test_the_convolution_gives_the_same(size: int, kernel: int, stride: int, dilation: int, pad: int) -> None:
-    axis = Axis(size, kernel, stride, dilation, pad, pad)
+    axis = KernelAxis(size, kernel, stride, dilation, pad, pad)
     assume(size + 2 * pad >= dilation * (kernel - 1) + 1)
     first, found = axis.trimmed()
     x = torch.randint(-9, 9, (2, 3, size)).double()
@@ -41,7 +41,7 @@ def test_the_convolution_gives_the_same(size: int, kernel: int, stride: int, dil
     assert found.kernel <= kernel
 
 
-def graph(size: int | str) -> tuple[Graph, dict[str, WeightCodes]]:
+def graph(size: int | str) -> tuple[OnnxGraph, dict[str, WeightCodes]]:
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4, kernel_shape=[3, 3])]
     made = helper.make_graph(
         nodes,
@@ -50,7 +50,7 @@ def graph(size: int | str) -> tuple[Graph, dict[str, WeightCodes]]:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
     codes = WeightCodes("layer", np.arange(36, dtype=np.int8).reshape(2, 2, 3, 3), np.ones(2), 0, 8)
-    return Graph(helper.make_model(made)), {"w": codes}
+    return OnnxGraph(helper.make_model(made)), {"w": codes}
 
 
 def test_codes_and_attributes_are_changed_together() -> None:
