@@ -59,7 +59,7 @@ def interrupted(folder: Path, at: str, words: list[str]) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("at", ["distqat.distributed", "setproctitle", "pydantic", "distqat.config.schema"])
+@pytest.mark.parametrize("at", ["distqat.process", "setproctitle", "pydantic", "distqat.config.schema"])
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launchers(tmp_path: Path, name: str, at: str) -> None:
     script, *flags = LAUNCHERS[name]

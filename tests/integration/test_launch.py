@@ -55,7 +55,7 @@ def started_server(launcher: subprocess.Popen[str]) -> tuple[str, int, int]:
 
 def test_two_launchers_of_one_host_do_not_meet(launch: Launch, tmp_path: Path) -> None:
     flags = ["--num-servers=2", f"--initial-peers={PEER}"]
-    first, second = launch("servers", *flags), launch("servers", *flags)
+    first, second = launch("start_servers", *flags), launch("start_servers", *flags)
     running = [started_server(launcher) for launcher in (first, first, second, second)]
     assert len({name for name, _, _ in running}) == 4
     assert len({port for _, _, port in running}) == 4
@@ -74,7 +74,7 @@ def test_two_launchers_of_one_host_do_not_meet(launch: Launch, tmp_path: Path) -
 
 
 def test_sigkill_of_a_launcher_takes_its_servers(launch: Launch) -> None:
-    launcher = launch("servers", "--server-base-port=0", f"--initial-peers={PEER}")
+    launcher = launch("start_servers", "--server-base-port=0", f"--initial-peers={PEER}")
     _, pid, _ = started_server(launcher)
     server = os.pidfd_open(pid)
     launcher.kill()
@@ -85,7 +85,7 @@ def test_sigkill_of_a_launcher_takes_its_servers(launch: Launch) -> None:
 
 
 def test_when_all_servers_have_finished_the_launcher_ends_well(launch: Launch, tmp_path: Path) -> None:
-    launcher = launch("servers", "--server-base-port=0", f"--initial-peers={PEER}", scene="finish")
+    launcher = launch("start_servers", "--server-base-port=0", f"--initial-peers={PEER}", scene="finish")
     output, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 0, errors
     assert "server 0 (PID" in output
@@ -211,7 +211,7 @@ def test_what_the_client_ended_with_is_the_last_line_and_its_restarts_are_said(
 
 def test_servers_that_are_all_refused_say_so_once(launch: Launch) -> None:
     launcher = launch(
-        "servers", "--num-servers=3", "--server-base-port=0", f"--initial-peers={PEER}", scene="refuse"
+        "start_servers", "--num-servers=3", "--server-base-port=0", f"--initial-peers={PEER}", scene="refuse"
     )
     output, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 2
