@@ -161,7 +161,8 @@ class Child:
 def _outer_round(config: Any, module: Any, shared: Any) -> Any:
     """Contribution, result and merge of a round with one member."""
     from distqat.codec import get_codec
-    from distqat.distributed.serving.committed_state import ReplicaWeights, RoundArithmetic
+    from distqat.distributed.serving.committed_state import ReplicaWeights
+    from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 
     rounds = RoundArithmetic(config.diloco, get_codec(config.diloco.codec), module)
     base = ReplicaWeights.of(module)

@@ -21,8 +21,9 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.coordinator_link import CoordinatorLink
-from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic, as_local, initial
+from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
 from distqat.distributed.serving.compute_thread import Priority
+from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
 from distqat.distributed.training.step_driver import StepDriver

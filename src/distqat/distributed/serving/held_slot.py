@@ -21,11 +21,12 @@ from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.serving.bootstrap import Bootstrap
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
-from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic
+from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.replica_state import moments, own_state
+from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
 from distqat.distributed.serving.run_settings import take_over_again

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from distqat.diloco.options import DilocoOptions
+from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.committed_state import (
     CommittedState,
     ReplicaWeights,
     as_local,
-    contribution_digest,
 )
 from distqat.distributed.serving.compute_thread import Priority
 from distqat.distributed.serving.replica import StageReplica
@@ -192,7 +192,7 @@ class RoundMember:
             base = await self._compute(lambda: ReplicaWeights.of(self._replica.module))
         samples, since, averaged = self._samples, self._since, self._unaveraged
         sent: Named = await self._compute(lambda: self._parts.rounds.contribution(self.shared, base))
-        own = _Published(round, attempt, sent, contribution_digest(sent), samples)
+        own = _Published(round, attempt, sent, state_digest(sent), samples)
         self._published = own
         self._publication.set()
         if self._options.overlap:
@@ -264,7 +264,7 @@ class RoundMember:
         timeout = self._options.averaging_timeout
         reply = await link.call("contribution", Message(fields), timeout=timeout)
         tensors = dict(reply.tensors)
-        if contribution_digest(tensors) != digest:
+        if state_digest(tensors) != digest:
             raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
         return tensors
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.network.coordinator_link import CoordinatorLink
-from distqat.distributed.serving.committed_state import RoundArithmetic
 from distqat.distributed.serving.compute_thread import ComputeThread
+from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.swarm.transport import Transport

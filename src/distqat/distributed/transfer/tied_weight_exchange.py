@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.committed_state import CommittedState
-from distqat.errors import StageUnavailable, SwarmError
+from distqat.errors import BadContribution, StageUnavailable, SwarmError
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -68,3 +69,15 @@ class TiedWeightExchange:
 
     def _of(self, shared: CommittedState) -> Named:
         return {name: shared.anchor[own] for name, own in self._names.items()}
+
+
+def moved_towards(copies: Mapping[str, Tensor], before: Named, after: Named) -> Named:
+    """Half the way from the old anchor to the other copy, on top of what the round moved."""
+    moved: Named = {}
+    for name, copy in copies.items():
+        if name not in before or copy.shape != before[name].shape or copy.dtype != before[name].dtype:
+            raise BadContribution(f"the other stage's copy of {name!r} is of another shape or type")
+        if not bool(torch.isfinite(copy).all()):
+            raise BadContribution(f"the other stage's copy of {name!r} is not finite")
+        moved[name] = after[name] + (copy - before[name]) * 0.5
+    return moved

@@ -18,7 +18,8 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.tied_weight_rounds import KEPT, TiedCopy, TiedWeightRounds
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.serving.committed_state import CommittedState, RoundArithmetic, initial
+from distqat.distributed.serving.committed_state import CommittedState, initial
+from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_member import RoundMember
 from distqat.distributed.serving.round_member_parts import MemberParts
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange

@@ -12,10 +12,10 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.serving.committed_state import (
     CommittedState,
     ReplicaWeights,
-    RoundArithmetic,
     as_local,
     initial,
 )
+from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.quant import QuantOptions, activate, quantize_module, quantizers, step_parameter_names
 from distqat.quant.options import WarmupOptions
 
