@@ -13,7 +13,7 @@ from tests.simulation.swarm import Swarm
 
 from distqat.protocol.round_convener import Action, CommitRound, RoundConvener
 from distqat.protocol.step_attempts import StepId, Verdict
-from distqat.protocol.step_lock import StepWindows
+from distqat.protocol.step_lock import StepLock
 
 
 class SkipsTheVote(Client):
@@ -89,7 +89,7 @@ class ReusesStepIds(Trainer):
         return StepId(self.name, 1, self.step, self.attempt)  # its incarnation does not count its lives
 
 
-class EarlyRelease(StepWindows):
+class EarlyRelease(StepLock):
     def tick(self, now: float) -> list[Any]:
         """Silence ends a prepared step, too, without asking anybody."""
         holder = self._holder
@@ -99,7 +99,7 @@ class EarlyRelease(StepWindows):
 
 
 class ReleasesEarly(Replica):
-    def make_windows(self) -> StepWindows:
+    def make_windows(self) -> StepLock:
         return EarlyRelease(lease_s=3.0)
 
 

@@ -1,4 +1,4 @@
-"""Trainers and replicas in the world: inner steps over the real StepWindows and Resolution."""
+"""Trainers and replicas in the world: inner steps over the real StepLock and Resolution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distqat.protocol.step_lock import (
     LockQuiet,
     LockRefused,
     ResolvePrepared,
-    StepWindows,
+    StepLock,
 )
 
 RETRY_S = 0.3
@@ -54,8 +54,8 @@ class Replica(Node):
         self.heard: dict[str, float] = {}  # trainers, and when last
         self.every(0.25, self.tick)
 
-    def make_windows(self) -> StepWindows:
-        return StepWindows(lease_s=LEASE_S)
+    def make_windows(self) -> StepLock:
+        return StepLock(lease_s=LEASE_S)
 
     def tick(self) -> None:
         for trainer, heard in list(self.heard.items()):

@@ -1,4 +1,4 @@
-"""Step windows: a replica serves one trainer's step at a time, first come, first served, under a lease.
+"""The step lock: a replica serves one trainer's step at a time, first come, first served, under a lease.
 
 A pure state machine: events are methods that carry `now` (monotonic seconds), answers are actions for the
 shell. What a peer does wrong raises Refused, StaleAttempt or Busy and changes nothing; what only our own
@@ -22,7 +22,7 @@ from distqat.protocol.step_attempts import AttemptEndings, StepId, TrainerLife, 
 
 @dataclass(frozen=True)
 class LockGrant:
-    """`id` holds the window; without `touch` or another event of its own it expires at `deadline`."""
+    """`id` holds the lock; without `touch` or another event of its own it expires at `deadline`."""
 
     id: StepId
     deadline: float
@@ -30,7 +30,7 @@ class LockGrant:
 
 @dataclass(frozen=True)
 class LockExpired:
-    """`id` has lost the window before its prepare: discard its work as in an abort."""
+    """`id` has lost the lock before its prepare: discard its work as in an abort."""
 
     id: StepId
     reason: str
@@ -46,21 +46,21 @@ class LockRefused:
 
 @dataclass(frozen=True)
 class ResolvePrepared:
-    """`id` is prepared and its trainer silent or gone: ask its route, as `topology.resolution` says."""
+    """`id` is prepared and its trainer silent or gone: ask its route, as `prepared_outcome` says."""
 
     id: StepId
 
 
 @dataclass(frozen=True)
 class LockQuiet:
-    """Paused, and nobody holds the window: the replica is between two inner steps."""
+    """Paused, and nobody holds the lock: the replica is between two inner steps."""
 
 
 Action = LockGrant | LockExpired | LockRefused | ResolvePrepared | LockQuiet
 
 
-class StepWindows:
-    """The window of one replica. At most one holder; waiters are granted in the order of their requests."""
+class StepLock:
+    """Who may work on one replica. At most one holder; waiters are granted in the order of their requests."""
 
     def __init__(self, *, lease_s: float, max_waiting: int = 64) -> None:
         if lease_s <= 0 or max_waiting < 1:
@@ -79,8 +79,13 @@ class StepWindows:
 
     @property
     def holder(self) -> StepId | None:
-        """Who holds the window."""
+        """Who holds the lock."""
         return self._holder
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the holder is prepared, so that only a commit or an abort ends it."""
+        return self._prepared
 
     @property
     def waiting(self) -> tuple[StepId, ...]:
@@ -89,11 +94,11 @@ class StepWindows:
 
     @property
     def next_deadline(self) -> float | None:
-        """When to call `tick` at the latest; None while nobody holds the window."""
+        """When to call `tick` at the latest; None while nobody holds the lock."""
         return self._deadline if self._holder else None
 
     def request(self, id: StepId, now: float) -> list[Action]:
-        """`id` wants the window. A repetition by the holder is granted again, by a waiter it changes nothing.
+        """`id` wants the lock. A repetition by the holder is granted again, by a waiter it changes nothing.
 
         A newer attempt ends the older one of its step, a newer life of a trainer ends the older life; only a
         prepared step of an older life is kept, to be resolved. StaleAttempt when `id` is over; Busy when too
@@ -147,7 +152,7 @@ class StepWindows:
         return "undecided" if id == self._holder and not self._decided else self._endings.verdict(id)
 
     def commit(self, id: StepId, now: float) -> list[Action]:
-        """`id` is applied: release the window. A repeated commit of the trainer's last step does nothing."""
+        """`id` is applied: release the lock. A repeated commit of the trainer's last step does nothing."""
         trainer = self._trainers.get(id.trainer)
         if trainer and trainer.incarnation == id.incarnation and trainer.committed == (id.step, id.attempt):
             return []
@@ -188,7 +193,7 @@ class StepWindows:
         return actions + self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: a holder that was silent for a lease loses the window, or is to be resolved."""
+        """Time has passed: a holder that was silent for a lease loses the lock, or is to be resolved."""
         holder = self._holder
         if holder is None or now < self._deadline:
             return []
@@ -198,7 +203,7 @@ class StepWindows:
         return self._expire(holder, f"silent for {self.lease_s:g} s") + self._advance(now)
 
     def pause(self, now: float) -> list[Action]:
-        """Grant nothing new (an outer round begins); Quiet follows as soon as nobody holds the window."""
+        """Grant nothing new (an outer round begins); Quiet follows as soon as nobody holds the lock."""
         if self._paused:
             raise RuntimeError(f"pause in state {self._state()}")
         self._paused, self._quiet_said = True, False

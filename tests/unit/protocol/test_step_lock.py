@@ -15,7 +15,7 @@ from distqat.protocol.step_lock import (
     LockQuiet,
     LockRefused,
     ResolvePrepared,
-    StepWindows,
+    StepLock,
 )
 
 
@@ -26,8 +26,8 @@ def step(trainer: str, number: int = 0, attempt: int = 0, life: int = 0) -> Step
 A0, B0, C0 = step("a"), step("b"), step("c")
 
 
-def held_by_a() -> StepWindows:
-    windows = StepWindows(lease_s=10.0)
+def held_by_a() -> StepLock:
+    windows = StepLock(lease_s=10.0)
     assert windows.request(A0, 0.0) == [LockGrant(A0, 10.0)]
     return windows
 
@@ -88,7 +88,7 @@ def test_a_step_that_is_over_is_refused() -> None:
 
 
 def test_a_commit_ends_what_still_waits_of_earlier_steps() -> None:
-    windows, later = StepWindows(lease_s=10.0), step("a", 3)
+    windows, later = StepLock(lease_s=10.0), step("a", 3)
     windows.request(later, 0.0)
     windows.request(step("a", 2), 0.0)
     windows.request(B0, 0.0)
@@ -100,7 +100,7 @@ def test_a_commit_ends_what_still_waits_of_earlier_steps() -> None:
 
 
 def test_an_abort_that_overtakes_its_request_wins() -> None:
-    windows = StepWindows(lease_s=1.0)
+    windows = StepLock(lease_s=1.0)
     assert windows.abort(A0, 0.0) == []
     with pytest.raises(StaleAttempt):
         windows.request(A0, 0.0)
@@ -201,7 +201,7 @@ def test_a_pause_lets_the_holder_finish_and_then_is_quiet() -> None:
 
 
 def test_an_idle_pause_is_quiet_at_once_and_impossible_events_name_the_state() -> None:
-    windows = StepWindows(lease_s=1.0)
+    windows = StepLock(lease_s=1.0)
     assert windows.pause(0.0) == [LockQuiet()]
     with pytest.raises(RuntimeError, match="pause in state idle, paused"):
         windows.pause(0.0)
@@ -209,7 +209,7 @@ def test_an_idle_pause_is_quiet_at_once_and_impossible_events_name_the_state() -
     with pytest.raises(RuntimeError, match="resume in state idle"):
         windows.resume(0.0)
     with pytest.raises(ValueError, match="lease_s"):
-        StepWindows(lease_s=0.0)
+        StepLock(lease_s=0.0)
 
 
 def test_what_a_peer_does_wrong_is_refused_and_changes_nothing() -> None:
@@ -224,7 +224,7 @@ def test_what_a_peer_does_wrong_is_refused_and_changes_nothing() -> None:
 
 
 def test_a_full_queue_answers_busy_and_keeps_what_it_has() -> None:
-    windows = StepWindows(lease_s=1.0, max_waiting=1)
+    windows = StepLock(lease_s=1.0, max_waiting=1)
     windows.request(A0, 0.0)
     windows.request(B0, 0.0)
     with pytest.raises(Busy, match="take another"):
@@ -246,7 +246,7 @@ class Watched:
     """The machine beside the plainest model of it: the order of requests and the actions seen."""
 
     def __init__(self) -> None:
-        self.windows, self.now, self.paused = StepWindows(lease_s=5.0), 0.0, False
+        self.windows, self.now, self.paused = StepLock(lease_s=5.0), 0.0, False
         self.open: StepId | None = None
         self.order: list[StepId] = []
 

@@ -24,7 +24,7 @@ from distqat.protocol.step_lock import (
     LockQuiet,
     LockRefused,
     ResolvePrepared,
-    StepWindows,
+    StepLock,
 )
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.deadline import within
@@ -66,7 +66,7 @@ class StepService:
         self._transport = transport
         self._uid = uid
         self._run = run
-        self._windows = StepWindows(lease_s=lease_s)
+        self._windows = StepLock(lease_s=lease_s)
         self._work = Microbatches(replica, compute)
         self._granted: dict[StepId, asyncio.Future[None]] = {}
         self._open: OpenAttempt | None = None

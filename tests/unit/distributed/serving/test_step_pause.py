@@ -10,7 +10,7 @@ from distqat.distributed.serving.step_pause import StepPause
 
 
 class Steps:
-    """Counts as StepWindows does: a second pause, or resume, in a row is an error."""
+    """Counts as StepLock does: a second pause, or resume, in a row is an error."""
 
     def __init__(self, quiet: bool = True) -> None:
         self.paused, self.calls = False, 0
