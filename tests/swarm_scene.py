@@ -16,9 +16,12 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
+from distqat.distributed.serving.step_tally import StepOutcome
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
+from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
@@ -28,7 +31,7 @@ AT: ContextVar[str] = ContextVar("AT", default="")
 """The UID of the replica whose code runs: tells a failpoint in one process where it is."""
 
 
-class Stage:
+class Stage(ServingObserver):
     """One server's steps without its rounds."""
 
     def __init__(
@@ -49,12 +52,23 @@ class Stage:
         self.compute = ComputeThread(1)
         self.transport = MemoryTransport(network, self.uid)
         self.steps = StepService(
-            self.replica, self.compute, self.transport, uid=self.uid, run=config.experiment_prefix, lease_s=30
+            self.replica,
+            self.compute,
+            self.transport,
+            self,
+            uid=self.uid,
+            run=config.experiment_prefix,
+            lease_s=30,
         )
         self._fail = fail
         self.applied: Counter[str] = Counter()  # how often the optimizer stepped, by the step's seed
+        self.marks: list[tuple[str, int, str]] = []  # checkpoint steps: by whom, at which step, their name
         self.passage: Callable[[str], None] = lambda name: None
         self._count_commits()
+
+    def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:
+        if mark:
+            self.marks.append((self.uid, self.replica.step, mark))
 
     def _count_commits(self) -> None:
         """A ledger beside the server's own: what the replica was told, and what it did."""
@@ -78,10 +92,7 @@ class Stage:
         if call.method in self._fail:
             self._fail.discard(call.method)
             raise SwarmError(f"{self.uid} fails {call.method} as the test wants")
-        steps = self.steps
-        calls = {"open": steps.open, "prepare": steps.prepare, "commit": steps.commit, "abort": steps.abort}
-        calls |= {"evaluate": steps.evaluate, "outcome": steps.outcome, "decide": steps.decide}
-        return await calls.get(call.method, steps.microbatch)(call)
+        return await self.steps.calls[call.method](call)
 
 
 class MemorySwarm:

@@ -17,7 +17,7 @@ from tests.swarm_scene import AT, MemorySwarm
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.network.call_fields import Hop
-from distqat.distributed.serving import microbatches, round_member, step_service
+from distqat.distributed.serving import microbatches, round_exchange, round_member, step_service
 from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
 from distqat.swarm.peer_link import PeerAddress
@@ -97,7 +97,7 @@ def arm(patch: pytest.MonkeyPatch, kill: Callable[[str], None], *faults: Fault) 
         for fault in faults:
             fault.passage(point, AT.get(), kill)
 
-    for module in (round_member, microbatches, step_service):
+    for module in (round_member, round_exchange, microbatches, step_service):
         patch.setattr(module, "failpoint", passage)
     return passage
 
@@ -122,7 +122,7 @@ class Ledger:
                 if server.replica.stage == stage:
                     by_step.update(server.applied)
                     if server.uid not in dead:
-                        assert server.steps.counts["applied"] == sum(server.applied.values())
+                        assert server.steps.tally.counts["applied"] == sum(server.applied.values())
             assert all(count <= 1 for count in by_step.values()), by_step
             # One that died after it applied and before it answered is counted lost: it took the step along.
             assert 0 <= sum(by_step.values()) - self.applied[stage] <= self.lost[stage]

@@ -269,8 +269,8 @@ class NetworkSwarm:
 
     # what is so
 
-    def tenancy(self, name: str) -> HeldSlot | None:
-        return self.servers[name]._tenancy
+    def held(self, name: str) -> HeldSlot | None:
+        return self.servers[name]._held
 
     def holder_of(self, peer: str) -> str | None:
         """The slot that the client's log gives to a peer."""
@@ -282,12 +282,12 @@ class NetworkSwarm:
         return next(name for name in self.servers if self.holder_of(name) == uid)
 
     def state(self, name: str) -> str:
-        tenancy = self.tenancy(name)
-        return tenancy.telling.status()["state"] if tenancy else "none"
+        held = self.held(name)
+        return held.state.shown if held else "none"
 
     def round_of(self, name: str) -> int:
-        tenancy = self.tenancy(name)
-        return int(tenancy.telling.status()["round"]) if tenancy else -1
+        held = self.held(name)
+        return int(held.served.status.status()["round"]) if held else -1
 
     def committed(self, stage: str) -> int:
         newest = self.client._log.newest_round(stage)

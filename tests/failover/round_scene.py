@@ -23,13 +23,15 @@ from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
 from distqat.distributed.serving.compute_thread import Priority
+from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_member import RoundMember
-from distqat.distributed.serving.round_member_parts import MemberParts
+from distqat.distributed.serving.step_tally import StepOutcome
 from distqat.distributed.training.step_driver import StepDriver
 from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_newest, inner_state, load_inner_state
 from distqat.errors import BadFrame
+from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import FinishedWord
 from distqat.swarm.peer_link import PeerAddress
@@ -166,9 +168,8 @@ class Replica(Stage):
         await self._begin(got.shared)
 
     async def _begin(self, shared: CommittedState) -> None:
-        options, steps, transport = self.config.diloco, self.steps, self.transport
-        parts = MemberParts(options, self.rounds, steps, self.compute, transport, self.coordinator)
-        self.member = RoundMember(self.hop, self.replica, shared, parts, self._round_ended)
+        host = HostedReplica(self.hop, self.replica, self.compute, self.transport, self.coordinator)
+        self.member = RoundMember(host, self.steps, self.rounds, shared, self)
         await self.member.catch_up()
         AT.set(self.uid)
         self.running = asyncio.ensure_future(self.member.run())
@@ -185,7 +186,7 @@ class Replica(Stage):
     @property
     def steps_due(self) -> int:
         """How many inner steps the next round waits for."""
-        return self.rounds.inner_steps(self.member.shared.round)
+        return self.rounds.inner_steps(self.member.committed.round)
 
     async def take_steps(self, count: int, seed: int) -> None:
         """Inner steps on batches of its own."""
@@ -202,14 +203,18 @@ class Replica(Stage):
         if call.method == "contribution":
             AT.set(self.uid)
             self.passage("call.contribution")
-            return await self.member.contribution(call)
+            return await self.member.exchange.contribution(call)
         if call.method == "snapshot":
             return await self.donor.snapshot(call.message.fields)
         if call.method == "chunk":
             return await self.donor.chunk(call.message.fields)
         return await super().answer(call)
 
-    def _round_ended(self, record: dict[str, Any]) -> None:
+    def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:
+        if outcome == "applied":
+            self.member.step_applied(samples)
+
+    def round_ended(self, record: dict[str, Any]) -> None:
         self.ended.append(record)
         self.changed.set()
 
@@ -298,7 +303,7 @@ class RoundSwarm:
 
     async def agreed(self) -> None:
         """Wait until all hold what the log has; who was behind asks for it by itself."""
-        while len({(r.member.shared.round, r.member.shared.digest) for r in self.living}) > 1:
+        while len({(r.member.committed.round, r.member.committed.digest) for r in self.living}) > 1:
             await asyncio.gather(*(replica.advanced() for replica in self.living))
 
     async def _ended(self, replica: Replica, count: int) -> None:
@@ -313,7 +318,7 @@ class RoundSwarm:
         logged = self.client.log.newest_round(STAGE)
         assert logged is not None, "no round is in the log"
         held = {
-            replica.uid: (replica.member.shared.round, replica.member.shared.digest)
+            replica.uid: (replica.member.committed.round, replica.member.committed.digest)
             for replica in self.living
         }
         assert held == dict.fromkeys(held, logged), (held, logged)

@@ -22,8 +22,8 @@ def run(outer_steps: int, adam_lr: float = 2e-3) -> Config:
 
 
 def replicas(swarm: NetworkSwarm) -> list[StageReplica]:
-    tenancies = [swarm.tenancy(name) for name in swarm.servers]
-    return [tenancy._replica for tenancy in tenancies if tenancy is not None]
+    slots = [swarm.held(name) for name in swarm.servers]
+    return [held.served.host.replica for held in slots if held is not None]
 
 
 def rates(swarm: NetworkSwarm) -> set[float]:

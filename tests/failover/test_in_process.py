@@ -195,14 +195,16 @@ async def test_a_full_disk_is_told_once_and_the_old_checkpoint_stays(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with MemorySwarm(config) as swarm:
-        keeper = CheckpointLoop(config, "front", FRONT, generation=1000)
+        checkpoints = CheckpointLoop(config, "front", FRONT)
         shared = initial(swarm.stage(FRONT).replica.module)
         monkeypatch.setattr(tensor_file, "failpoint", scarce)
         for round in range(1, 8):
             full[0] = 2 <= round <= 5
             with caplog.at_level(logging.WARNING):
-                keeper.keep(StateToWrite(replace(shared, round=round), {}, round))
-                await keeper.flush()
+                own = asyncio.get_running_loop().create_future()
+                own.set_result({})
+                checkpoints.save(StateToWrite(replace(shared, round=round), own, round, 1000))
+                await checkpoints.flush()
     warnings = [r.getMessage() for r in caplog.records if "is not on disk" in r.getMessage()]
     assert len(warnings) == 1
     assert "No space left on device; make room" in warnings[0]

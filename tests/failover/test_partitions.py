@@ -9,7 +9,8 @@ import pytest
 from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, quiet_titles, until
 
-from distqat.distributed.serving import round_member
+from distqat.distributed.serving.committed_state import CommittedState
+from distqat.distributed.serving.round_exchange import PublishedContribution
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.enable_socket, pytest.mark.faults]
 VICTIM = "front.0.0.0"
@@ -110,19 +111,22 @@ async def test_a_member_that_cannot_learn_the_outcome(
     """Cut off from the client just before its vote, but not from the other members: it commits nothing."""
     async with swarm(tmp_path) as running:
         name = running.at(VICTIM)
-        tenancy = running.tenancy(name)
-        assert tenancy is not None
-        assert tenancy._member is not None
-        vote, cut_at = tenancy._member._vote, []
+        held = running.held(name)
+        assert held is not None
+        assert held.served.member is not None
+        exchange, cut_at = held.served.member.exchange, []
+        vote = exchange.vote
 
-        async def cut_off_and_vote(own: round_member._Published, digest: str | None) -> dict[str, object]:
+        async def cut_off_and_vote(
+            own: PublishedContribution, result: CommittedState | None
+        ) -> dict[str, object]:
             if not cut_at:
                 running.network.cut({name}, {"client"})
                 running.directory.cut_off.add(name)
                 cut_at.append(own.round)
-            return await vote(own, digest)
+            return await vote(own, result)
 
-        monkeypatch.setattr(tenancy._member, "_vote", cut_off_and_vote)
+        monkeypatch.setattr(exchange, "vote", cut_off_and_vote)
         await until(lambda: cut_at, "the fault")
         await until(lambda: running.state(name) == "unknown", "it stops serving")
         await until(lambda: running.committed("front") > cut_at[0], "the others go on")

@@ -67,9 +67,9 @@ async def test_a_trainer_that_dies_between_two_phases_loses_the_second_only() ->
         before = {server.uid: state(swarm, server.uid) for server in swarm.stages}
         driver.kill(TRAINER)
         assert all(equal(before[server.uid], state(swarm, server.uid)) for server in swarm.stages)
-        assert [server.steps.counts["applied"] for server in swarm.stages] == [0, 1]
+        assert [server.steps.tally.counts["applied"] for server in swarm.stages] == [0, 1]
         await next_trainer(swarm, second)
-        assert [server.steps.counts["applied"] for server in swarm.stages] == [1, 2]
+        assert [server.steps.tally.counts["applied"] for server in swarm.stages] == [1, 2]
 
 
 async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_trains(
@@ -95,7 +95,7 @@ async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_tra
         await deaf.transport.serve(hears_no_commit, deaf.steps.gone)
         await asyncio.wait_for(swarm.step(second, frozen=PHASES[0]), 10)
         assert fault.fired
-        front, back = (swarm.stage(uid).steps for uid in (FRONT, BACK))
+        front, back = (swarm.stage(uid).steps.tally for uid in (FRONT, BACK))
         while back.counts["applied"] < 2 or front.counts["frozen"] < 1:  # noqa: ASYNC110  ended by the deadline
             await asyncio.sleep(0.001)
         assert (front.counts["applied"], back.counts["frozen"]) == (1, 0)

@@ -110,14 +110,14 @@ async def test_a_bad_contribution_is_left_out_by_everybody(tmp_path: Path, wrong
 
             replica.rounds.contribution = remember  # type: ignore[method-assign]
         liar.rounds.contribution = lie  # type: ignore[method-assign]
-        before = honest[0].member.shared
+        before = honest[0].member.committed
         records = await swarm.round(2)
         assert told == [wrong]
         assert [record["committed"] for record in records] == [True] * 3
         swarm.check()
         samples = [12 * config.diloco.inner_steps] * 2
         without = honest[0].rounds.result(before, [sent[r.uid] for r in honest], samples)
-        assert honest[0].member.shared.digest == without.digest
+        assert honest[0].member.committed.digest == without.digest
         assert equal(liar.weights(), {**liar.weights(), **without.anchor, **without.steps}), (
             "its own are no use"
         )
@@ -167,7 +167,7 @@ async def test_a_joiner_holds_what_its_donor_holds(tmp_path: Path, model: str, q
         weights, step = donor.weights(), donor.replica.step
         moments = [inner_state(replica.replica) for replica in swarm.replicas]
         joiner = await asyncio.wait_for(swarm.add(), 20)
-        own, theirs = joiner.member.shared, donor.member.shared
+        own, theirs = joiner.member.committed, donor.member.committed
         assert (own.round, own.digest) == (theirs.round, theirs.digest) == (2, theirs.digest)
         assert equal(own.tensors(), theirs.tensors())
         assert any(key.startswith("outer/") for key in own.tensors())

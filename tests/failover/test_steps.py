@@ -117,7 +117,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def ended(swarm: MemorySwarm, attempts: int) -> None:
     """Every stage has applied or aborted so many attempts."""
-    counts = [server.steps.counts for server in swarm.stages]
+    counts = [server.steps.tally.counts for server in swarm.stages]
     await until(lambda: all(each["applied"] + each["aborted"] == attempts for each in counts))
 
 
@@ -160,7 +160,10 @@ async def test_a_trainer_that_dies_before_its_commits_leaves_no_trace(
         assert driver.dead == {TRAINER}
         assert all(fault.fired for fault in faults)
         await ended(swarm, 3)
-        assert {server.uid: server.steps.counts["applied"] for server in swarm.stages} == {FRONT: 2, BACK: 2}
+        assert {server.uid: server.steps.tally.counts["applied"] for server in swarm.stages} == {
+            FRONT: 2,
+            BACK: 2,
+        }
         assert all(equal(before[server.uid], state(swarm, server.uid)) for server in swarm.stages)
         await next_trainer(swarm, fourth)
 
@@ -189,7 +192,7 @@ async def test_a_decided_step_reaches_a_stage_that_hears_no_commit(monkeypatch: 
         assert set(result.lost) == {FRONT, BACK}  # as far as the dead could tell
         await ended(swarm, 2)
         for server in swarm.stages:
-            assert server.steps.counts["applied"] == sum(server.applied.values()) == 2, server.uid
+            assert server.steps.tally.counts["applied"] == sum(server.applied.values()) == 2, server.uid
             assert equal(state(swarm, server.uid), state(undisturbed_swarm, server.uid)), server.uid
         await deaf.transport.serve(deaf.answer, deaf.steps.gone)
         await next_trainer(swarm, third)
@@ -242,7 +245,7 @@ async def test_a_trainer_that_is_cut_off_in_its_commit_splits_nothing(
                 await step
         assert broken.is_set()
         await ended(swarm, 2)
-        assert [server.steps.counts["applied"] for server in swarm.stages] == [1 + recorded] * 2
+        assert [server.steps.tally.counts["applied"] for server in swarm.stages] == [1 + recorded] * 2
         monkeypatch.setattr(swarm.trainer, "link", link)
         if not recorded:
             swarm.step_number -= 1
@@ -294,8 +297,8 @@ async def test_what_arrives_twice_counts_once(method: str, at_once: bool) -> Non
             assert (await asyncio.wait_for(doubled.step(batch), 10)).loss == once.loss
         assert echo.repeated >= 2
         for server in doubled.stages:
-            assert server.steps.counts["applied"] == sum(server.applied.values()) == 3
-            assert server.steps.counts["aborted"] == (method == "abort")
+            assert server.steps.tally.counts["applied"] == sum(server.applied.values()) == 3
+            assert server.steps.tally.counts["aborted"] == (method == "abort")
             assert equal(state(doubled, server.uid), state(plain, server.uid))
 
 

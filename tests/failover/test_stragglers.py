@@ -33,10 +33,10 @@ async def test_a_straggler_does_not_hold_the_others(tmp_path: Path, monkeypatch:
         before = running.committed("front")
         await until(lambda: running.committed("front") >= before + 5, "undisturbed rounds")
         undisturbed = spacing(running, 0.0)
-        tenancy = running.tenancy(name)
-        assert tenancy is not None
-        normal = median(tenancy.steps.step_seconds)
-        replica, slowed = tenancy._replica, []
+        held = running.held(name)
+        assert held is not None
+        normal = median(held.served.steps.tally.step_seconds)
+        replica, slowed = held.served.host.replica, []
         forward = replica.forward
 
         def slowly(*given: object) -> object:

@@ -30,12 +30,12 @@ async def test_a_frozen_stage_keeps_every_bit(frozen: str, trained: str) -> None
             await swarm.step(batch, frozen={0 if frozen == FRONT else 1})
         assert equal(before[frozen], state(swarm, frozen))
         assert not equal(before[trained], state(swarm, trained))
-        counts = {uid: swarm.stage(uid).steps.counts for uid in (FRONT, BACK)}
+        counts = {uid: swarm.stage(uid).steps.tally.counts for uid in (FRONT, BACK)}
         assert (counts[frozen]["applied"], counts[frozen]["frozen"]) == (1, 2)
         assert (counts[trained]["applied"], counts[trained]["frozen"]) == (3, 0)
         stands = [swarm.stage(uid).replica.step for uid in (frozen, trained)]
         assert stands == [1, 3]
-        assert [swarm.stage(uid).steps.samples for uid in (frozen, trained)] == [32, 96]
+        assert [swarm.stage(uid).steps.tally.samples for uid in (frozen, trained)] == [32, 96]
         await swarm.step(first)  # nothing stays frozen
         assert not equal(before[frozen], state(swarm, frozen))
 

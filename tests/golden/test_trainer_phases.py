@@ -108,17 +108,15 @@ async def test_a_batch_is_consumed_before_its_first_commit_and_counted_once(scen
 async def test_only_a_whole_batch_is_a_checkpoint_step_and_frozen_stages_write_it_too(
     scene: Scene, tmp_path: Any
 ) -> None:
-    marks: list[tuple[str, int, str]] = []
-    for server in scene.swarm.stages:
-        server.steps.on_mark = lambda mark, s=server: marks.append((s.uid, s.replica.step, mark))  # type: ignore[misc]
     scene.trainer._marker._due = True
     first, second = batches(scene.swarm.config, 2)
     await scene.train(0, first)
+    marks = [mark for server in scene.swarm.stages for mark in server.marks]
     assert {(uid, step) for uid, step, _ in marks} == {(GENERATOR, 1), (DISCRIMINATOR, 1)}
     assert len(marks) == 2
     assert len({mark for _, _, mark in marks}) == 1
     await scene.train(1, second)
-    assert len(marks) == 2
+    assert sum(len(server.marks) for server in scene.swarm.stages) == 2
     await scene.trainer._parts.finish()
     parts = list(tmp_path.rglob("*.json"))
     assert len(parts) == 1, sorted(tmp_path.rglob("*"))
@@ -138,7 +136,7 @@ async def test_an_overflow_skips_its_phase_only(scene: Scene) -> None:
     await scene.train(1, second)
     assert [step["skipped"] for step in scene.steps()] == [False, False, True, False]
     assert equal(before, state(scene.swarm, DISCRIMINATOR))
-    counts = {server.uid: server.steps.counts for server in scene.swarm.stages}
+    counts = {server.uid: server.steps.tally.counts for server in scene.swarm.stages}
     assert counts[DISCRIMINATOR] == {"applied": 1, "skipped": 1, "frozen": 2, "aborted": 0}
     assert counts[GENERATOR] == {"applied": 2, "skipped": 0, "frozen": 2, "aborted": 0}
     assert scene.trainer._count.step == 2

@@ -28,6 +28,7 @@ from distqat.distributed.network.unreachable_peers import UnreachablePeers
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.held_slot import HeldSlot
 from distqat.distributed.serving.run_settings import most_samples, take_over
+from distqat.distributed.serving.server_process import ServerProcess
 from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.errors import (
     ConfigError,
@@ -66,12 +67,13 @@ class Server:
         self._given = frozenset(given)
         self._peer = peer
         self._device = torch.device(device)
-        self._sink = sink
         self._coordinator = CoordinatorLink(peer.transport, peer.directory)
         self._most_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_per_server(1)
         self._compute = ComputeThread(self._most_threads)
+        most = most_samples(config, given)
+        self._process = ServerProcess(peer, self._coordinator, self._compute, self._device, sink, most)
         self._unreached = UnreachablePeers(peer.transport, self._coordinator, peer.host)
-        self._tenancy: HeldSlot | None = None
+        self._held: HeldSlot | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: finished, or left in order."""
@@ -86,8 +88,8 @@ class Server:
                 serving: asyncio.Future[Any] = asyncio.ensure_future(self._serve_one_slot())
                 ended = await first_of(stop, serving, *background)
                 if ended is not serving:
-                    if ended is None and self._tenancy is not None:
-                        await self._tenancy.drain()
+                    if ended is None and self._held is not None:
+                        await self._held.drain()
                     serving.cancel()
                     await asyncio.gather(serving, return_exceptions=True)
                     if ended is not None:
@@ -138,25 +140,22 @@ class Server:
             await asyncio.to_thread(check_batch, config, slot.batch)
         await asyncio.to_thread(make_room, config, slot.counts_from, goes_on=slot.goes_on)
         await asyncio.to_thread(note_run_of_server, config, slot.generation, slot.counts_from)
-        parts = config, self._peer, self._coordinator, self._compute, slot, self._device
         module = await asyncio.to_thread(build_module, config, slot.expert.stage)
-        tenancy = self._tenancy = HeldSlot(*parts, module)
-        tenancy.telling.sink = self._sink
-        tenancy.telling.most_samples = most_samples(self._config, self._given)
+        held = self._held = HeldSlot(config, self._process, slot, module)
         try:
-            return await tenancy.run()
+            return await held.run()
         finally:
-            self._tenancy = None
-            await tenancy.close()
+            self._held = None
+            await held.served.close()
 
     async def _answer(self, call: IncomingCall) -> Message:
-        if self._tenancy is None:
+        if self._held is None:
             raise StageUnavailable("this server holds no slot at the moment")
-        return await self._tenancy.answer(call)
+        return await self._held.served.answer(call)
 
     def _gone(self, peer: str, silent: bool) -> None:
-        if self._tenancy is not None:
-            self._tenancy.steps.gone(peer, silent)
+        if self._held is not None:
+            self._held.served.steps.gone(peer, silent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,17 @@
-"""What a server keeps of the attempt that holds its window: the way on, and whose turn it is."""
+"""What a server keeps of the attempt that holds its step lock: the way on, and whose turn it is."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.network.call_fields import Hop, take
+from distqat.errors import Refused
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike
@@ -38,35 +40,58 @@ class MicrobatchTurns:
 
 @dataclass
 class OpenAttempt:
-    """One attempt at this stage; `train` False: it calibrates; `frozen`: nothing is trained here."""
+    """The work of one attempt at this stage; whether it is prepared or decided, the step lock says."""
 
     id: StepId
     route: tuple[Hop, ...]
-    position: int
-    microbatches: int
-    train: bool
+    position: int  # of this stage on the route
+    microbatches: int  # 0: as many as come before the prepare
+    train: bool  # False: it calibrates
+    frozen: bool  # nothing is trained at this stage
     hold: asyncio.Semaphore  # graphs held at once (1F1B)
-    next_link: LinkLike | None
-    frozen: bool = False
+    next_link: LinkLike | None = None
+    began: float = field(default_factory=time.monotonic)  # seconds
     forward_turns: MicrobatchTurns = field(default_factory=MicrobatchTurns)
     backward_turns: MicrobatchTurns = field(default_factory=MicrobatchTurns)
     labels: dict[int, asyncio.Future[Mapping[str, Tensor]]] = field(default_factory=dict)
     answers: dict[tuple[str, int], asyncio.Future[Message]] = field(default_factory=dict)  # by call
     running: set[asyncio.Task[object]] = field(default_factory=set)
-    prepared: bool = False
     unconfirmed: dict[str, Any] | None = None  # a commit whose decision its trainer could not learn
     resolving: asyncio.Future[None] | None = None  # its route is being asked
-    applying: asyncio.Future[Message] | None = None  # its commit, once that has begun
+
+    @classmethod
+    def parse(cls, id: StepId, fields: Mapping[str, Any], uid: str) -> OpenAttempt:
+        """What an `open` call asks of the stage `uid`. Raises BadFrame, Refused."""
+        route = tuple(Hop.parse(hop) for hop in take(fields, "route", list))
+        position = next((i for i, hop in enumerate(route) if hop.uid == uid), None)
+        if position is None:
+            raise Refused(f"{uid} is not on the route of {id}")
+        behind = len(route) - position - 1
+        return cls(
+            id=id,
+            route=route,
+            position=position,
+            microbatches=take(fields, "microbatches", int),
+            train=take(fields, "train", bool),
+            frozen=uid in fields.get("frozen", ()),
+            hold=asyncio.Semaphore(behind + 2),
+        )
+
+    @property
+    def following(self) -> Hop | None:
+        """The next stage of the route; None at the last one."""
+        return None if self.last else self.route[self.position + 1]
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last stage of the route, which computes the loss."""
+        return self.position == len(self.route) - 1
 
     def labels_of(self, microbatch: int) -> asyncio.Future[Mapping[str, Tensor]]:
         """The labels of a microbatch, which may come before or after its activations."""
         if microbatch not in self.labels:
             self.labels[microbatch] = asyncio.get_running_loop().create_future()
         return self.labels[microbatch]
-
-    @property
-    def last(self) -> bool:
-        return self.position == len(self.route) - 1
 
     def cancel(self) -> None:
         """Stop whatever still runs for this attempt."""

@@ -7,16 +7,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from distqat.checkpoint import LoadedShard
 from distqat.distributed.network.call_fields import take
-from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop
 from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
-from distqat.distributed.serving.compute_thread import ComputeThread, Priority
-from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.replica_state import ReplicaProgress, load_own_state
+from distqat.distributed.serving.slot_state import SlotState
 from distqat.distributed.transfer.snapshot_exchange import (
     FetchedState,
     StageLost,
@@ -26,23 +25,17 @@ from distqat.distributed.transfer.snapshot_exchange import (
 )
 from distqat.errors import CheckpointError
 from distqat.process import waiting
-from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass
 class Bootstrap:
     """The way of one replica to its first committed state. `progress` is what it goes on with besides."""
 
-    uid: str
-    replica: StageReplica
-    compute: ComputeThread
-    keeper: CheckpointLoop
-    transport: Transport
-    coordinator: CoordinatorLink
+    host: HostedReplica
+    slot: SlotState
+    checkpoints: CheckpointLoop
     calibrate: Callable[[], Awaitable[None]]
     """Returns once the replica's quantizers have seen enough batches."""
     progress: ReplicaProgress = field(default_factory=ReplicaProgress)
@@ -50,16 +43,15 @@ class Bootstrap:
     async def found(self) -> CommittedState:
         """The founder publishes round 0."""
         shared = await self._initial()
-        await self._tell("zero", {"uid": self.uid, "digest": shared.digest})
+        await self._tell("zero", {"uid": self.host.uid, "digest": shared.digest})
         return shared
 
     async def join(self) -> CommittedState:
         """Everybody else takes the committed state, verified, before it declares itself."""
-        began = time.monotonic()
-        stage = self.replica.stage
+        began, host = time.monotonic(), self.host
         try:
-            with waiting(f"the committed state of stage {stage}, from a replica or a checkpoint"):
-                got = await fetch_newest(self.transport, self.coordinator, stage, own_uid=self.uid)
+            with waiting(f"the committed state of stage {host.stage}, from a replica or a checkpoint"):
+                got = await fetch_newest(host.transport, host.coordinator, host.stage, own_uid=host.uid)
         except StageLost as lost:
             return await self._bring_back(lost)
         assert got is not None
@@ -67,7 +59,7 @@ class Bootstrap:
         size = sum(t.nbytes for t in got.shared.tensors().values())
         logger.info(
             "%s took round %d, %.1f MB, in %.2f s from %s",
-            self.uid,
+            self.host.uid,
             got.shared.round,
             size / 1e6,
             time.monotonic() - began,
@@ -79,12 +71,12 @@ class Bootstrap:
         """Restore a lost stage: the state that was decided on, else the newest valid one, else begin anew."""
         shared = await self._restored(lost)
         if shared is None:
-            stage = self.replica.stage
-            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self.uid, stage)
+            stage = self.host.stage
+            logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self.host.uid, stage)
             shared = await self._initial()
-        fields = {"uid": self.uid, "round": shared.round, "digest": shared.digest}
+        fields = {"uid": self.host.uid, "round": shared.round, "digest": shared.digest}
         answer = await self._tell("restart", fields)
-        self.keeper.generation = take(answer, "generation", int)
+        self.slot.generation = take(answer, "generation", int)
         return shared
 
     async def _restored(self, lost: StageLost) -> CommittedState | None:
@@ -92,18 +84,18 @@ class Bootstrap:
         marked = await asyncio.to_thread(self._marked, lost.mark) if lost.mark else None
         if marked is not None:
             return await self._load(marked, whole=True)
-        shard = await asyncio.to_thread(self.keeper.newest, lost.oldest)
+        shard = await asyncio.to_thread(self.checkpoints.newest, lost.oldest)
         here = (shard.manifest.generation, shard.manifest.round) if shard is not None else (-1, -1)
-        copy = await fetch_mirrored(self.transport, self.replica.stage, lost.mirror, here)
+        copy = await fetch_mirrored(self.host.transport, self.host.stage, lost.mirror, here)
         if copy is not None:
             await self._take(copy)
-            logger.info("%s restored round %d from the client's mirror", self.uid, copy.shared.round)
+            logger.info("%s restored round %d from the client's mirror", self.host.uid, copy.shared.round)
             return copy.shared
         return await self._load(shard, whole=False) if shard is not None else None
 
     def _marked(self, mark: str) -> LoadedShard | None:
         try:
-            return self.keeper.marked(mark)
+            return self.checkpoints.marked(mark)
         except CheckpointError as error:
             logger.warning("checkpoint skipped: %s; going on from the newest round instead", error)
             return None
@@ -117,33 +109,31 @@ class Bootstrap:
             own = {name: tensor for name, tensor in own.items() if name.startswith("inner/")}
 
         def load() -> ReplicaProgress:
-            as_local(shared).load(self.replica.module)
-            self.replica.step = shard.parts[uid].step if uid else shard.manifest.step
-            return load_own_state(self.replica, own)
+            as_local(shared).load(self.host.replica.module)
+            self.host.replica.step = shard.parts[uid].step if uid else shard.manifest.step
+            return load_own_state(self.host.replica, own)
 
-        self.progress = await self._on_replica(load)
-        step = self.replica.step
-        logger.info("%s restored round %d from %s, step %d", self.uid, shared.round, shard.path, step)
+        self.progress = await self.host.between_steps(load)
+        step = self.host.replica.step
+        logger.info("%s restored round %d from %s, step %d", self.host.uid, shared.round, shard.path, step)
         return shared
 
     async def _take(self, got: FetchedState) -> None:
         def load() -> None:
-            as_local(got.shared).load(self.replica.module)
-            load_inner_state(self.replica, got.inner)
-            self.replica.step = got.step
+            as_local(got.shared).load(self.host.replica.module)
+            load_inner_state(self.host.replica, got.inner)
+            self.host.replica.step = got.step
 
-        await self._on_replica(load)
+        await self.host.between_steps(load)
 
     async def _initial(self) -> CommittedState:
         """Initial weights, and quantizers calibrated on real batches."""
-        if self.replica.calibrating:
-            logger.info("%s founds its stage: waiting for batches to calibrate on", self.uid)
-            with waiting(f"batches to calibrate {self.uid} on, which come once every stage has a server"):
+        uid = self.host.uid
+        if self.host.replica.calibrating:
+            logger.info("%s founds its stage: waiting for batches to calibrate on", uid)
+            with waiting(f"batches to calibrate {uid} on, which come once every stage has a server"):
                 await self.calibrate()
-        return await self._on_replica(lambda: initial(self.replica.module))
+        return await self.host.between_steps(lambda: initial(self.host.replica.module))
 
     async def _tell(self, method: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return await self.coordinator.insist(method, {"stage": self.replica.stage, **fields})
-
-    async def _on_replica(self, job: Callable[[], T]) -> T:
-        return await self.compute.submit(Priority.CONTROL, "round", job)
+        return await self.host.coordinator.insist(method, {"stage": self.host.stage, **fields})

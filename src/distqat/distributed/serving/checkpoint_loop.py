@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,24 @@ STATES = 5  # three rounds, what marks stand on, and the one that is being writt
 
 @dataclass(frozen=True)
 class StateToWrite:
-    """What there is to write: the committed state, and what this replica alone has at `step`.
+    """A committed state, and what one replica alone has at `step`: a copy that is still being made.
 
     `mark` names a checkpoint step; without, it is the state after a round.
     """
 
-    shared: CommittedState
-    private: dict[str, Tensor]
+    committed: CommittedState
+    own: Awaitable[dict[str, Tensor]]
     step: int
+    generation: int
     mark: str | None = None
 
 
 class CheckpointLoop:
-    """Writes moments in their order; of rounds that wait only the newest, marks all."""
+    """Writes states in their order; of rounds that wait only the newest, of checkpoint steps all."""
 
-    def __init__(self, config: Config, stage: str, uid: str, generation: int) -> None:
-        self.generation = generation
+    def __init__(self, config: Config, stage: str, uid: str) -> None:
         self.saved = ""
-        """The newest mark that is on disk."""
+        """The newest checkpoint step that is on disk, by its mark."""
         self.trouble = ""
         """Why states cannot be written at the moment; "" while they can."""
         self._config = config
@@ -54,11 +54,11 @@ class CheckpointLoop:
         self._writing: asyncio.Task[None] | None = None
         self._room_seen = False
 
-    def keep(self, moment: StateToWrite) -> None:
+    def save(self, state: StateToWrite) -> None:
         """Have a state written soon. Its tensors are never changed, so training goes on meanwhile."""
-        if moment.mark is None:
+        if state.mark is None:
             self._waiting = [other for other in self._waiting if other.mark is not None]
-        self._waiting.append(moment)
+        self._waiting.append(state)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.ensure_future(self._write_all())
 
@@ -81,42 +81,43 @@ class CheckpointLoop:
         if self._writing is not None:
             await asyncio.shield(self._writing)
 
-    async def finished(self) -> None:
+    async def finished(self, generation: int) -> None:
         """The run is over: its states are no place to go on from by default."""
         await self.flush()
         try:
-            await asyncio.to_thread(note_finished, self._config.checkpoint_dir, self.generation)
+            await asyncio.to_thread(note_finished, self._config.checkpoint_dir, generation)
         except CheckpointError as error:
             logger.warning("%s; the next start will go on from this run unless told otherwise", error)
 
     async def _write_all(self) -> None:
         while self._waiting:
-            moment = self._waiting.pop(0)
+            state = self._waiting.pop(0)
             try:
-                await asyncio.to_thread(self._write, moment)
+                await asyncio.to_thread(self._write, state, await state.own)
                 self.trouble = ""
             except Exception as error:  # noqa: BLE001  whatever the disk does, training goes on
                 if not self.trouble:  # once: a full disk stays full for a while
-                    notice(f"round {moment.shared.round} is not on disk: {describe(error)}; training goes on")
+                    round, why = state.committed.round, describe(error)
+                    notice(f"round {round} is not on disk: {why}; training goes on")
                 self.trouble = describe(error)
-            self.saved = moment.mark or self.saved  # or given up: the trainer need not wait for it
+            self.saved = state.mark or self.saved  # or given up: the trainer need not wait for it
 
-    def _write(self, moment: StateToWrite) -> None:
-        shared = moment.shared
-        self._look_at_room(shared.tensors(), moment.private)
+    def _write(self, state: StateToWrite, own: dict[str, Tensor]) -> None:
+        tensors = state.committed.tensors()
+        self._look_at_room(tensors, own)
         self._store.write(
             self._stage,
             ShardState(
-                generation=self.generation,
-                round=shared.round,
-                step=moment.step,
-                digest=shared.digest,
-                shared=shared.tensors(),
+                generation=state.generation,
+                round=state.committed.round,
+                step=state.step,
+                digest=state.committed.digest,
+                shared=tensors,
                 agreement=structure(self._config, self._stage),
                 agreement_digest=structure_digest(self._config, self._stage),
-                counters={"step": moment.step},
-                private={self._uid: moment.private} if moment.private else {},
-                mark=moment.mark,
+                counters={"step": state.step},
+                private={self._uid: own} if own else {},
+                mark=state.mark,
             ),
         )
         self._store.prune()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import take
+from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.activation_encoder import StageOutputs
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
@@ -16,18 +16,21 @@ from distqat.distributed.serving.replica import MicrobatchWeight, StageReplica
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models.auxiliary_loss import AUXILIARY
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
+from distqat.swarm.transport import Transport
 
 STANDS = "stands"
 """In a message with activations: no weights up to here move any more."""
 
 
 class Microbatches:
-    """The work of one replica on microbatches; who may ask for it is decided elsewhere."""
+    """The work of one replica on microbatches; who may ask for it the step lock says."""
 
-    def __init__(self, replica: StageReplica, compute: ComputeThread) -> None:
+    def __init__(self, replica: StageReplica, compute: ComputeThread, transport: Transport) -> None:
         self._replica = replica
         self._compute = compute
+        self._transport = transport
 
     async def run(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
         """Answer one of the four calls; one that is repeated gets the answer of the first."""
@@ -122,6 +125,7 @@ class Microbatches:
 
     async def _call_next(self, attempt: OpenAttempt, message: Message, method: str = "train") -> Message:
         assert attempt.next_link is not None
+        assert attempt.following is not None
         budget = take(message.fields, "budget", float)
         behind = len(attempt.route) - attempt.position
         budget = budget * (behind - 1) / behind
@@ -131,7 +135,7 @@ class Microbatches:
                 method, replace(message, fields=fields), timeout=budget, prompt=True
             )
         except SwarmError as error:
-            raise about(error, attempt.route[attempt.position + 1].uid) from error
+            raise about(error, attempt.following.uid) from error
 
     async def _forward(self, attempt: OpenAttempt, message: Message) -> Message:
         """Forward through this stage and those behind it; the graph stays until `backward`."""
@@ -165,6 +169,23 @@ class Microbatches:
             lambda: self._replica.backward(number, gradients, MicrobatchWeight(scale=weight)),
         )
         return Message(tensors=(await job)[0])
+
+    async def evaluate(self, call: IncomingCall) -> Message:
+        """Forward in eval mode through this stage and those behind it, outside any step."""
+        fields, tensors = call.message.fields, dict(call.message.tensors)
+        route = [Hop.parse(hop) for hop in take(fields, "route", list)]
+        outputs = await self._compute.submit(
+            Priority.FORWARD, "evaluate", lambda: self._replica.evaluate(tensors)
+        )
+        if not route:
+            return Message(tensors=outputs.tensors)
+        following = {**fields, "route": [hop.fields() for hop in route[1:]]}
+        budget = take(fields, "budget", float)
+        try:
+            link = await self._transport.link(route[0].address)
+            return await link.call("evaluate", outputs.message(following), timeout=budget, prompt=True)
+        except SwarmError as error:
+            raise about(error, route[0].uid) from error
 
 
 def weighing_of(message: Message) -> MicrobatchWeight:

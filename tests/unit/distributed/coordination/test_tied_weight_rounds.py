@@ -19,9 +19,11 @@ from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.tied_weight_rounds import KEPT, TiedCopy, TiedWeightRounds
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.committed_state import CommittedState, initial
+from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_member import RoundMember
-from distqat.distributed.serving.round_member_parts import MemberParts
+from distqat.distributed.serving.serving_observer import ServingObserver
+from distqat.distributed.serving.step_tally import StepTally
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadContribution, StageUnavailable
 from distqat.swarm.call_channel import IncomingCall
@@ -69,8 +71,7 @@ class TestTwins:
 class Steps:
     """As much of a replica's steps, compute thread and coordinator as rounds ask for."""
 
-    step_seconds: tuple[float, ...] = ()
-    on_commit: Any = None
+    tally = StepTally()
 
     async def pause(self) -> None: ...
 
@@ -128,13 +129,14 @@ class Scene:
         shared = initial(module)
         if index == 0:
             self.service.zero(stage, shared.digest)
-        twin = TiedWeightExchange({TIED: OWN[stage]}, transport, 5.0)
+        tied = TiedWeightExchange({TIED: OWN[stage]}, transport, 5.0)
         client: Any = Client(self.service)
-        parts = MemberParts(self.options, rounds, steps, steps, transport, client, twin)  # type: ignore[arg-type]
-        member = RoundMember(Hop(uid, PeerAddress(uid)), module, shared, parts, lambda record: None)  # type: ignore[arg-type]
+        hop, observer = Hop(uid, PeerAddress(uid)), ServingObserver()
+        host = HostedReplica(hop, module, steps, transport, client)  # type: ignore[arg-type]
+        member = RoundMember(host, steps, rounds, shared, observer, tied)  # type: ignore[arg-type]
 
         async def answer(call: IncomingCall) -> Message:
-            return await (member.tied if call.method == "tied" else member.contribution)(call)
+            return await (member.tied if call.method == "tied" else member.exchange.contribution)(call)
 
         await transport.serve(answer)
         await member.catch_up()
@@ -144,15 +146,15 @@ class Scene:
     async def round(self, stage: str, move: float = 0.0) -> tuple[CommittedState, CommittedState]:
         """All members of a stage take a step and average; the committed state before and after."""
         own = {uid: member for uid, member in self.members.items() if uid.startswith(stage)}
-        before = next(iter(own.values())).shared
+        before = next(iter(own.values())).committed
         for number, (uid, member) in enumerate(own.items()):
             with torch.no_grad():
                 self.modules[uid].get_parameter(OWN[stage]).add_(move * (number + 1))
-            member._parts.steps.on_commit(4)
+            member.step_applied(4)
         await asyncio.gather(*(member.holding(before.round + 1) for member in own.values()))
-        digests = {member.shared.digest for member in own.values()}
+        digests = {member.committed.digest for member in own.values()}
         assert digests == {self.log.digest(stage, before.round + 1)}
-        return before, next(iter(own.values())).shared
+        return before, next(iter(own.values())).committed
 
 
 @pytest.fixture
@@ -195,14 +197,14 @@ async def test_copies_that_are_trained_apart_stay_within_one_round(scene: Scene)
 async def test_a_round_goes_on_without_a_copy_that_nobody_gives(scene: Scene) -> None:
     await scene.round(TAIL)
     for uid in [uid for uid in scene.members if uid.startswith(TAIL)]:
-        scene.members[uid]._parts.twin._kept.clear()  # type: ignore[union-attr]
-    before = scene.members["head.0.0.0"].shared
+        scene.members[uid]._tied._kept.clear()  # type: ignore[union-attr]
+    before = scene.members["head.0.0.0"].committed
     committing = asyncio.ensure_future(scene.round(HEAD))
     while not committing.done():
         await asyncio.sleep(0)
         for uid, member in scene.members.items():
-            if uid.startswith(HEAD) and not member._due.is_set() and member.shared is before:
-                member._parts.steps.on_commit(4)  # the attempt without it takes an inner step more
+            if uid.startswith(HEAD) and not member._due.is_set() and member.committed is before:
+                member.step_applied(4)  # the attempt without it takes an inner step more
     _, after = await committing
     assert torch.equal(after.anchor[OWN[HEAD]], before.anchor[OWN[HEAD]])
 
@@ -210,12 +212,12 @@ async def test_a_round_goes_on_without_a_copy_that_nobody_gives(scene: Scene) ->
 async def test_a_copy_of_another_digest_or_shape_is_refused(scene: Scene) -> None:
     twin = TiedWeightExchange({TIED: OWN[HEAD]}, MemoryTransport(scene.network, "guest"), 5.0)
     holders = [Hop(uid, PeerAddress(uid)).fields() for uid in scene.members if uid.startswith(TAIL)]
-    digest = scene.members["tail.0.0.0"]._parts.twin.digest(scene.members["tail.0.0.0"].shared)  # type: ignore[union-attr]
+    digest = scene.members["tail.0.0.0"]._tied.digest(scene.members["tail.0.0.0"].committed)  # type: ignore[union-attr]
     copies = await twin.fetch({"round": 0, "digest": digest, "members": holders})
     assert list(copies) == [OWN[HEAD]]
     with pytest.raises(StageUnavailable, match="not what it announced"):
         await twin.fetch({"round": 0, "digest": "other", "members": holders})
-    rounds, shared = scene.members["head.0.0.0"]._parts.rounds, scene.members["head.0.0.0"].shared
+    rounds, shared = scene.members["head.0.0.0"]._rounds, scene.members["head.0.0.0"].committed
     sent = rounds.contribution(shared, _local(scene))
     for wrong in (torch.zeros(5, 4), torch.full((5, 3), float("nan")), torch.zeros(5, 3).half()):
         with pytest.raises(BadContribution, match="copy of"):

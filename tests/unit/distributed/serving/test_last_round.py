@@ -88,7 +88,7 @@ async def test_replicas_and_a_joiner_end_with_the_statistics_of_the_last_weights
             await swarm.round(number)
         await swarm.agreed()
         joiner = await swarm.add()
-        before = joiner.member.shared
+        before = joiner.member.committed
         assert [replica.replica.measuring for replica in swarm.replicas] == [True] * 3
         for replica in swarm.replicas:
             own = parameters(replica.replica.module)
@@ -96,7 +96,7 @@ async def test_replicas_and_a_joiner_end_with_the_statistics_of_the_last_weights
         if quantize:
             assert {q.state for _, q in quantizers(joiner.replica.module)} == {"frozen"}
         shown = await swarm.last_round(ROUNDS)
-        after = swarm.replicas[0].member.shared
+        after = swarm.replicas[0].member.committed
         assert after.round == ROUNDS
         assert equal(before.anchor, after.anchor)
         assert equal(before.steps, after.steps)
@@ -138,7 +138,7 @@ async def test_the_last_round_is_as_short_as_its_purpose(tmp_path: Path) -> None
         assert replica.steps_due == 2
         await replica.take_steps(2, seed=9)
         await asyncio.wait_for(replica.rounds_ended(ROUNDS), 20)
-        assert replica.member.shared.round == ROUNDS
+        assert replica.member.committed.round == ROUNDS
 
 
 @pytest.mark.timeout(60)

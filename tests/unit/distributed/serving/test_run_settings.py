@@ -14,7 +14,7 @@ from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.run_settings import most_samples, take_over, take_over_again
-from distqat.distributed.serving.server_status import ServerStatus
+from distqat.distributed.serving.server_status import _limits
 from distqat.distributed.training.loss_scaler import FP16, wants_scaling
 from distqat.topology.snapshot import ServerRecord
 
@@ -60,8 +60,7 @@ def test_a_batch_size_that_was_a_flag_of_the_server_bounds_its_steps(
 @pytest.mark.parametrize(("most", "scaled"), [(None, False), (4, True)])
 def test_what_a_trainer_must_know_of_a_server_is_in_its_record(most: int | None, scaled: bool) -> None:
     replica = SimpleNamespace(precision=ForwardPrecision(torch.float16 if scaled else None, scaled=scaled))
-    telling = SimpleNamespace(most_samples=most, _replica=replica)
-    limits = ServerStatus._limits(telling)  # type: ignore[arg-type]
+    limits = _limits(most, replica)  # type: ignore[arg-type]
     assert limits == ({} if most is None else {"batch_size": 4.0, FP16: 1.0})
     record = ServerRecord("p", "front", 0, 1, "serving", 0.0, 0, 0, "", "", metrics=limits)
     assert wants_scaling([record]) == scaled  # by who computes, not by the device of the client's host
