@@ -35,7 +35,7 @@ from tests.contract.small_models import MODELS, Cut, SmallModel, SmallStage, ful
 
 from benchmarks.model_sizes import NETWORKS, sizes
 from benchmarks.report import describe, facts, output, write_json
-from distqat.models import MODEL_TYPES, full_state_dict, named_tensors
+from distqat.models import MODEL_TYPES, full_state_dict, named_tensors, run_stages
 from distqat.models.causal_lm_stage import BlockStage
 
 GOAL = 1.25  # largest share over the mean
@@ -124,10 +124,7 @@ def _filled(stage: SmallStage) -> dict[str, Tensor]:
 
 def _outputs(modules: Sequence[nn.Module], inputs: Mapping[str, Tensor], training: bool) -> dict[str, Tensor]:
     torch.manual_seed(1)  # of dropout
-    passed = dict(inputs)
-    for module in modules:
-        passed = named_tensors(module.train(training)(*passed.values()))
-    return passed
+    return run_stages([module.train(training) for module in modules], inputs)
 
 
 def _apart(ours: Tensor | None, theirs: Tensor) -> float:

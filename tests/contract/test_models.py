@@ -12,7 +12,7 @@ import torch
 from tests.contract.small_models import MODELS, Cut, SmallStage, full_stage, stage_of, stages_of
 from torch import Tensor, nn
 
-from distqat.models import MODEL_TYPES, full_state_dict, named_tensors
+from distqat.models import MODEL_TYPES, full_state_dict, named_tensors, run_stages
 
 BATCH = 4
 ENTRIES = sorted(MODEL_TYPES)
@@ -43,10 +43,7 @@ def inputs_of(stage: SmallStage) -> dict[str, Tensor]:
 def run(modules: Sequence[nn.Module], inputs: Tensors, *, training: bool) -> dict[str, Tensor]:
     """Through all stages, by position, with dropout from one seed."""
     torch.manual_seed(3)
-    passed = dict(inputs)
-    for module in modules:
-        passed = named_tensors(module.train(training)(*passed.values()))
-    return passed
+    return run_stages([module.train(training) for module in modules], inputs)
 
 
 def loss(outputs: Tensors) -> Tensor:

@@ -20,7 +20,7 @@ from distqat.distributed.network.call_fields import Hop, step_fields, take
 from distqat.distributed.network.other_runs import check_run_is_there
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.step_driver import clipping
-from distqat.models import named_tensors
+from distqat.models import named_tensors, outputs_of_each
 from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
 from distqat.protocol.step_attempts import StepId
 from distqat.quant import (
@@ -57,12 +57,9 @@ class SwarmBaselineModel(nn.Module):
 
     def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The last stage's outputs by name; the stages' own losses together are in `auxiliary_loss`."""
-        tensors: Sequence[Tensor] = inputs
-        named: dict[str, Tensor] = {}
-        losses = []
-        for stage in self.stages.values():
-            named = named_tensors(stage(*tensors))
-            tensors = list(named.values())
+        stages, named, losses = list(self.stages.values()), named_tensors(inputs), []
+        for stage, outputs in zip(stages, outputs_of_each(stages, named), strict=True):
+            named = outputs
             own = take_auxiliary_loss(stage)
             if own is not None and any(p.requires_grad for p in stage.parameters()):  # else it is frozen
                 losses.append(own)

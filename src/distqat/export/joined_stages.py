@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from distqat.models import named_tensors
+from distqat.models import named_tensors, run_stages
 from distqat.quant import quantizers
 from distqat.quant.output_quantizer import link
 from distqat.quant.parametrized import settle_computed_weights
@@ -46,9 +46,4 @@ class JoinedStages(nn.Module):
 
     def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
         """What the last stage returns, by name."""
-        tensors: Sequence[Tensor] = inputs
-        named: dict[str, Tensor] = {}
-        for stage in self.children():
-            named = named_tensors(stage(*tensors))
-            tensors = list(named.values())
-        return named
+        return run_stages(self.children(), named_tensors(inputs))

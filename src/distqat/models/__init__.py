@@ -48,6 +48,7 @@ from distqat.models.registry import (
     sample_input,
     stages_of,
 )
+from distqat.models.stage_chain import outputs_of_each, run_stages
 
 for _stage in block_chain.STAGES:
     register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
@@ -77,7 +78,9 @@ __all__ = [
     "copies_of",
     "full_state_dict",
     "named_tensors",
+    "outputs_of_each",
     "register_expert_class",
+    "run_stages",
     "sample_input",
     "stages_of",
 ]

@@ -20,7 +20,7 @@ from distqat.distributed.assembly.stage_factory import build_module, build_task,
 from distqat.errors import DistqatError, ModelError, TaskError
 from distqat.failpoints import failpoint
 from distqat.failures import describe
-from distqat.models import named_tensors
+from distqat.models import run_stages
 from distqat.quant.output_quantizer import link
 from distqat.tasks.base import Forward, Judging, Sample, Showing, Task
 
@@ -111,10 +111,7 @@ def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
 
     @torch.no_grad()
     def forward(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        named = dict(inputs)
-        for stage in stages:
-            named = named_tensors(stage(*named.values()))
-        return named
+        return run_stages(stages, inputs)
 
     return forward
 

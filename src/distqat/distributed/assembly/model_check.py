@@ -15,7 +15,7 @@ from torch import Tensor
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task, check_model
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, QuantError, TaskError
-from distqat.models import named_tensors
+from distqat.models import outputs_of_each
 from distqat.tasks.base import Batch, Phased, Task
 
 Told = dict[str, dict[str, tuple[str, list[int]]]]
@@ -65,28 +65,29 @@ def tell(task: Task, batch: Batch) -> Told:
 
 
 def _through(config: Config, named: Mapping[str, Tensor], told: Told) -> dict[str, Tensor] | None:
-    outputs = dict(named)
-    for position, stage in enumerate(config.stages):
-        module = build_module(config, stage, quantize=False).eval()
-        try:
-            outputs = named_tensors(module(*outputs.values()))
-        except NotImplementedError:
+    stages = [build_module(config, stage, quantize=False).eval() for stage in config.stages]
+    passed = [dict(named)]
+    try:
+        for outputs in outputs_of_each(stages, named):
+            passed.append(outputs)
+    except NotImplementedError:
+        return None
+    except _USER_ERRORS as error:
+        if "meta" in str(error):
             return None
-        except _USER_ERRORS as error:
-            if "meta" in str(error):
-                return None
-            text = " ".join(str(error).split())[:300]
-            if position:
-                raise ModelError(
-                    f"stage {stage!r} cannot take what the stages before it make of a batch: {text}"
-                ) from error
-            data = config.data
+        text = " ".join(str(error).split())[:300]
+        position = len(passed) - 1
+        if position:
             raise ModelError(
-                f"the first stage, {config.model_pipeline.pipeline[0].model_name!r}, cannot take a batch of "
-                f"data.task_type {data.task_type!r}, {json.dumps(told['inputs'])}: {text}; choose the task "
-                "that the model is for, or begin the pipeline with the model's first stage"
+                f"stage {config.stages[position]!r} cannot take what the stages before it make of a batch: "
+                f"{text}"
             ) from error
-    return outputs
+        raise ModelError(
+            f"the first stage, {config.model_pipeline.pipeline[0].model_name!r}, cannot take a batch of "
+            f"data.task_type {config.data.task_type!r}, {json.dumps(told['inputs'])}: {text}; choose the "
+            "task that the model is for, or begin the pipeline with the model's first stage"
+        ) from error
+    return passed[-1]
 
 
 def _loss(task: Task, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:

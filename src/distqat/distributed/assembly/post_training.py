@@ -14,7 +14,7 @@ from distqat.data.source import open_source
 from distqat.distributed.assembly.evaluation import EvaluationResult, build_all, judge, load_all
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.errors import QuantError
-from distqat.models import named_tensors
+from distqat.models import run_stages
 from distqat.quant.ptq import end_observing, load_float, start_observing
 
 
@@ -48,8 +48,7 @@ def calibrate(config: Config, modules: Mapping[str, nn.Module], source: Any) -> 
         start_observing(module)
     for _ in range(config.quant.warmup.calibrate_batches):
         items = read_from(source, config.diloco.batch_size_per_step)
-        named = dict(batch_of(task, [item.sample for item in items]).inputs)
-        for stage in config.stages:
-            named = named_tensors(modules[stage](*named.values()))
+        batch = batch_of(task, [item.sample for item in items])
+        run_stages([modules[stage] for stage in config.stages], batch.inputs)
     for module in modules.values():
         end_observing(module)

@@ -17,7 +17,7 @@ from distqat.data.order import permutation
 from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_module, stage_kwargs
 from distqat.distributed.training.batch_source import Ask
-from distqat.models import named_tensors, sample_input
+from distqat.models import run_stages, sample_input
 from distqat.tasks.base import Batch, Experience, Interactive, Player
 
 logger = logging.getLogger(__name__)
@@ -123,10 +123,8 @@ def check_play(config: Config, task: Interactive) -> None:
         inputs = sample_input(first, 2, stage_kwargs(config, config.stages[0]))
         if inputs is None:  # a model that does not say what it takes
             return
-        outputs = inputs
-        for stage in config.stages:
-            module = build_module(config, stage, quantize=False).eval()
-            outputs = named_tensors(module(*outputs.values()))
+        stages = (build_module(config, stage, quantize=False).eval() for stage in config.stages)
+        outputs = run_stages(stages, inputs)
     task.check(inputs, outputs)
 
 
