@@ -19,6 +19,7 @@ from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.serving.step_tally import StepOutcome
+from distqat.distributed.training.route_step import StepSettings
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
 from distqat.protocol.step_attempts import StepId
@@ -160,7 +161,9 @@ class MemorySwarm:
             self.step_number,
             attempt,
             consumed=consumed or nothing,
-            frozen=[hop.uid for position, hop in enumerate(route) if position in frozen],
+            settings=StepSettings(
+                frozen=[hop.uid for position, hop in enumerate(route) if position in frozen]
+            ),
         )
 
     async def calibrate(self, batch: list[Batch]) -> None:

@@ -19,7 +19,7 @@ from distqat.distributed.assembly.tied_weights import tie
 from distqat.distributed.network.call_fields import Hop, step_fields, take
 from distqat.distributed.network.other_runs import check_run_is_there
 from distqat.distributed.network.role_peer import RolePeer
-from distqat.distributed.training.step_driver import clipping
+from distqat.distributed.training.gradient_clipping import norm_and_factor
 from distqat.models import named_tensors, outputs_of_each
 from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
 from distqat.protocol.step_attempts import StepId
@@ -245,7 +245,7 @@ class SwarmModel(nn.Module):
     async def _commit(self, max_grad_norm: float | None) -> dict[str, float]:
         message = Message({**self._fields, "microbatches": self._calls})
         prepared = [await self._control(link, "prepare", message) for link in self._links]
-        norm, factor = clipping([reply.tensors["norms"] for reply in prepared], max_grad_norm, 1.0)
+        norm, factor = norm_and_factor([reply.tensors["norms"] for reply in prepared], max_grad_norm, 1.0)
         skip = not math.isfinite(norm)
         fields = {**self._fields, "skip": skip, "factor": factor, "samples": self._samples}
         for link in self._links:

@@ -32,6 +32,7 @@ from distqat.distributed.training.loss_scaler import LossScaler, wants_scaling
 from distqat.distributed.training.part_writer import PartWriter
 from distqat.distributed.training.rollout import RolloutFeed
 from distqat.distributed.training.route_choice import RouteChoice
+from distqat.distributed.training.route_step import StepSettings
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.distributed.training.step_failures import BatchFailures, StepFailures
 from distqat.distributed.training.step_records import StepRecords
@@ -94,6 +95,7 @@ class Trainer:
             + config.model_pipeline.forward_timeout
             + config.model_pipeline.backward_timeout,
             max_grad_norm=config.diloco.max_grad_norm,
+            task=self._task if self._task.loss_at == "trainer" else None,
         )
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -227,9 +229,7 @@ class Trainer:
                     step,
                     attempt,
                     consumed=consumed,
-                    draw=draw,
-                    mark=told,
-                    frozen=planned.uids(hops),
+                    settings=StepSettings(draw, told, planned.uids(hops)),
                 )
             except SwarmError as error:
                 self._records.aborted(error, hops, self._stepper.id(step, attempt))

@@ -163,11 +163,14 @@ class Microbatches:
         gradients: Mapping[str, Tensor] = message.tensors
         if not attempt.last:
             gradients = (await self._call_next(attempt, message, "backward")).tensors
+        if attempt.microbatches:  # known: gradients add up in the order of the microbatches, as in `train`
+            await attempt.backward_turns.mine(number)
         job = self._compute.submit(
             Priority.BACKWARD,
             "backward",
             lambda: self._replica.backward(number, gradients, MicrobatchWeight(scale=weight)),
         )
+        attempt.backward_turns.through(number)
         return Message(tensors=(await job)[0])
 
     async def evaluate(self, call: IncomingCall) -> Message:
