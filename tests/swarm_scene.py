@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
@@ -12,6 +14,7 @@ from typing_extensions import Self
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
+from distqat.distributed.model import SwarmModel
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
@@ -19,6 +22,9 @@ from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.serving.step_tally import StepOutcome
+from distqat.distributed.training.custom_steps import CustomSteps
+from distqat.distributed.training.event_loop_thread import EventLoopThread
+from distqat.distributed.training.route_choice import RouteChoice
 from distqat.distributed.training.route_step import StepSettings
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
@@ -27,6 +33,8 @@ from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
+from distqat.topology.expert import ExpertId
+from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 AT: ContextVar[str] = ContextVar("AT", default="")
 """The UID of the replica whose code runs: tells a failpoint in one process where it is."""
@@ -137,6 +145,19 @@ class MemorySwarm:
         uids = [f"{stage}.0.{i}.0" for stage, i in zip(self.config.stages, chosen, strict=True)]
         return [Hop(uid, PeerAddress(uid)) for uid in uids]
 
+    def snapshot(self) -> SwarmSnapshot:
+        """What the directory would say of it."""
+        return SwarmSnapshot(tuple(self.config.stages), tuple(_record(server) for server in self.stages))
+
+    def custom_model(self, loop: EventLoopThread, **given: Any) -> SwarmModel:
+        """The model of a training loop of one's own; `loop` is the one that this swarm lives on."""
+
+        async def refresh() -> None:
+            watch.snapshot = self.snapshot()
+
+        watch: Any = SimpleNamespace(snapshot=self.snapshot())
+        return SwarmModel(CustomSteps(self.stepper, RouteChoice(watch, 0), refresh), loop, **given)
+
     def stage(self, uid: str) -> Stage:
         return next(stage for stage in self.stages if stage.uid == uid)
 
@@ -190,3 +211,19 @@ class MemorySwarm:
             for name, tensor in stage.replica.module.state_dict().items()
             if tensor.is_floating_point()
         }
+
+
+def _record(server: Stage) -> ServerRecord:
+    expert = ExpertId.parse(server.uid)
+    return ServerRecord(
+        peer_id=PeerAddress(server.uid).peer,
+        stage=expert.stage,
+        index=expert.index,
+        epoch=1,
+        state="calibrating" if server.replica.calibrating else "serving",
+        throughput=0.0,
+        step=0,
+        round=0,
+        config_digest="",
+        host="",
+    )

@@ -24,7 +24,7 @@ from distqat.distributed.assembly.evaluation import evaluate, judge
 from distqat.distributed.assembly.model_check import check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.model import SwarmBaselineModel
+from distqat.distributed.training.baseline_model import SwarmBaselineModel
 from distqat.models import MODEL_TYPES
 from distqat.models.auxiliary_loss import take_auxiliary_loss
 from distqat.tasks import Batch
@@ -35,7 +35,7 @@ CHECK = """
 import torch
 from distqat.config import load_config
 from distqat.distributed.assembly.stage_factory import check_model
-from distqat.distributed.model import SwarmBaselineModel
+from distqat.distributed.training.baseline_model import SwarmBaselineModel
 
 config = load_config("configs/mymodel.yaml")
 check_model(config)

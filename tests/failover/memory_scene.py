@@ -20,11 +20,9 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving import microbatches, round_exchange, round_member, step_service
 from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
-from distqat.swarm.peer_link import PeerAddress
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Router
-from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 
 TRAINER = "trainer"
 
@@ -137,9 +135,7 @@ class Driver:
         self.dead: set[str] = set()
         self.attempts: list[SwarmError] = []  # what the failed ones failed with
         self._router = Router()
-        self._snapshot = SwarmSnapshot(
-            tuple(swarm.config.stages), tuple(_record(server.uid) for server in swarm.stages)
-        )
+        self._snapshot = swarm.snapshot()
 
     def kill(self, peer: str) -> None:
         self.dead.add(peer)
@@ -173,22 +169,6 @@ class Driver:
 
     def check(self) -> None:
         self.ledger.check(self.swarm, self.dead)
-
-
-def _record(uid: str) -> ServerRecord:
-    expert = ExpertId.parse(uid)
-    return ServerRecord(
-        peer_id=PeerAddress(uid).peer,
-        stage=expert.stage,
-        index=expert.index,
-        epoch=1,
-        state="serving",
-        throughput=0.0,
-        step=0,
-        round=0,
-        config_digest="",
-        host="",
-    )
 
 
 def state(swarm: MemorySwarm, uid: str) -> dict[str, torch.Tensor]:

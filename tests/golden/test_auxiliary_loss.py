@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.model import EventLoopThread, SwarmModel
 from distqat.distributed.training.batch_phases import PhaseStep
+from distqat.distributed.training.event_loop_thread import EventLoopThread
 from distqat.models import register_expert_class
 from distqat.tasks.base import Batch
 
@@ -147,7 +147,7 @@ def test_a_custom_loop_adds_it_itself(sparse: None) -> None:
     run, loop = sparse_config(), EventLoopThread()
     plain = BaselineTrainer(run, torch.device("cpu"))
     swarm = loop.run(MemorySwarm(run).__aenter__(), 30)
-    model = SwarmModel(swarm.trainer, swarm.hops, loop)
+    model = swarm.custom_model(loop)
     for batch in batches(run):
         expected, found = plain.step(copy.deepcopy(batch)), 0.0
         for part in batch:
@@ -156,13 +156,13 @@ def test_a_custom_loop_adds_it_itself(sparse: None) -> None:
             loss = loss * (part.size / 8)
             loss.backward()
             found += float(loss.detach())
-        model.step(0.5)
+        model.step()
         assert found == pytest.approx(expected, rel=1e-6)
     theirs = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
     difference = largest_relative_difference(theirs, swarm.floats())
     (batch, *_) = batches(run)
     model(batch[0].inputs["x"]).sum().mul(0.0).backward()
-    unasked = model.step()["norm"]
+    unasked = model.step().norm
     loop.run(swarm.__aexit__(), 30)
     loop.close()
     assert difference <= 1e-5

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from collections.abc import Iterator
 
 import pytest
 import torch
 from tests.golden.test_exactness import batches, config_of, largest_relative_difference
 from tests.swarm_scene import MemorySwarm
+from torch import Tensor
 
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.distributed.model import EventLoopThread, SwarmModel
+from distqat.distributed.training import custom_steps
+from distqat.distributed.training.event_loop_thread import EventLoopThread
+from distqat.errors import StaleAttempt, SwarmError
+from distqat.tasks.base import Batch
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def test_a_custom_loop_trains_the_servers(loop: EventLoopThread, max_grad_norm: 
     config = config_of("mlp", quantize=False, max_grad_norm=max_grad_norm)
     plain = BaselineTrainer(config, torch.device("cpu"))
     swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
-    model = SwarmModel(swarm.trainer, swarm.hops, loop)
+    model = swarm.custom_model(loop)
     for batch in batches(config, 5):
         plain.step(batch)
         samples = sum(part.size for part in batch)
@@ -36,8 +42,7 @@ def test_a_custom_loop_trains_the_servers(loop: EventLoopThread, max_grad_norm: 
             logits = model(part.inputs["x"])
             loss = torch.nn.functional.cross_entropy(logits, part.labels["y"]) * (part.size / samples)
             loss.backward()
-        told = model.step(max_grad_norm)
-        assert told["skipped"] == 0.0
+        assert not model.step().skipped
     expected = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
     difference = largest_relative_difference(expected, swarm.floats())
     loop.run(swarm.__aexit__(), 30)
@@ -48,18 +53,138 @@ def test_inputs_get_their_gradient_and_eval_takes_no_step(loop: EventLoopThread)
     config = config_of("mlp", quantize=False)
     plain = BaselineTrainer(config, torch.device("cpu"))
     swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
-    model = SwarmModel(swarm.trainer, swarm.hops, loop)
+    model = swarm.custom_model(loop)
     images = batches(config, 1)[0][0].inputs["x"].clone().requires_grad_()
     model(images).square().sum().backward()
     assert images.grad is not None
     model.abort()
-    twin = images.detach().clone().requires_grad_()
-    output = plain.model(twin)
+    local = images.detach().clone().requires_grad_()
+    output = plain.model(local)
     assert isinstance(output, torch.Tensor)
     output.square().sum().backward()
-    assert torch.equal(images.grad, twin.grad)
+    assert torch.equal(images.grad, local.grad)
     before = swarm.floats()
-    assert torch.equal(model.eval()(images), plain.model.eval()(twin))
+    assert torch.equal(model.eval()(images), plain.model.eval()(local))
     assert all(torch.equal(tensor, before[name]) for name, tensor in swarm.floats().items())
     assert swarm.stages[0].replica.step == 0
     loop.run(swarm.__aexit__(), 30)
+
+
+def mean_loss(model: torch.nn.Module, parts: list[Batch]) -> Tensor:
+    """The mean over a batch in microbatches, with its gradient."""
+    samples, total = sum(part.size for part in parts), torch.zeros(())
+    for part in parts:
+        loss = torch.nn.functional.cross_entropy(model(part.inputs["x"]), part.labels["y"])
+        loss = loss * (part.size / samples)
+        loss.backward()
+        total = total + loss.detach()
+    return total
+
+
+@pytest.mark.parametrize("method", ["open", "forward", "backward", "prepare", "decide"])
+def test_a_server_that_dies_is_gone_around(loop: EventLoopThread, method: str) -> None:
+    """In the middle of a batch: the step is undone everywhere, and the closure runs it over the others."""
+    config = config_of("mlp", quantize=False)
+    plain = BaselineTrainer(config, torch.device("cpu"))
+    swarm = loop.run(MemorySwarm(config, replicas=2).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    (batch,) = batches(config, 1)
+    at = "front.0.0.0" if method == "decide" else "back.0.0.0"
+    dies_at, passed, runs = (2 if method in ("forward", "backward") else 1), [0], [0]
+
+    def passage(name: str) -> None:
+        passed[0] += name == f"call.{method}"
+        if passed[0] == dies_at:
+            swarm.network.kill(at)
+            raise asyncio.CancelledError
+
+    swarm.stage(at).passage = passage
+
+    def closure() -> Tensor:
+        runs[0] += 1
+        return mean_loss(model, batch)
+
+    result = model.step(closure)
+    assert result.loss == pytest.approx(plain.step(copy.deepcopy(batch)), rel=1e-5)
+    steps = {server.uid: server.replica.step for server in swarm.stages}
+    if method == "decide":  # the stage behind it resolves what its trainer could not learn
+        assert result.lost == ("front.0.0.0",)
+        assert steps["back.0.0.0"] == 1
+    else:
+        assert runs[0] == (1 if method == "open" else 2)  # the first call of a step is repeated in itself
+        assert (steps["front.0.0.0"], steps["back.0.1.0"]) == (1, 1)
+    loop.run(swarm.__aexit__(), 30)
+
+
+def test_without_a_closure_a_failure_undoes_the_step_and_is_raised(loop: EventLoopThread) -> None:
+    config = config_of("mlp", quantize=False)
+    plain = BaselineTrainer(config, torch.device("cpu"))
+    swarm = loop.run(MemorySwarm(config, replicas=2).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    (batch,) = batches(config, 1)
+    early = model(batch[0].inputs["x"])
+    swarm.fail.add("forward")
+    with pytest.raises(SwarmError, match="fails forward"):
+        model(batch[1].inputs["x"])
+    with pytest.raises(StaleAttempt, match="call the model again"):
+        early.sum().backward()
+    mean_loss(model, batch)
+    model.step()
+    plain.step(copy.deepcopy(batch))
+    assert [server.steps.counts["aborted"] for server in swarm.stages] == [1, 1, 0, 0]
+    theirs = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
+    stepped = [server for server in swarm.stages if server.replica.step]
+    assert len(stepped) == 2
+    found = {
+        f"{server.replica.stage}.{name}": tensor
+        for server in stepped
+        for name, tensor in server.replica.module.state_dict().items()
+    }
+    assert largest_relative_difference(theirs, found) <= 1e-5
+    loop.run(swarm.__aexit__(), 30)
+
+
+def test_a_call_without_its_way_back_is_the_users_mistake(loop: EventLoopThread) -> None:
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    (batch,) = batches(config, 1)
+    with pytest.raises(RuntimeError, match="there is no step to commit"):
+        model.step()
+    model(batch[0].inputs["x"])
+    with pytest.raises(RuntimeError, match="1 of 1 calls of the model were not followed by backward"):
+        model.step()
+    mean_loss(model, batch)  # over the same servers at once: they are not to blame
+    model.step()
+    assert [server.replica.step for server in swarm.stages] == [1, 1]
+    loop.run(swarm.__aexit__(), 30)
+
+
+def test_quantizers_are_calibrated_by_the_first_call(loop: EventLoopThread) -> None:
+    config = config_of("mlp", quantize=True)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    assert swarm.calibrating()
+    (batch,) = batches(config, 1)
+    losses = [model.step(lambda: mean_loss(model, batch)).loss for _ in range(8)]
+    assert not swarm.calibrating()
+    assert losses[-1] < losses[0]
+    assert [server.replica.step for server in swarm.stages] == [8, 8]
+    loop.run(swarm.__aexit__(), 30)
+
+
+def test_a_loss_scale_leaves_no_trace(loop: EventLoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("mlp", quantize=False, max_grad_norm=0.5)
+    states = []
+    for wanted in (False, True):
+        monkeypatch.setattr(custom_steps, "wants_scaling", lambda servers, wanted=wanted: wanted)
+        swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+        model = swarm.custom_model(loop)
+        (batch,) = batches(config, 1)
+        x = batch[0].inputs["x"].clone().requires_grad_()
+        model(x).square().mean().backward()
+        result = model.step()
+        assert x.grad is not None
+        states.append({**swarm.floats(), "input": x.grad, "norm": torch.tensor(result.norm)})
+        loop.run(swarm.__aexit__(), 30)
+    assert largest_relative_difference(*states) <= 1e-5

@@ -17,9 +17,9 @@ from distqat.config import Config
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
 from distqat.distributed.coordination.run_end import mean
-from distqat.distributed.model import SwarmBaselineModel
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.training.baseline_batches import batch_feed, reports_to_client
+from distqat.distributed.training.baseline_model import SwarmBaselineModel
 from distqat.distributed.training.baseline_result import (
     BaselineFigures,
     conclude_baseline,

@@ -25,6 +25,7 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer, first_of
 from distqat.distributed.network.unreachable_peers import UnreachablePeers
+from distqat.distributed.training.ask_model import ask_model
 from distqat.distributed.training.batch_phases import PhaseStep, phase_steps
 from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
 from distqat.distributed.training.checkpoint_schedule import CheckpointSchedule, TrainerProgress
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 PIPELINE_ID = "DISTQAT_PIPELINE"
 SAMPLES = "DISTQAT_SAMPLES"  # of a baseline that is compared with a swarm
 RETRY_S = 0.1
-WINDOW_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a window
 
 
 class Trainer:
@@ -86,17 +86,8 @@ class Trainer:
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
         self._step_size = StepSize(config.diloco.batch_size_per_step)
         self._fp16 = LossScaler.for_fp16(self._count.scaler)
-        self._stepper = StepDriver(
-            transport=peer.transport,
-            trainer=peer.identity.peer,
-            incarnation=self._life,
-            options=config.model_pipeline,
-            window_timeout=WINDOW_PATIENCE * config.diloco.averaging_timeout
-            + config.model_pipeline.forward_timeout
-            + config.model_pipeline.backward_timeout,
-            max_grad_norm=config.diloco.max_grad_norm,
-            task=self._task if self._task.loss_at == "trainer" else None,
-        )
+        self._stepper = StepDriver.of(config, peer.transport, self._life)
+        self._stepper.task = self._task if self._task.loss_at == "trainer" else None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Step after step until the client says that the run is finished, or until asked to stop."""
@@ -145,17 +136,8 @@ class Trainer:
                 return leased
 
     async def _ask(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The whole model in eval mode, over as many routes as it takes. Raises Stopped."""
-        attempt = 0
-        while (route := await self._routes.next(self._stop)) is not None:
-            hops = [Hop.of(server) for server in route.servers]
-            try:
-                return await self._stepper.evaluate(inputs, hops)
-            except SwarmError as error:
-                attempt += 1
-                logger.warning("the model is asked again (attempt %d): %s", attempt, error)
-                await self._routes.failed(error, route, attempt)
-        raise StoppedWaiting
+        """The whole model in eval mode. Raises StoppedWaiting."""
+        return await ask_model(self._stepper, self._routes, inputs, self._stop)
 
     async def _release(self, lease: LeasedBatch) -> None:
         with contextlib.suppress(DataServerGone):

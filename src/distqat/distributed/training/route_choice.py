@@ -28,6 +28,8 @@ class RouteChoice:
         self._watch = watch
         self._pipeline = pipeline
         self._router = Router()
+        self.missing = ""
+        """Which stages had no replica when `next` looked last, and why."""
 
     async def next(self, stop: asyncio.Event) -> Route | None:
         """A replica for every stage, as soon as there is one; None when asked to stop."""
@@ -37,6 +39,7 @@ class RouteChoice:
                 try:
                     return self._router.choose(self._watch.snapshot, self._pipeline, time.monotonic())
                 except StageUnavailable as error:
+                    self.missing = str(error)
                     if wait is None:
                         logger.warning("paused: %s", error)
                         wait = paused.enter_context(waiting(""))

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distqat.config import Config
 from distqat.config.schema import PipelineOptions
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.gradient_clipping import norm_and_factor
@@ -25,6 +26,7 @@ from distqat.swarm.transport import Transport
 from distqat.tasks.base import Batch, Task
 from distqat.topology.expert import ExpertId
 
+LOCK_PATIENCE = 2.0  # in units of averaging_timeout: an outer round may stand before a step
 NO_SETTINGS = StepSettings()
 
 
@@ -59,6 +61,23 @@ class StepDriver:
     max_grad_norm: float | None = None
     scaler: LossScaler = field(default_factory=LossScaler)
     task: Task | None = None  # where the trainer computes the loss, not the last stage
+
+    @classmethod
+    def of(cls, config: Config, transport: Transport, incarnation: int) -> StepDriver:
+        """With the time limits and the clipping of a configuration.
+
+        `incarnation` tells lives of one peer apart: a later one has a larger number.
+        """
+        pipeline, diloco = config.model_pipeline, config.diloco
+        patience = LOCK_PATIENCE * diloco.averaging_timeout
+        return cls(
+            transport=transport,
+            trainer=transport.peer,
+            incarnation=incarnation,
+            options=pipeline,
+            window_timeout=patience + pipeline.forward_timeout + pipeline.backward_timeout,
+            max_grad_norm=diloco.max_grad_norm,
+        )
 
     def id(self, step: int, attempt: int) -> StepId:
         """The name of an attempt of this life of the trainer."""

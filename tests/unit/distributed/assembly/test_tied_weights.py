@@ -10,7 +10,7 @@ from distqat.config import Config
 from distqat.config.schema import PipelineOptions
 from distqat.distributed.assembly.stage_factory import build_module, check_model
 from distqat.distributed.assembly.tied_weights import twin_stages
-from distqat.distributed.model import SwarmBaselineModel
+from distqat.distributed.training.baseline_model import SwarmBaselineModel
 from distqat.errors import ModelError
 from distqat.models import build_stage, copies_of
 

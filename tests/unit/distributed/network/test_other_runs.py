@@ -47,7 +47,7 @@ async def swarm(monkeypatch: pytest.MonkeyPatch) -> MemorySwarm:
     [
         lambda: monitor.watch(CONFIG, asyncio.Event()),
         lambda: evaluate_command._swarm(CONFIG),
-        lambda: model._find(CONFIG, 0),
+        lambda: model.Connection.open(CONFIG, 0, BOUND_S),
     ],
     ids=["monitor --watch", "evaluate", "SwarmModel"],
 )

@@ -1,0 +1,91 @@
+"""The model as one module in this process: what the baseline trains, and what a swarm is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distqat.config import Config
+from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.assembly.tied_weights import tie
+from distqat.models import named_tensors, outputs_of_each
+from distqat.models.auxiliary_loss import take_auxiliary_loss
+from distqat.quant import (
+    activate,
+    calibrated,
+    check_observed,
+    look_again,
+    observe_data,
+    quant_schedule,
+    quantizers,
+    reasons,
+)
+
+
+class SwarmBaselineModel(nn.Module):
+    """All stages of the configuration in one process, cut and initialised as servers would have them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict({stage: build_module(config, stage) for stage in config.stages})
+        tie(self.stages, config)
+        self._quant = config.quant
+        self.auxiliary_loss: Tensor | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor | Mapping[str, Tensor]:
+        """Through all stages; a single tensor if the last stage gives one, else named tensors."""
+        named = self.outputs(*inputs)
+        return named["x"] if list(named) == ["x"] else named
+
+    def outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The last stage's outputs by name; the stages' own losses together are in `auxiliary_loss`."""
+        stages, named, losses = list(self.stages.values()), named_tensors(inputs), []
+        for stage, outputs in zip(stages, outputs_of_each(stages, named), strict=True):
+            named = outputs
+            own = take_auxiliary_loss(stage)
+            if own is not None and any(p.requires_grad for p in stage.parameters()):  # else it is frozen
+                losses.append(own)
+        self.auxiliary_loss = torch.stack(losses).sum() if losses else None
+        return named
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether quantizers still have to see real data before the first quantized step."""
+        return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self))
+
+    def follow_schedule(
+        self, steps: Sequence[int], total_steps: int, measuring: Collection[int] = ()
+    ) -> quant_schedule.ScheduleMoment:
+        """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
+
+        `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. Only here may
+        stages train in float before they calibrate; their quantizers look away meanwhile. The moment of the
+        stage that is furthest.
+        """
+        moments = []
+        for position, (stage, step) in enumerate(zip(self.stages.values(), steps, strict=True)):
+            now = quant_schedule.moment(
+                step, total_steps, self._quant.warmup, measuring=position in measuring
+            )
+            if now.steps_frozen:
+                look_again(stage, last=True)
+            quant_schedule.apply(stage, now)
+            observe_data(stage, on=step >= self._quant.warmup.float_steps)
+            moments.append(now)
+        return max(moments, key=lambda now: quant_schedule.PHASES.index(now.phase))
+
+    def activate_if_calibrated(self, shown: int) -> list[str]:
+        """As servers do after each calibration batch: a stage that has seen enough becomes active.
+
+        `shown`: forward passes that were for calibration. Sentences about quantizers that wait for values.
+        Raises QuantError when what came cannot be quantized.
+        """
+        said: list[str] = []
+        for stage in self.stages.values():
+            calibrating = any(q.state == "calibrating" for _, q in quantizers(stage))
+            if calibrating and calibrated(stage, self._quant, shown):
+                check_observed(stage)
+                said += reasons(activate(stage, wait=True))
+        return said
