@@ -12,6 +12,9 @@ sum(g * y) - sum(gx * x), with gx the gradient of x that is computed anyway. It 
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from distqat.quant import kernels
 
 LOG_STEP_BOUND = 64.0
 """|log(step)| beyond this counts as this, so neither the step nor its inverse ever leaves float32."""
@@ -48,7 +49,7 @@ def fake_quantize(
 
     `log_step` is a scalar (axis None) or has one entry per index of `axis`; its gradient is multiplied
     by `gradient_scale`. Quantizing the result again changes nothing (in float32 and float64).
-    `compiled`: one pass over memory in each direction: in C (`kernels`) on a CPU, by torch.compile elsewhere.
+    `compiled`: torch.compile makes one kernel of each direction; on a CPU it needs a C++ compiler.
     """
     y: Tensor = _FakeQuantize.apply(x, log_step, qmin, qmax, axis, gradient_scale, compiled)  # type: ignore[no-untyped-call]
     return y
@@ -70,18 +71,15 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         step = step_size(log_step)
         inverse = step.reciprocal()
-        in_c = compiled and log_step.dtype == torch.float32 and kernels.fits(x)
-        if in_c:
-            y = kernels.forward(x, step, inverse, qmin, qmax, axis)
-        else:
-            rounded = _fused(_rounded) if compiled and x.device.type != "cpu" else _rounded
-            aligned = _aligned(step, x.dim(), axis), _aligned(inverse, x.dim(), axis)
-            y = rounded(_wide(x), *aligned, qmin, qmax).to(x.dtype)
+        rounded = _fused(_rounded, x.device.type) if compiled else _rounded
+        aligned = _aligned(step, x.dim(), axis), _aligned(inverse, x.dim(), axis)
+        y = rounded(_wide(x), *aligned, qmin, qmax).to(x.dtype)
         ctx.save_for_backward(x, y, log_step)
-        ctx.axis, ctx.gradient_scale, ctx.compiled, ctx.in_c = axis, gradient_scale, compiled, in_c
+        ctx.axis, ctx.gradient_scale, ctx.compiled = axis, gradient_scale, compiled
         ctx.range = qmin * EDGE - TINY, qmax * EDGE  # of x * scale
         ctx.scale = inverse
-        if axis is None and x.device.type == "cpu":  # the same of x: a pass less, but on a GPU a wait
+        if axis is None and x.device.type == "cpu" and not compiled:
+            # The same of x: a pass less, but a wait on a GPU; a compiled kernel takes the pass with it.
             size = float(step)
             ctx.range, ctx.scale = (ctx.range[0] * size, ctx.range[1] * size), None
         return y
@@ -89,15 +87,9 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x, y, log_step = saved
+        x, y, log_step = ctx.saved_tensors
         learns = ctx.needs_input_grad[1]
-        grad_step: Tensor | None
-        if ctx.in_c:
-            factor, grad = ctx.gradient_scale, grad.contiguous()
-            grad_x, grad_step = kernels.backward(grad, saved, ctx.scale, ctx.range, ctx.axis, factor)
-            return grad_x, grad_step if learns else None, None, None, None, None, None
-        gradients = _fused(_gradients) if ctx.compiled and x.device.type != "cpu" else _gradients
+        gradients = _fused(_gradients, x.device.type) if ctx.compiled else _gradients
         scale = None if ctx.scale is None else _aligned(ctx.scale, x.dim(), ctx.axis)
         grad_x, grad_step = gradients(_wide(grad), _wide(x), _wide(y), scale, ctx.range, learns)
         if grad_step is not None:
@@ -124,15 +116,26 @@ def _gradients(
     return grad_x, (grad * y).addcmul_(grad_x, x, value=-1).sum_to_size(scale.shape)
 
 
+def _fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """`function` as one compiled kernel; itself, after a warning, where torch.compile finds no compiler."""
+    program = os.environ.get("CXX", "g++")  # as torch's inductor chooses it
+    return _compiled(function, program if device_type == "cpu" else None)
+
+
 @cache
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """In one kernel per direction; on a CPU a call of it takes longer than the arithmetic (see `kernels`)."""
+def _compiled(function: Callable[..., Any], program: str | None) -> Callable[..., Any]:
+    if program is not None and shutil.which(program) is None:
+        warnings.warn(f"quant.compile: there is no C++ compiler {program!r} (CXX); stays eager", stacklevel=3)
+        return function
     return torch.compile(function, dynamic=True)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32: 8-bit codes times a step do not fit into 16-bit floats."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    """At least float32: 8-bit codes times a step do not fit into 16-bit floats.
+
+    Detached, since torch.compile makes a kernel of its own for each shape of a Parameter.
+    """
+    return x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
 
 
 def _aligned(step: Tensor, dims: int, axis: int | None) -> Tensor:

@@ -92,4 +92,4 @@ class QuantOptions(Options):
     overrides: tuple[OverrideOptions, ...] = ()
     warmup: WarmupOptions = WarmupOptions()
     compile: bool = False
-    """Compile the arithmetic of quantizers, both directions: needs a C compiler, on a GPU torch.compile."""
+    """Compile the arithmetic of quantizers by torch.compile: for GPUs, on a CPU it saves nothing."""

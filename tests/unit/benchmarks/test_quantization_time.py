@@ -43,10 +43,10 @@ def test_models_take_turns_and_are_compared_by_medians() -> None:
 
     base = Way(FLOAT, False, ways[0].trainer, [1.0, 2.0, 9.0])
     slow = Way("W8A8", False, ways[1].trainer, [3.0, 3.0, 30.0])
-    fused = Way("W8A8", True, ways[1].trainer, [2.4, 2.4, 2.4])
+    fused = Way("W8A8", True, ways[1].trainer, [4.8, 4.8, 4.8])
     found = records(QUICK_CASE, [base, slow, fused])
-    assert [record.get("ratio") for record in found] == [None, 1.5, 1.2]
-    assert [record.get("good") for record in found] == [None, True, True]
-    late = records(QUICK_CASE, [base, Way("W8A8", True, ways[1].trainer, [2.6])])
+    assert [record.get("ratio") for record in found] == [None, 1.5, 2.4]
+    assert [record.get("good") for record in found] == [None, True, None]
+    late = records(QUICK_CASE, [base, Way("W8A8", False, ways[1].trainer, [3.4])])
     assert not late[1]["good"]
     assert table_of("x", found).row_count == 3
