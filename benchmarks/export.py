@@ -37,8 +37,8 @@ from distqat.export.agreement_report import ExportReport
 from distqat.export.checker import Expectations
 from distqat.export.file_description import FileDescription
 from distqat.export.latency import LatencyMedians, latency
-from distqat.export.onnx.onnx_export import FLOAT_MODEL, MODEL, export_onnx
 from distqat.export.onnx.ort_session import OrtSession
+from distqat.export.onnx_export import FLOAT_MODEL, MODEL, export_onnx
 
 SETTINGS = ("W8A8", "W4A8", "W4A4")
 BATCHES = (1, 64)

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.quantization_runs import one_process
 from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, Text, Work, augmented
 from distqat.config import Config
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.export.joined_stages import JoinedStages
 from distqat.quant import activate

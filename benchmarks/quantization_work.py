@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distqat.config import Config
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.models import named_tensors
 from distqat.tasks.base import Batch

@@ -19,7 +19,7 @@ from tests.plugin_scene import forgotten_plugins
 
 from distqat import models
 from distqat.config import load_config, plugins
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.evaluation import evaluate, judge
 from distqat.distributed.assembly.model_check import check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task, check_model

@@ -10,7 +10,7 @@ from tests.golden.test_exactness import largest_relative_difference
 from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.evaluation import judge
 from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer

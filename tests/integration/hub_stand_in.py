@@ -20,7 +20,7 @@ TOKEN = "hf_stand_in"
 PRELUDE = """
 import json, sys
 from distqat.data.options import DataOptions
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.tasks import TaskSettings, get_task
 def options(**kw):
     return DataOptions.model_validate({"img_size": 8, "shuffle_buffer": 7, "num_channels": 1, **kw})

@@ -17,12 +17,12 @@ import pytest
 import pytest_asyncio
 import torch
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
 from distqat.data.serving import batch_messages
 from distqat.data.serving.batch_client import DataClient, LeasedBatch
 from distqat.data.serving.batch_memory import SlotMemory
 from distqat.data.serving.batch_server import DataServer, listen
-from distqat.data.source import open_source
 from distqat.errors import BadFrame, Busy, DataError, DataServerGone, ProtocolMismatch
 from distqat.tasks import Batch, Sample, TaskSettings, get_task
 from distqat.tasks.base import Place

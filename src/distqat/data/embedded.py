@@ -7,8 +7,8 @@ from typing import Any
 
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.rows import LeftOut
 from distqat.data.source import Item, parse_place
-from distqat.data.sources.rows import LeftOut
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
 

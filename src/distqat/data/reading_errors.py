@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from distqat.data.rows import origin_of
 from distqat.data.source import Item, Source
-from distqat.data.sources.rows import origin_of
 from distqat.errors import ConfigError, DataError, DistqatError
 from distqat.failpoints import failpoint
 from distqat.failures import describe

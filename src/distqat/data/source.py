@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from distqat.data.options import DataOptions
-from distqat.errors import DataError, DistqatError
-from distqat.failures import describe
+from distqat.errors import DataError
 from distqat.registration import enter
 from distqat.tasks.base import Sample
 
@@ -100,42 +99,6 @@ def register_dataset(name: str) -> Callable[[Opener], Opener]:
         return opener
 
     return register
-
-
-def open_source(options: DataOptions, *, seed: int) -> Source:
-    """The source that the configuration names; embedded names are looked up first.
-
-    May wait for the hub (bounded); call it off the event loop.
-
-    Raises:
-        HubUnavailable: the hub cannot be reached.
-        DataError: there is no such data set, configuration or split.
-    """
-    from distqat.data.sources import embedded_sets  # noqa: F401  registers them
-
-    try:
-        return _opener(options.dataset_name)(options, seed)
-    except DistqatError:
-        raise
-    except Exception as error:  # what a plugin, or a library that reads files, raises it will raise again
-        raise DataError(
-            f"the data set {options.dataset_name!r} cannot be opened: {describe(error)}"
-        ) from error
-
-
-def _opener(name: str) -> Opener:
-    """Of a name that was registered, of a path, or of the hub."""
-    from distqat.data.sources.local_files import is_local
-
-    if name in DATASETS:
-        return DATASETS[name]
-    if is_local(name):
-        from distqat.data.sources.local_set import open_local
-
-        return lambda options, seed: open_local(options, seed=seed)
-    from distqat.data.sources.hub import open_hub
-
-    return lambda options, seed: open_hub(options, seed=seed)
 
 
 def parse_place(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.data.open_source import open_source
 from distqat.data.reading_errors import told
+from distqat.data.rows import account_of, leaves_out
 from distqat.data.serving.batch_server import DataServer
 from distqat.data.serving.daemon_threads import DaemonThreads
-from distqat.data.source import Source, open_source
-from distqat.data.sources.rows import account_of, leaves_out
+from distqat.data.source import Source
 from distqat.distributed.assembly.first_batch import look_at
 from distqat.distributed.assembly.held_out_batches import heldout_problem
 from distqat.distributed.assembly.model_check import Told, tell

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from distqat.data.reading_errors import batch_of
+from distqat.data.rows import Row
 from distqat.data.sources.file_readers import text_lines
-from distqat.data.sources.rows import Row
 from distqat.errors import DataError, ExportError
 from distqat.export.file_description import FileDescription
-from distqat.export.onnx.onnx_export import MODEL
 from distqat.export.onnx.onnx_graph import Array
 from distqat.export.onnx.ort_session import OrtSession
+from distqat.export.onnx_export import MODEL
 from distqat.tasks import Batch, Sample
 
 IMAGES, SOUNDS = (".png", ".jpg", ".jpeg", ".bmp", ".npy"), (".wav", ".flac", ".ogg", ".mp3")
@@ -63,7 +63,7 @@ class Predictor:
         ]
 
     def _next_tokens(self, given: str, top: int) -> list[Answer]:
-        from distqat.data.text.tokenizer import open_tokenizer
+        from distqat.data.text.open_tokenizer import open_tokenizer
 
         path = Path(given)
         text = "".join(text_lines(path)) if path.suffix == ".txt" and path.is_file() else given

@@ -108,7 +108,7 @@ def _export(own: SavedConfig, args: Any) -> ExportReport:
         write = export_codes if args.format == "safetensors" else export_torchao
         blank, fields = JoinedStages(build_all(config)), config.model_dump(mode="json")
         return write(model, blank, samples, description, args.out, fields, expected)
-    from distqat.export.onnx.onnx_export import export_onnx
+    from distqat.export.onnx_export import export_onnx
 
     return export_onnx(model, samples, description, args.out, expected)
 

@@ -11,7 +11,7 @@ from benchmarks.export_models import UNTRAINED, augmented_samples, resnet
 from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, augmented
 
 from distqat.config import Config
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.export.latency import LatencyMedians
 
 

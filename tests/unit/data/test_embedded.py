@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from distqat.data.embedded import EmbeddedSource
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import open_source
 from distqat.errors import DataError
 from distqat.tasks import TaskSettings, get_task
 

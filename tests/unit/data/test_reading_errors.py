@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
 from distqat.data.reading_errors import batch_of, heldout_of, read_from, restore, told
+from distqat.data.rows import Row
 from distqat.data.serving.prefetch import Prefetch
-from distqat.data.source import DATASETS, Item, open_source
-from distqat.data.sources.rows import Row
+from distqat.data.source import DATASETS, Item
 from distqat.errors import DataError, HubUnavailable, MissingExtra, TaskError
 from distqat.tasks import Batch, Sample, TaskSettings, get_task
 

@@ -17,7 +17,7 @@ from distqat.config import load_config
 from distqat.distributed.assembly.run_notes import note_classes
 from distqat.distributed.assembly.stage_factory import open_data
 from distqat.distributed.coordination.model_saving import save_model
-from distqat.export import integer_weights
+from distqat.export.onnx import integer_weights
 from distqat.launch import cli
 
 FLAGS = ["--config-path", "configs/mlp.yaml", "--latency-s", "0", "--samples", "64"]

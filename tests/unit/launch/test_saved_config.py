@@ -142,7 +142,7 @@ def pictures(*names: str) -> None:
 
 
 def test_classes_that_changed_meanwhile_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    from distqat.data.source import open_source
+    from distqat.data.open_source import open_source
 
     pictures("cat", "dog")
     config = narrow(dataset_name="./photos")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distqat.data.reading_errors import batch_of, read_from, restore
+from distqat.data.rows import account_of
 from distqat.data.serving.daemon_threads import DaemonThreads
 from distqat.data.serving.sample_ledger import SampleLedger
 from distqat.data.source import Item, Source
-from distqat.data.sources.rows import account_of
 from distqat.errors import ConfigError, DataError
 from distqat.tasks.base import Batch, Task
 

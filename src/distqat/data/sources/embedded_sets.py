@@ -5,6 +5,7 @@ from __future__ import annotations
 from distqat.data.embedded import EmbeddedSource, check_split, held_out
 from distqat.data.options import DataOptions
 from distqat.data.source import Source, register_dataset
+from distqat.errors import DataError
 
 
 @register_dataset("digits")
@@ -16,11 +17,24 @@ def _digits(options: DataOptions, seed: int) -> Source:
 
 @register_dataset("python_docs")
 def _python_docs(options: DataOptions, seed: int) -> Source:
-    from distqat.data.sources.python_text import packed_documents
+    from distqat.data.text.open_tokenizer import open_tokenizer
+    from distqat.data.text.packing import Packing
+    from distqat.data.text.python_text import split_documents
+    from distqat.tasks.options import parse_options
+    from distqat.tasks.text_options import TextOptions
 
     check_split(options)
-    name, train, heldout = packed_documents(options)
-    return EmbeddedSource(name, train, heldout, seed=seed)
+    end = parse_options(TextOptions, options.options, "llm").end_token  # every text is one document
+    packing = Packing(
+        open_tokenizer(options.tokenizer, end), options.sequence_length, TextOptions(end_token=end)
+    )
+    train, heldout = (list(packing({"text": text} for text in part)) for part in split_documents())
+    if not train or not heldout:
+        raise DataError(
+            f"the texts of this Python make no sequence of {options.sequence_length} tokens to train on and "
+            "to hold out; set a shorter data.sequence_length"
+        )
+    return EmbeddedSource(f"{options.dataset_name} {packing}", train, heldout, seed=seed)
 
 
 @register_dataset("digits_graph")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from distqat.data.rows import Row
 from distqat.data.sources.json_rows import json_rows
-from distqat.data.sources.rows import Row
 from distqat.errors import DataError
 
 BATCH = 64  # rows that are decoded at a time; a row may hold an image

@@ -10,8 +10,8 @@ from typing import Any
 
 from typing_extensions import Self
 
+from distqat.data.rows import Row
 from distqat.data.sources.file_readers import READERS, parquet_schema
-from distqat.data.sources.rows import Row
 
 LOOKED_AT = 20  # rows of JSON whose keys are taken for the columns
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from distqat.data.options import DataOptions
 from distqat.data.source import DATASETS
-from distqat.data.sources.documents import ARTICLE
 from distqat.data.sources.hub_rows import HubRows, encoded, network_errors, quiet_datasets
 from distqat.data.sources.sample_stream import SampleStream, SplitOptions, heldout_split
+from distqat.data.text.documents import ARTICLE
 from distqat.errors import DataError, HubUnavailable
 
 BARE_NAMES = {  # names that papers use, and from before the hub had owners

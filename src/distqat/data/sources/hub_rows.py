@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from distqat.data.sources.rows import Row
+from distqat.data.rows import Row
 
 
 class HubRows:

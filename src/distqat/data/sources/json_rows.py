@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distqat.data.sources.rows import Row
+from distqat.data.rows import Row
 from distqat.errors import DataError
 
 KEYS = ("data", "rows", "examples", "samples", "records", "items", "instances")

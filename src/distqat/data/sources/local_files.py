@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distqat.config_paths import find, looked_at
-from distqat.data.sources.rows import LeftOut
+from distqat.data.rows import LeftOut
 from distqat.data.sources.sample_stream import HELDOUT_SPLITS
 from distqat.errors import DataError
 

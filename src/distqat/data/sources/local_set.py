@@ -14,10 +14,10 @@ from typing import overload
 from distqat.data.embedded import HELDOUT_SHARE, SPLIT_SEED, EmbeddedSource
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.rows import Row
 from distqat.data.source import Source
 from distqat.data.sources.file_rows import FileRows
 from distqat.data.sources.local_files import IMAGES, LocalFiles, class_of, find_files, split_name
-from distqat.data.sources.rows import Row
 from distqat.data.sources.sample_stream import HELDOUT_SAMPLES, SampleStream, SplitOptions, heldout_split
 from distqat.errors import DataError
 from distqat.tasks.base import Sample

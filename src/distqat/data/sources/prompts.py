@@ -16,7 +16,7 @@ from pathlib import Path
 
 from distqat.data.embedded import EmbeddedSource, check_split, held_out
 from distqat.data.options import DataOptions
-from distqat.data.sources.rows import LeftOut
+from distqat.data.rows import LeftOut
 from distqat.data.sources.synthetic_speech import SENTENCES, utterances
 from distqat.errors import DataError, TaskError
 from distqat.tasks.audio_decoder import seconds, waveform

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from distqat.data.options import DataOptions
 from distqat.data.order import permutation
+from distqat.data.rows import LeftOut, Rows
 from distqat.data.source import Item, parse_place
-from distqat.data.sources.documents import text_column
-from distqat.data.sources.rows import LeftOut, Rows
+from distqat.data.text.documents import text_column
+from distqat.data.text.open_tokenizer import open_tokenizer
 from distqat.data.text.packing import Packing
-from distqat.data.text.tokenizer import open_tokenizer
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
 from distqat.tasks.options import parse_options

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
 from distqat.data.options import DataOptions
-from distqat.data.sources.rows import LeftOut, at, origin_of
+from distqat.data.rows import LeftOut, at, origin_of
 from distqat.errors import DataError, TaskError
 from distqat.tasks.audio_decoder import AUDIO_COLUMNS, TEXT_COLUMNS, seconds
 from distqat.tasks.base import Sample

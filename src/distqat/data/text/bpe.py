@@ -14,6 +14,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from distqat.data.text.python_text import split_documents
 from distqat.data.text.tokenizer import EngineTokenizer
 from distqat.errors import DataError
 
@@ -39,8 +40,6 @@ def size_of(name: str) -> int | None:
 def trained(size: int) -> EngineTokenizer:
     """Of exactly `size` tokens, trained on the embedded text without what is held out of it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from distqat.data.sources.python_text import split_documents
 
     engine: Any = Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

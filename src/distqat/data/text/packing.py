@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from distqat.data.sources.documents import documents
-from distqat.data.sources.rows import LeftOut
+from distqat.data.rows import LeftOut
+from distqat.data.text.documents import documents
 from distqat.data.text.tokenizer import Tokenizer
 from distqat.tasks.base import Sample
 from distqat.tasks.text_options import TextOptions

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distqat.config import Config
+from distqat.data.open_source import open_source
 from distqat.data.reading_errors import batch_of, read_from
-from distqat.data.source import open_source
 from distqat.distributed.assembly.evaluation import EvaluationResult, build_all, judge, load_all
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.errors import QuantError

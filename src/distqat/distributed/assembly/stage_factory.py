@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.config.schema import StageOptions
-from distqat.data.source import NoData, Source, open_source
+from distqat.data.open_source import open_source
+from distqat.data.source import NoData, Source
 from distqat.distributed.assembly.tied_weights import twin_stages
 from distqat.distributed.assembly.vocabulary_check import check_tokenizer, vocabulary
 from distqat.errors import ModelError

@@ -7,7 +7,7 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.data.sources.sample_stream import LANGUAGE_TASKS
-from distqat.data.text.tokenizer import known_size
+from distqat.data.text.open_tokenizer import known_size
 from distqat.errors import HubUnavailable, ModelError
 from distqat.models import MODEL_TYPES
 from distqat.models.causal_lm import StageBuilder

@@ -38,7 +38,7 @@ class RunSummary:
     digests: dict[str, str] = field(default_factory=dict)
     discarded_rounds: int = 0
     data: dict[str, Any] = field(default_factory=dict)
-    """What the data set left out (`distqat.data.sources.rows.account_of`)."""
+    """What the data set left out (`distqat.data.rows.account_of`)."""
 
     @staticmethod
     def of_judgement(judged: EvaluationResult | NotJudged, metric: str) -> dict[str, Any]:

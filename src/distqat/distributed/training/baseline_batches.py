@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from distqat.config import Config
+from distqat.data.open_source import open_source
 from distqat.data.serving.batch_client import DataClient
 from distqat.data.serving.batch_server import DataServer
-from distqat.data.source import open_source
 from distqat.distributed.assembly.first_batch import look_at
 from distqat.distributed.assembly.held_out_batches import check_heldout
 from distqat.distributed.assembly.run_notes import note_classes

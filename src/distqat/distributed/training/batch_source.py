@@ -38,7 +38,7 @@ class BatchFeed(Protocol):
 
     @property
     def account(self) -> dict[str, Any]:
-        """What the data set leaves out (`distqat.data.sources.rows.account_of`); empty without a data set."""
+        """What the data set leaves out (`distqat.data.rows.account_of`); empty without a data set."""
 
     async def close(self) -> None:
         """Give back what is still leased."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distqat.errors import ExportError
-from distqat.export.integer_weights import is_mark
+from distqat.export.onnx.integer_weights import is_mark
 from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import ACTIVATION
 

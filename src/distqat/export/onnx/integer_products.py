@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from distqat.export.integer_weights import WeightCodes, is_mark
 from distqat.export.onnx.activation_nodes import ActivationCodes
+from distqat.export.onnx.integer_weights import WeightCodes, is_mark
 from distqat.export.onnx.onnx_graph import Array, OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import TOKEN
 from distqat.export.onnx.token_nodes import lower_token_product

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from distqat.export.integer_weights import fold_batch_norms, take_weight_codes
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.onnx.activation_nodes import ActivationCodes, lower_activations
 from distqat.export.onnx.integer_products import IntegerProduct, lower_products
+from distqat.export.onnx.integer_weights import fold_batch_norms, take_weight_codes
 from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.export.onnx.quantizer_markers import MARK, marked_copy
 from distqat.export.onnx.trace import traced

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distqat.export.integer_weights import WeightCodes
+from distqat.export.onnx.integer_weights import WeightCodes
 from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import Source, open_source
+from distqat.data.source import Source
 from distqat.data.sources.graph_sets import karate
 from distqat.errors import DataError, MissingExtra, TaskError
 from distqat.tasks.node_pred import GraphOptions

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from distqat.data.rows import origin_of
 from distqat.data.sources.hub import BARE_NAMES, nearest
 from distqat.data.sources.hub_rows import HubRows
-from distqat.data.sources.rows import origin_of
 from distqat.errors import HubUnavailable
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import Item, NoData, Source, class_names, open_source
-from distqat.data.sources.rows import account_of, origin_of
+from distqat.data.rows import account_of, origin_of
+from distqat.data.source import Item, NoData, Source, class_names
 from distqat.errors import DataError
 from distqat.tasks import TaskSettings, get_task
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import Source, open_source
+from distqat.data.source import Source
 from distqat.data.sources import prompts
 from distqat.data.sources.synthetic_speech import spoken, utterances
 from distqat.errors import DataError

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import open_source
+from distqat.data.rows import LeftOut
 from distqat.data.sources import utterances
-from distqat.data.sources.rows import LeftOut
 from distqat.data.sources.utterances import Utterances
 from distqat.errors import DataError, MissingExtra
 from distqat.tasks import TaskSettings, get_task

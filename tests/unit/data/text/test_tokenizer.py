@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import open_source
+from distqat.data.text.open_tokenizer import known_size, open_tokenizer
 from distqat.data.text.packing import Packing
-from distqat.data.text.tokenizer import known_size, open_tokenizer
 from distqat.errors import DataError
 
 WORDS = [f"word{i % 50} fox dog {i}" for i in range(400)]

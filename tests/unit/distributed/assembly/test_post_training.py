@@ -10,7 +10,7 @@ import torch
 
 from distqat.checkpoint.assembled_model import join, read_model, write_model
 from distqat.config import load_config
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.model_check import check_served
 from distqat.distributed.assembly.post_training import quantize_and_judge
 from distqat.distributed.assembly.stage_factory import build_task

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch.nn import functional as F
 
-from distqat.export.integer_weights import WeightCodes
+from distqat.export.onnx.integer_weights import WeightCodes
 from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 from distqat.export.onnx.trim_kernels import KernelAxis, trim_kernels
 

@@ -8,16 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from distqat.data.options import DataOptions
 from distqat.data.order import permutation
-from distqat.data.text.packing import Packing
-from distqat.data.text.tokenizer import open_tokenizer
-from distqat.errors import DataError
-from distqat.tasks.base import Sample
-from distqat.tasks.options import parse_options
-from distqat.tasks.text_options import TextOptions
 
-NAME = "python_docs"
 SPLIT_SEED = 1991  # fixed: the held-out documents must not depend on the run's seed
 HELDOUT_SHARE = 0.05
 MODULES = (
@@ -51,22 +43,6 @@ def split_documents() -> tuple[list[str], list[str]]:
     shuffled = permutation(SPLIT_SEED, 0, 0, len(texts))
     cut = max(1, int(len(texts) * HELDOUT_SHARE))
     return [texts[i] for i in shuffled[cut:]], [texts[i] for i in shuffled[:cut]]
-
-
-def packed_documents(options: DataOptions) -> tuple[str, list[Sample], list[Sample]]:
-    """Name of the data and its packing, sequences to train on, and those of documents that are held out."""
-    chosen = parse_options(
-        TextOptions, options.options, "llm"
-    )  # of columns nothing: every text is a document
-    tokenizer = open_tokenizer(options.tokenizer, chosen.end_token)
-    packing = Packing(tokenizer, options.sequence_length, TextOptions(end_token=chosen.end_token))
-    train, held = (list(packing({"text": text} for text in part)) for part in split_documents())
-    if not train or not held:
-        raise DataError(
-            f"the texts of this Python make no sequence of {options.sequence_length} tokens to train on and "
-            "to hold out; set a shorter data.sequence_length"
-        )
-    return f"{NAME} {packing}", train, held
 
 
 def _docstrings(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from distqat.data.sources.rows import LeftOut, at, origin_of
+from distqat.data.rows import LeftOut, at, origin_of
 from distqat.errors import DataError
 from distqat.tasks.base import Sample
 from distqat.tasks.text_options import TextOptions

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from distqat.errors import ExportError
-from distqat.export.integer_weights import fold_batch_norms, quantized_codes, take_weight_codes
 from distqat.export.onnx import quantizer_markers
+from distqat.export.onnx.integer_weights import fold_batch_norms, quantized_codes, take_weight_codes
 from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.quant.fake_quantize import fake_quantize
 

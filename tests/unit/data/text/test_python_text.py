@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distqat.data.open_source import open_source
 from distqat.data.options import DataOptions
-from distqat.data.source import Source, open_source
-from distqat.data.sources.python_text import documents
+from distqat.data.source import Source
+from distqat.data.text.open_tokenizer import open_tokenizer
 from distqat.data.text.packing import Packing
-from distqat.data.text.tokenizer import ByteTokenizer, open_tokenizer
+from distqat.data.text.python_text import documents
+from distqat.data.text.tokenizer import ByteTokenizer
 from distqat.errors import DataError, HubUnavailable
 from distqat.tasks import TaskSettings, get_task
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from distqat.data.sources.documents import ARTICLE, documents, text_column
-from distqat.data.sources.python_text import split_documents
 from distqat.data.text.bpe import LEAST, size_of, trained
+from distqat.data.text.documents import ARTICLE, documents, text_column
+from distqat.data.text.open_tokenizer import known_size, open_tokenizer
 from distqat.data.text.packing import Packing
-from distqat.data.text.tokenizer import known_size, open_tokenizer
+from distqat.data.text.python_text import split_documents
 from distqat.errors import DataError, TaskError
 from distqat.tasks.options import parse_options
 from distqat.tasks.text_options import TextOptions
