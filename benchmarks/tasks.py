@@ -37,7 +37,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.report import ROOT, describe, facts, output, write_json
-from distqat.distributed.trainer import SAMPLES
+from distqat.process import RoleParameters
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ MODES = ("swarm", "baseline")
 def run(config: str, seed: int, samples: int | None, flags: Sequence[str], folder: Path) -> dict[str, Any]:
     """One command and what its summary says: the swarm, or the baseline on `samples`. RuntimeError."""
     mode = "swarm" if samples is None else "baseline"
-    environment = {**os.environ, **({} if samples is None else {SAMPLES: str(samples)})}
+    environment = {**os.environ, **RoleParameters(samples=samples).environment()}
     places = ["--log-dir", str(folder / "logs"), "--param-mirror-checkpoint-dir", str(folder / "checkpoints")]
     command = [sys.executable, "run_local.py", "--config-path", config, "--seed", str(seed), "--no-progress"]
     command += [*places, *flags, *(["--baseline"] if mode == "baseline" else [])]

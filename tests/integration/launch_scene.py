@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distqat.errors import ConfigError
-from distqat.process import announce_ready, claim_port, notice, run_role
+from distqat.process import RoleParameters, announce_ready, claim_port, notice, run_role
 
 ROOT = Path(__file__).parents[2]
 PEER = "/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
@@ -23,9 +23,12 @@ def value_of(argv: Sequence[str], flag: str) -> str:
 def server(argv: Sequence[str]) -> int:
     """Claims its port as a server does; ends as $SCENE says."""
 
+    told = RoleParameters.take()
+
     async def role(stop: asyncio.Event) -> int:
-        port = claim_port("127.0.0.1", int(value_of(argv, "--server-base-port")), given=True)
-        print("port", port.port, "index", os.environ["DISTQAT_LOCAL_INDEX"], flush=True)
+        wanted = int(value_of(argv, "--server-base-port"))
+        port = claim_port("127.0.0.1", wanted, given=True, claimed=told.claimed_port)
+        print("port", port.port, "index", told.server_index, flush=True)
         if os.environ.get("SCENE") == "finish":
             return 0
         if os.environ.get("SCENE") == "refuse":

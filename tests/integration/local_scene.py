@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distqat.errors import ConfigError, RunFailed
-from distqat.process import announce_ready, claim_port, host_id, run_role, runtime_dir
+from distqat.process import RoleParameters, announce_ready, claim_port, host_id, run_role, runtime_dir
 
 ROOT = Path(__file__).parents[2]
 MONITOR = "/ip4/127.0.0.1/tcp/50000/p2p/QmMonitor"
@@ -22,8 +22,11 @@ def value_of(argv: Sequence[str], flag: str) -> str:
 
 
 def monitor(argv: Sequence[str]) -> int:
+    parameters = RoleParameters.take()
+
     async def role(stop: asyncio.Event) -> int:
-        claim_port("127.0.0.1", int(value_of(argv, "--monitor-port")), given=True)
+        port = int(value_of(argv, "--monitor-port"))
+        claim_port("127.0.0.1", port, given=True, claimed=parameters.claimed_port)
         announce_ready({"role": "monitor", "peers": [MONITOR]})
         await stop.wait()
         return 0
@@ -49,7 +52,8 @@ def client(argv: Sequence[str]) -> int:
     from distqat.swarm.tensor_frame import Message
     from distqat.swarm.transport import StreamTransport, UnixStreams
 
-    local = "DISTQAT_RUN_LOCALLY" in os.environ
+    parameters = RoleParameters.take()
+    local = parameters.run_locally
     asked = asyncio.Event()
     steps = iter([0, 1, 5, 10])
 
@@ -74,7 +78,7 @@ def client(argv: Sequence[str]) -> int:
         await ends.wait()
         await transport.close()
         if ends is asked:
-            told = summary(local)
+            told = summary(local, parameters.samples or 640)
             if os.environ.get("SCENE") == "unjudged":
                 told |= {"value": None, "evaluation_error": "held-out sample 9 cannot be used"}
             (Path(value_of(argv, "--log-dir")) / "summary.json").write_text(json.dumps(told))
@@ -96,11 +100,10 @@ def status(step: int, local: bool) -> dict[str, Any]:
     }
 
 
-def summary(local: bool) -> dict[str, Any]:
-    samples = os.environ.get("DISTQAT_SAMPLES", "640")
+def summary(local: bool, samples: int) -> dict[str, Any]:
     return {
         "metric": "accuracy", "value": 0.98 if local else 0.97, "loss_first": 2.3, "loss_last": 0.1,
-        "samples": int(samples), "samples_per_s": 50.0, "seconds": 12.0, "model": "ck/model.safetensors",
+        "samples": samples, "samples_per_s": 50.0, "seconds": 12.0, "model": "ck/model.safetensors",
         "checkpoints": "ck", "bytes_sent": {} if local else {"front.0.0.0": 10, "client": 1},
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -154,7 +155,8 @@ def test_what_a_server_is_given(tmp_path: Path) -> None:
     first, second = (plan.command for plan in plans)
     assert (first.name, second.name) == ("server 0", "server 1")
     assert first.log_path == Path("logs/resnet18/server_0.log")
-    assert second.env["DISTQAT_LOCAL_INDEX"] == "1"
+    told = json.loads(second.env["DISTQAT_ROLE"])
+    assert told == {"log_name": "server_1", "claimed_port": plans[1].port.port, "server_index": 1}
     assert first.threads is not None
     assert first.threads >= 1
     again = config_from_args(parser.parse_args(list(first.argv)))

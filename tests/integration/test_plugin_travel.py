@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from tests.plugin_scene import forgotten_plugins
 
-from distqat.distributed.data_server import DATA_SOCKET
 from distqat.launch import run_local
 from distqat.launch.launcher_roles import entry_of, read_settings
-from distqat.process import ForkServerClient, RoleCommand
+from distqat.process import ForkServerClient, RoleCommand, RoleParameters
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's"),
@@ -50,7 +49,7 @@ async def test_a_forked_role_knows_what_the_plugin_registers(
         argv = read_settings(run_local.parse(words)).argv()
     monkeypatch.chdir(os.sep)  # the path was made absolute where it was typed
     fork_server = ForkServerClient.start(())
-    env = {DATA_SOCKET: str(tmp_path / "data.sock")}
+    env = RoleParameters(data_socket=str(tmp_path / "data.sock")).environment()
     command = RoleCommand("data-server", entry_of("data-server"), argv, tmp_path / "data_server.log", env)
     role = await fork_server.spawn(command)
     try:

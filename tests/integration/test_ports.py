@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distqat.errors import RoleError
-from distqat.process.port_claims import CLAIMED_PORTS, claim_port
+from distqat.process.port_claims import claim_port
 
 HOST = "127.0.0.1"
 
@@ -20,7 +20,6 @@ HOST = "127.0.0.1"
 @pytest.fixture(autouse=True)
 def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.delenv(CLAIMED_PORTS, raising=False)
 
 
 @pytest.fixture
@@ -78,13 +77,11 @@ def test_any_port_is_never_given_twice() -> None:
     assert claim_port(HOST, claims[0].port, given=True).port == claims[0].port
 
 
-def test_a_role_uses_the_port_that_its_launcher_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_uses_the_port_that_its_launcher_claimed() -> None:
     claim = claim_port(HOST, 0, given=True)
     with pytest.raises(RoleError, match=f"in use by PID {os.getpid()}"):
         claim_port(HOST, claim.port, given=True)
-    for name, value in claim.environment().items():
-        monkeypatch.setenv(name, value)
-    assert claim_port(HOST, claim.port, given=True).port == claim.port
+    assert claim_port(HOST, claim.port, given=True, claimed=claim.port).port == claim.port
 
 
 def test_closed_connections_do_not_hold_a_port(listener: socket.socket) -> None:

@@ -33,7 +33,7 @@ from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
 from distqat.errors import QuantError, RunFailed
 from distqat.metrics import Sink, open_sinks
 from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
-from distqat.process import announce_ready, notice, resolve_device
+from distqat.process import RoleParameters, announce_ready, notice, resolve_device
 from distqat.quant import (
     begin_measuring,
     drop_weights,
@@ -253,23 +253,23 @@ def _steps(config: Config, norms: bool, wanted: float | None) -> tuple[int, int]
     return total - last, last
 
 
-async def train_locally(config: Config, stop: asyncio.Event, samples: int | None = None) -> int:
-    """Train on `samples` samples (default: as many as the swarm's rounds take), evaluate, write the summary.
+async def train_locally(config: Config, stop: asyncio.Event, parameters: RoleParameters) -> int:
+    """Train, evaluate, write the summary.
 
     Computes in a thread, so that signals are heard. Without a client that serves data it serves its own.
     Raises RunFailed when there is no model, or it is saved but could not be judged.
     """
     device = torch.device(resolve_device(config.device, explicit=False))
-    trainer = BaselineTrainer(config, device, samples)
+    trainer = BaselineTrainer(config, device, parameters.samples)
     stages = dict(trainer.model.stages.items())
-    trained = await asyncio.to_thread(trained_before, config, stages)
+    trained = await asyncio.to_thread(trained_before, config, stages, parameters.generation)
     sink = open_sinks(config.log_dir, "trainer_0", config.wandb_project)
     try:
         if trained is None:
-            figures = await _train(config, trainer, stop, sink)
+            figures = await _train(config, trainer, stop, sink, parameters)
             if stop.is_set():
                 return 0
-            trained = await write_trained(config, stages, figures)
+            trained = await write_trained(config, stages, figures, parameters.generation)
         await conclude_baseline(config, stages, trained)
         return 0
     finally:
@@ -277,12 +277,12 @@ async def train_locally(config: Config, stop: asyncio.Event, samples: int | None
 
 
 async def _train(
-    config: Config, trainer: BaselineTrainer, stop: asyncio.Event, sink: Sink
+    config: Config, trainer: BaselineTrainer, stop: asyncio.Event, sink: Sink, parameters: RoleParameters
 ) -> BaselineFigures:
     """All steps, or until `stop`."""
     async with contextlib.AsyncExitStack() as open_things:
-        data = await open_things.enter_async_context(batch_feed(config, trainer.answer))
-        report = await open_things.enter_async_context(reports_to_client(config))
+        data = await open_things.enter_async_context(batch_feed(config, trainer.answer, parameters))
+        report = await open_things.enter_async_context(reports_to_client(config, parameters.client_peer))
         announce_ready({"role": "trainer", "pipeline": 0})
         began, losses, watch = time.monotonic(), list[float](), LossWatch()
         while trainer.progress.step < trainer.total_steps and not stop.is_set():

@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before all else: what follows imports torch
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from distqat.config import Config, ConfigParser, add_config_arguments, agreement, config_from_args, to_argv
+from distqat.config import Config, agreement, to_argv
 from distqat.config.authority import run_settings
 from distqat.distributed.assembly.evaluation import build_all
 from distqat.distributed.assembly.keep_earlier_runs import note_end
@@ -30,18 +29,19 @@ from distqat.distributed.coordination.failure_broadcast import FailureBroadcast
 from distqat.distributed.coordination.fetch_committed import collect_states
 from distqat.distributed.coordination.parameter_mirror import ParameterMirror
 from distqat.distributed.coordination.periodic_evaluation import PeriodicEvaluation
-from distqat.distributed.coordination.preflight import SERVERS_CHECK, Preflight
+from distqat.distributed.coordination.preflight import Preflight
 from distqat.distributed.coordination.reachability import ReachabilityChecks
 from distqat.distributed.coordination.resume_decision import ResumeDecision
 from distqat.distributed.coordination.round_calls import round_call
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.run_end import EndedRun, conclude
-from distqat.distributed.coordination.run_start import RESUME, RunStart, note_settings
+from distqat.distributed.coordination.run_start import RunStart, note_settings
 from distqat.distributed.coordination.servers_seen import ServersSeen
 from distqat.distributed.coordination.slot_grants import SlotGrants, check_agreement
-from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY, TrainerProcesses
+from distqat.distributed.coordination.trainer_processes import TrainerProcesses
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.role_peer import RolePeer, first_failure, first_of, need_log_dir, need_peers
+from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.distributed.training.rollout import check_play
 from distqat.errors import ConfigError, ModelError, Refused, RunFailed, SwarmError, TaskError
 from distqat.failpoints import failpoint
@@ -49,10 +49,8 @@ from distqat.metrics import Sink, open_sinks
 from distqat.process import (
     PRELOAD,
     ForkServerClient,
+    RoleParameters,
     announce_ready,
-    run_role,
-    set_title,
-    set_up_logging,
     told_wait,
 )
 from distqat.swarm.call_channel import IncomingCall
@@ -64,6 +62,7 @@ from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
 
+BY_HAND = RoleParameters()
 FINISH_S = 5.0  # how long servers get to hear that the run is finished
 
 
@@ -71,15 +70,20 @@ class Client:
     """The client role of one run."""
 
     def __init__(
-        self, config: Config, argv: Sequence[str], peer: RolePeer, fork_server: ForkServerClient, sink: Sink
+        self,
+        config: Config,
+        argv: Sequence[str],
+        peer: RolePeer,
+        fork_server: ForkServerClient,
+        sink: Sink,
+        parameters: RoleParameters = BY_HAND,
     ) -> None:
         self._config = config
         self._peer = peer
         self._sink = sink
         stages = tuple(config.stages)
-        explicit = bool(os.environ.get(RESUME))
         path = Path(config.log_dir) / "commit_log.jsonl"
-        self._log = CommitLog(path, config.experiment_prefix, resume=explicit)
+        self._log = CommitLog(path, config.experiment_prefix, resume=parameters.resume)
         self._slots = SlotGrants(self._log, stages, config.max_expert_index)
         self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, twin_stages(config))
         self._mirror = ParameterMirror(config, self._log, self._rounds, peer.transport)
@@ -89,11 +93,11 @@ class Client:
         self._trainers = TrainerProcesses(config, argv, fork_server, sink)
         self._agreements = {stage: agreement(config, stage) for stage in stages}
         self._settings = run_settings(config)
-        self._locally = bool(os.environ.get(RUN_LOCALLY))
-        if not self._locally:
+        self._parameters = parameters
+        if not parameters.run_locally:
             note_settings(self._log, config)
-        self._start = RunStart.of(config, self._log, explicit=explicit, locally=self._locally)
-        self.gate = Preflight(config, self._start.make_room)
+        self._start = RunStart.of(config, self._log, parameters)
+        self.gate = Preflight(config, self._start.make_room, by_servers=parameters.servers_check)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._seen = ServersSeen()
@@ -122,11 +126,11 @@ class Client:
             ended = await first_of(stop, rounds, daemon, failed, broken)
             if ended is not None:  # also the baseline may fail, and nobody else would tell
                 ended.result()
-            if ended is rounds and not self._locally:
+            if ended is rounds and not self._parameters.run_locally:
                 await self._finish()
             return 0
         except (RunFailed, ConfigError) as error:
-            if not os.environ.get(SERVERS_CHECK):  # a local run ends its servers itself
+            if not self._parameters.servers_check:  # a local run ends its servers itself
                 await self._farewell.tell(error, [holder.grant.uid for holder in self._slots.holders])
             raise
         finally:
@@ -286,9 +290,10 @@ class Client:
 
     async def _training(self) -> None:
         """Until all rounds are committed, or the baseline has finished."""
-        if self._locally:
+        if self._parameters.run_locally:
             own, began = self._peer.identity.peer, self._log.generation
-            await self._trainers.run_baseline(own, began, before=self._start.make_room)
+            samples = self._parameters.samples
+            await self._trainers.run_baseline(own, began, samples, before=self._start.make_room)
         else:
             await self._rounds.finished.wait()
             await self._rounds.held()  # at once, unless the run was ended between its last round and its end
@@ -296,7 +301,7 @@ class Client:
     async def _look_at_pipelines(self) -> None:
         while True:
             snapshot = self._slots.live(await self._watch.next_change())
-            if self._locally:
+            if self._parameters.run_locally:
                 continue
             self._seen.tell(snapshot)
             self._trainers.want(snapshot.complete_pipelines())
@@ -334,7 +339,7 @@ class Client:
 
     def _prepare_judgement(self) -> None:
         """Build the model for the end while servers train: its libraries take seconds to import."""
-        if self._modules is None and not self._locally:
+        if self._modules is None and not self._parameters.run_locally:
             self._modules = asyncio.ensure_future(asyncio.to_thread(build_all, self._config))
 
     async def _built(self) -> dict[str, nn.Module]:
@@ -363,36 +368,39 @@ class Client:
             raise RunFailed(failure)
 
 
+async def serve(start: RoleStart, fork_server: ForkServerClient, stop: asyncio.Event) -> int:
+    """Start the peer, run the client, stop."""
+    config, args = start.config, start.args
+    need_peers(config)
+    need_log_dir(config)
+    peer = await RolePeer.start(
+        config,
+        port=config.client_port,
+        port_given=start.given("client_port"),
+        initial_peers=config.initial_peers,
+        claimed=start.parameters.claimed_port,
+    )
+    sink = open_sinks(config.log_dir, "client", config.wandb_project)
+    try:
+        argv = to_argv(args.config_path or "", args.config_overrides)
+        return await Client(config, argv, peer, fork_server, sink, start.parameters).run(stop)
+    finally:
+        await peer.stop()
+        await fork_server.close()
+        sink.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished, or the client was stopped in order; 1: it failed; 2: refused."""
     preload = [name for name in PRELOAD if name != "torch._dynamo"]  # only optimizers need it: 1.4 s
     fork_server = ForkServerClient.start(
         (*preload, "distqat.distributed.trainer", "distqat.distributed.data_server")
     )
-    parser = ConfigParser("distqat client", description="Find pipelines and train over them.")
-    add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    set_title("client", argv)
 
-    async def role(stop: asyncio.Event) -> int:
-        config = config_from_args(args)
-        set_up_logging("client", config.log_level if "log_level" in config.model_fields_set else None)
-        given = "client_port" in config.model_fields_set
-        need_peers(config)
-        need_log_dir(config)
-        peer = await RolePeer.start(
-            config, port=config.client_port, port_given=given, initial_peers=config.initial_peers
-        )
-        sink = open_sinks(config.log_dir, "client", config.wandb_project)
-        try:
-            trainer_argv = to_argv(args.config_path or "", args.config_overrides)
-            return await Client(config, trainer_argv, peer, fork_server, sink).run(stop)
-        finally:
-            await peer.stop()
-            await fork_server.close()
-            sink.close()
+    async def role(start: RoleStart, stop: asyncio.Event) -> int:
+        return await serve(start, fork_server, stop)
 
-    return run_role("client", role)
+    return run_role_main("client", "Find pipelines and train over them.", role, argv)
 
 
 if __name__ == "__main__":

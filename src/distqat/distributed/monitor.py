@@ -9,6 +9,7 @@ from distqat.terminal import begin, keeps_clean, leave
 if __name__ == "__main__":  # before all else: what follows imports torch
     begin("monitor", clean="--watch" in sys.argv)
 
+import argparse
 import asyncio
 import contextlib
 import logging
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from distqat.atomic_files import write_whole
-from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.config import Config, ConfigParser
 from distqat.distributed.network.other_runs import OtherRuns
 from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir
+from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.errors import ConfigError, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.metrics.status_waits import waits_of
-from distqat.process import announce_ready, run_role, set_title, set_up_logging
+from distqat.process import RoleParameters, announce_ready, set_up_logging
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
 
 logger = logging.getLogger(__name__)
@@ -75,14 +77,15 @@ def write_addresses(path: Path, addresses: Sequence[str]) -> None:
     write_whole(path, ",".join(addresses) + "\n")
 
 
-async def serve(config: Config, stop: asyncio.Event) -> int:
+async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     """Bootstrap the swarm and record its metrics until asked to stop."""
-    given = "monitor_port" in config.model_fields_set
+    config = start.config
     need_log_dir(config)
     peer = await RolePeer.start(
         config,
         port=config.monitor_port,
-        port_given=True if given else config.monitor_port != 0,
+        port_given=start.given("monitor_port") or config.monitor_port != 0,
+        claimed=start.parameters.claimed_port,
         initial_peers=config.initial_peers,
         identity=Path(config.log_dir) / "monitor.key",
     )
@@ -155,19 +158,21 @@ def _written_peers(config: Config) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: stopped in order; 1: it could not serve; 2: refused."""
-    parser = ConfigParser("distqat monitor", description="Bootstrap a swarm, or watch one.")
-    parser.add_argument("--watch", action="store_true", help="print the table of a running swarm instead")
-    add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    set_title("monitor --watch" if args.watch else "monitor", argv)
 
-    async def role(stop: asyncio.Event) -> int:
-        config = config_from_args(args)
-        level = config.log_level if "log_level" in config.model_fields_set else None
-        set_up_logging("monitor", "WARNING" if args.watch and level is None else level)
-        return await (watch if args.watch else serve)(config, stop)
+    def flags(parser: ConfigParser) -> None:
+        parser.add_argument("--watch", action="store_true", help="print the table of a running swarm instead")
 
-    return run_role("monitor", role)
+    def title(args: argparse.Namespace, parameters: RoleParameters) -> str:
+        return "monitor --watch" if args.watch else "monitor"
+
+    async def role(start: RoleStart, stop: asyncio.Event) -> int:
+        if not start.args.watch:
+            return await serve(start, stop)
+        if not start.given("log_level"):
+            set_up_logging("monitor", "WARNING")
+        return await watch(start.config, stop)
+
+    return run_role_main("monitor", "Bootstrap a swarm, or watch one.", role, argv, flags=flags, title=title)
 
 
 if __name__ == "__main__":

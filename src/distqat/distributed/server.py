@@ -7,7 +7,6 @@ from distqat.terminal import begin, leave
 if __name__ == "__main__":  # before all else: what follows imports torch
     begin("server", clean=False)
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.config import Config
 from distqat.distributed.assembly.keep_earlier_runs import make_room
 from distqat.distributed.assembly.model_check import check_batch, check_run, check_served
 from distqat.distributed.assembly.run_notes import note_run_of_server
@@ -25,6 +24,7 @@ from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir, need_peers
 from distqat.distributed.network.unreachable_peers import UnreachablePeers
+from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.held_slot import HeldSlot
 from distqat.distributed.serving.run_settings import most_samples, take_over
@@ -42,12 +42,9 @@ from distqat.errors import (
 )
 from distqat.metrics import Sink, open_sinks
 from distqat.process import (
-    LOG_NAME,
     CoreShare,
     resolve_device,
-    run_role,
     set_title,
-    set_up_logging,
     threads_per_server,
 )
 from distqat.swarm.call_channel import IncomingCall
@@ -158,35 +155,24 @@ class Server:
             self._held.served.steps.gone(peer, silent)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: the run finished, or the server left in order; 1: it could not serve; 2: refused."""
-    parser = ConfigParser("distqat server", description="Serve one stage of a run.")
-    add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    set_title("server", argv)
-
-    async def role(stop: asyncio.Event) -> int:
-        config = config_from_args(args)
-        set_up_logging("server", config.log_level if "log_level" in config.model_fields_set else None)
-        return await serve(config, args, stop)
-
-    return run_role("server", role)
-
-
-async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -> int:
+async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     """Start the peer, serve, stop."""
-    device = resolve_device(config.device, explicit="device" in args.config_overrides)
-    given = "server_base_port" in config.model_fields_set
+    config, parameters, flags = start.config, start.parameters, start.args.config_overrides
+    device = resolve_device(config.device, explicit="device" in flags, index=parameters.server_index)
     check_served(config)
     await asyncio.to_thread(check_run, config)
     need_peers(config)
     need_log_dir(config)
     peer = await RolePeer.start(
-        config, port=config.server_base_port, port_given=given, initial_peers=config.initial_peers
+        config,
+        port=config.server_base_port,
+        port_given=start.given("server_base_port"),
+        initial_peers=config.initial_peers,
+        claimed=parameters.claimed_port,
     )
-    sink = open_sinks(config.log_dir, os.environ.get(LOG_NAME, f"server_{os.getpid()}"))
+    sink = open_sinks(config.log_dir, parameters.log_name or f"server_{os.getpid()}")
     try:
-        return await Server(config, peer, device, sink, args.config_overrides).run(stop)
+        return await Server(config, peer, device, sink, flags).run(stop)
     except Unreachable as error:
         raise RunFailed(str(error).partition(": ")[2]) from error  # without the name of the client
     except (ProtocolMismatch, Refused) as error:  # starting again cannot help
@@ -194,6 +180,11 @@ async def serve(config: Config, args: argparse.Namespace, stop: asyncio.Event) -
     finally:
         await peer.stop()
         sink.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: the run finished, or the server left in order; 1: it could not serve; 2: refused."""
+    return run_role_main("server", "Serve one stage of a run.", serve, argv)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,24 @@ from distqat.terminal import begin, leave
 if __name__ == "__main__":  # before all else: what follows imports torch
     begin("trainer", clean=False)
 
+import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
+from distqat.config import Config, ConfigParser
 from distqat.data.serving.batch_client import DataClient, LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.data_server import DATA_SOCKET, socket_path
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer, first_of
 from distqat.distributed.network.unreachable_peers import UnreachablePeers
+from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.distributed.training.ask_model import ask_model
 from distqat.distributed.training.batch_phases import PhaseStep, phase_steps
 from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
@@ -41,15 +41,13 @@ from distqat.distributed.training.step_size import StepSize
 from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
-from distqat.process import AnnouncedWait, announce_ready, run_role, set_title, set_up_logging, waiting
+from distqat.process import AnnouncedWait, RoleParameters, announce_ready, waiting
 from distqat.swarm.directory import DirectoryWatch
 from distqat.tasks.base import Interactive
 from distqat.topology.routing import Route
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_ID = "DISTQAT_PIPELINE"
-SAMPLES = "DISTQAT_SAMPLES"  # of a baseline that is compared with a swarm
 RETRY_S = 0.1
 
 
@@ -57,9 +55,15 @@ class Trainer:
     """Trains over whatever complete pipeline there is; pauses when there is none."""
 
     def __init__(
-        self, config: Config, peer: RolePeer, pipeline: int, data: BatchFeed | None, sink: Sink
+        self,
+        config: Config,
+        peer: RolePeer,
+        pipeline: int,
+        data: BatchFeed | None,
+        sink: Sink,
+        progress: TrainerProgress | None = None,
     ) -> None:
-        """`data`: None for a task that makes its batches by acting."""
+        """`data`: None for a task that makes its batches by acting. `progress`: of an earlier life."""
         self._config = config
         self._peer = peer
         self._pipeline = pipeline
@@ -69,7 +73,7 @@ class Trainer:
         self._unreached = UnreachablePeers(peer.transport, self._coordinator, peer.host)
         self._routes = RouteChoice(self._watch, pipeline)
         self._records = StepRecords(sink, pipeline, peer.transport)
-        self._count = TrainerProgress.of_environment()
+        self._count = progress or TrainerProgress()
         self._failures = StepFailures()
         self._batch_failures = BatchFailures()
         self._stop = asyncio.Event()
@@ -260,24 +264,33 @@ class Trainer:
             return False
 
 
-async def serve(config: Config, stop: asyncio.Event) -> int:
+async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     """Connect to the data server and the swarm, then train."""
+    config, parameters, pipeline = start.config, start.parameters, start.parameters.pipeline
+    if start.args.run_locally:
+        from distqat.distributed.baseline import train_locally
+
+        return await train_locally(config, stop, parameters)
+    if not config.initial_peers and not parameters.data_socket:
+        raise ConfigError(
+            "a trainer of a swarm is started by its client; to train in this process, give --run-locally"
+        )
     plays = isinstance(build_task(config), Interactive)
-    pipeline = int(os.environ.get(PIPELINE_ID, "0"))
     peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:
         data: DataClient | None = None
         if not plays:
             data = await DataClient.connect(
-                socket_path(),
+                parameters.data_socket_path,
                 trainer=str(pipeline),
                 count=config.diloco.batch_size_per_step,
                 slots=config.diloco.gradient_accumulation_steps + 1,
             )
         announce_ready({"role": "trainer", "pipeline": pipeline})
+        progress = TrainerProgress.of(parameters.progress)
         training: asyncio.Future[Any] = asyncio.ensure_future(
-            Trainer(config, peer, pipeline, data, sink).run(stop)
+            Trainer(config, peer, pipeline, data, sink, progress).run(stop)
         )
         daemon: asyncio.Future[Any] = asyncio.ensure_future(peer.lost_daemon())
         ended = await first_of(stop, training, daemon)
@@ -298,29 +311,18 @@ async def serve(config: Config, stop: asyncio.Event) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished or the trainer was stopped in order; 1: it failed; 2: refused."""
-    parser = ConfigParser("distqat trainer", description="Train over one pipeline.")
-    parser.add_argument(
-        "--run-locally", action="store_true", help="compute in this process, without servers: the baseline"
-    )
-    add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    set_title(f"trainer {os.environ.get(PIPELINE_ID, 0)}", argv)
 
-    async def role(stop: asyncio.Event) -> int:
-        config = config_from_args(args)
-        set_up_logging("trainer", config.log_level if "log_level" in config.model_fields_set else None)
-        if args.run_locally:
-            from distqat.distributed.baseline import train_locally
+    def flags(parser: ConfigParser) -> None:
+        parser.add_argument(
+            "--run-locally",
+            action="store_true",
+            help="compute in this process, without servers: the baseline",
+        )
 
-            given = os.environ.get(SAMPLES)
-            return await train_locally(config, stop, int(given) if given else None)
-        if not config.initial_peers and DATA_SOCKET not in os.environ:
-            raise ConfigError(
-                "a trainer of a swarm is started by its client; to train in this process, give --run-locally"
-            )
-        return await serve(config, stop)
+    def title(args: argparse.Namespace, parameters: RoleParameters) -> str:
+        return f"trainer {parameters.pipeline}"
 
-    return run_role("trainer", role)
+    return run_role_main("trainer", "Train over one pipeline.", serve, argv, flags=flags, title=title)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from distqat.launch.launcher_roles import (
     LauncherSettings,
     claim_role_log,
     keep_until_ready,
-    known_peers,
     role_command,
 )
 from distqat.launch.log_folder import claim_folder
+from distqat.launch.monitor_and_client import MonitorAndClient, claim_ports
 from distqat.launch.process_survey import RUNTIME, ProcessSurvey, left_behind, shared_memory
 from distqat.launch.status_poller import StatusFeed
 from distqat.launch.warm_processes import WarmForkServers
@@ -37,12 +37,12 @@ from distqat.process import (
     RestartPolicy,
     RoleCommand,
     RoleEnded,
+    RoleParameters,
     RoleProcess,
     Supervisor,
     claim_port,
     threads_per_server,
 )
-from distqat.process.device_choice import LOCAL_INDEX
 from distqat.process.restart_policy import USAGE
 from distqat.process.role_endings import ending
 from distqat.swarm.role_addresses import bound_hosts
@@ -101,8 +101,8 @@ class DrillSwarm:
     network_policy: RestartPolicy = ONCE_MORE  # of monitor and client
     environment: Mapping[str, str] = field(default_factory=dict)  # of every role
     shared_before: set[Path] = field(default_factory=shared_memory)
-    _peers: list[str] = field(default_factory=list)
-    _ports: list[PortClaim] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)  # addresses to join the swarm by
+    _ports: Mapping[str, PortClaim] = field(default_factory=dict)
     _claim: LogClaim | None = None
     _failures: asyncio.Queue[DistqatError] = field(default_factory=asyncio.Queue)
 
@@ -110,29 +110,19 @@ class DrillSwarm:
         heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._noticed}
         self._network = Supervisor(self.fork_servers.network, **heard)
         self._servers = Supervisor(self.fork_servers.servers, **heard)
-        self.feed = StatusFeed(self.settings.config.experiment_prefix)
+        self.status = StatusFeed(self.settings.config.experiment_prefix)
 
     async def start(self) -> None:
         """Start monitor and client; returns when both serve. DistqatError: what one of them ended with."""
-        config = self.settings.config
         self._claim = claim_folder(self.settings.log_dir)
         log_to(self._claim.path)
-        said = await self._keep("monitor", config.monitor_port)
-        self._peers = known_peers(said, self.settings)
-        self.feed.follow(await self._keep("client", config.client_port))
-
-    async def _keep(self, kind: str, port: int) -> dict[str, Any]:
-        """Start a role that is started again whenever it dies, on the same port; what it said first."""
-        claim = claim_port(self._hosts, port, given=bool(port))
-        self._ports.append(claim)
-        changes: dict[str, Any] = {f"{kind}_port": claim.port}
-        if self._peers:
-            changes["initial_peers"] = ",".join(self._peers)
-        log = claim_role_log(self.settings, kind)
-        environment = {**claim.environment(), **self.environment}
-        command = role_command(kind, self.settings, log, changes=changes, env=environment)
-        _, said = await keep_until_ready(self._network, command, policy=self.network_policy)
-        return said
+        self._ports = claim_ports(self.settings)
+        both = MonitorAndClient(self.settings, self._network, self._ports, self.environment)
+        await both.start_monitor(self.network_policy)
+        self.peers = both.peers
+        client = both.client(RoleParameters())
+        _, said = await keep_until_ready(self._network, client, policy=self.network_policy)
+        self.status.follow(said)
 
     async def failure(self) -> None:
         """Raises what the monitor or the client was given up with, and what a server was refused with."""
@@ -141,15 +131,15 @@ class DrillSwarm:
     async def add_server(self) -> ServerLife:
         """Start one more server; returns when its process runs."""
         config, number = self.settings.config, len(self.replicas)
-        base = config.server_base_port
-        port = claim_port(self._hosts, base, given=False)
+        port = claim_port(bound_hosts(config.public_ip), config.server_base_port, given=False)
         log = claim_role_log(self.settings, "server", number)
         command = role_command(
             "server",
             self.settings,
             log,
-            changes={"server_base_port": port.port, "initial_peers": ",".join(self._peers)},
-            env={**port.environment(), LOCAL_INDEX: str(number), **self.environment},
+            changes={"server_base_port": port.port, "initial_peers": ",".join(self.peers)},
+            parameters=RoleParameters(claimed_port=port.port, server_index=number),
+            env=self.environment,
             threads=threads_per_server(config.world_size * len(config.stages)),
         )
         runs: asyncio.Queue[RoleProcess] = asyncio.Queue()
@@ -193,11 +183,6 @@ class DrillSwarm:
         """The live server in a slot."""
         return next((replica for replica in self.serving() if replica.uid == uid), None)
 
-    @property
-    def peers(self) -> list[str]:
-        """Addresses to join the swarm by."""
-        return list(self._peers)
-
     def pid_of(self, kind: str) -> int | None:
         """The process of the monitor or the client now; None: it is just being started again."""
         return next((role.pid for role in self._network.live if role.command.name == kind), None)
@@ -224,12 +209,12 @@ class DrillSwarm:
     async def stop(self) -> None:
         """Ask everybody to end, as Ctrl-C does; kills what does not. May be repeated."""
         self.processes.look(os.getpid())
-        await self.feed.close()
+        await self.status.close()
         await asyncio.gather(self._servers.stop(STOP_GRACE_S), self._network.stop(STOP_GRACE_S))
         for replica in self.replicas:
             if replica.service is not None:
                 replica.service.cancel()
-        for port in self._ports:
+        for port in self._ports.values():
             port.release()
         if self._claim is not None:
             self._claim.release()
@@ -237,10 +222,6 @@ class DrillSwarm:
     async def left_behind(self) -> list[str]:
         """I5: what is there two seconds after everything, the fork servers too, was asked to end."""
         return await left_behind(self.processes, os.environ[RUNTIME], self.shared_before)
-
-    @property
-    def _hosts(self) -> tuple[str, ...]:
-        return bound_hosts(self.settings.config.public_ip)
 
     def _ended(self, ended: RoleEnded) -> None:
         killed = any(each.role.pid == ended.pid and each.killed is not None for each in self.replicas)

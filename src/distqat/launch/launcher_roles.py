@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from distqat.config_paths import find
 from distqat.errors import ConfigError, DataError, DistqatError, RoleError
 from distqat.launch.log_folder import no_logs
 from distqat.process import (
-    LOG_NAME,
     LogClaim,
     RestartPolicy,
     RoleCommand,
+    RoleParameters,
     RoleProcess,
     Supervisor,
     claim_log,
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 STOP_GRACE_S = 9.0  # a role's own bound is 10 s, and Ctrl-C must be over within 10 s
 LAUNCHER_GRACE_S = 13.0
 READY_S = 60.0
-RESUME = "DISTQAT_RESUME"  # tells a client to go on with the run in the log folder, finished or not
-OLDEST = "DISTQAT_OLDEST"  # tells a client to begin anew: states from before this Unix time do not count
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,9 @@ def role_command(
     settings: LauncherSettings,
     log: LogClaim,
     *,
-    changes: Mapping[str, Any] | None = None,
-    env: Mapping[str, str | None] | None = None,
+    changes: Mapping[str, Any],
+    parameters: RoleParameters,
+    env: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> RoleCommand:
     """The command of a role; one that is numbered in its log's name is numbered in its title too."""
@@ -142,9 +141,9 @@ def role_command(
     return RoleCommand(
         name=f"{kind} {log.number}" if numbered else kind,
         entry=entry_of(kind),
-        argv=settings.argv(**(changes or {})),
+        argv=settings.argv(**changes),
         log_path=log.path,
-        env={LOG_NAME: log.path.stem, **(env or {})},
+        env={**replace(parameters, log_name=log.path.stem).environment(), **(env or {})},
         threads=threads,
     )
 

@@ -11,35 +11,19 @@ from typing import Any
 from distqat.errors import RoleError
 from distqat.failures import Repeats
 from distqat.launch.display import Display
-from distqat.launch.launcher_roles import (
-    OLDEST,
-    RESUME,
-    STOP_GRACE_S,
-    claim_role_log,
-    keep_until_ready,
-    known_peers,
-    role_command,
-)
+from distqat.launch.launcher_roles import STOP_GRACE_S
 from distqat.launch.log_folder import SUMMARY
+from distqat.launch.monitor_and_client import MonitorAndClient
 from distqat.launch.role_reporter import RoleReporter
 from distqat.launch.run_plan import RunPlan
 from distqat.launch.run_watch import RunWatch
 from distqat.launch.start_servers import claim_server_ports, plan_servers
 from distqat.launch.summary_table import SummaryTable
 from distqat.launch.warm_processes import WarmForkServers
-from distqat.process import (
-    PortClaim,
-    RestartPolicy,
-    RoleCommand,
-    RoleEnded,
-    Supervisor,
-)
+from distqat.process import RestartPolicy, RoleCommand, RoleEnded, RoleParameters, Supervisor
 from distqat.process.restart_policy import USAGE
 
 LEAVE_S = 5.0  # for servers to end by themselves once the run is finished
-RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
-SERVERS_CHECK = "DISTQAT_SERVERS_CHECK"
-SAMPLES = "DISTQAT_SAMPLES"
 _CLIENT = RestartPolicy(crashes=2)  # somebody waits for the run: tell early that it cannot work
 
 
@@ -65,26 +49,9 @@ class LocalRun:
         )
         each = [supervisor for supervisor in (network, servers) if supervisor is not None]
         watching = self._watching()
-        work = asyncio.ensure_future(self._train(network, servers, watching))
-        show = asyncio.ensure_future(watching.show())
-        asked = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({work, show, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if asked.done():
-                self.display.clear()
-                self._reporter.say(
-                    f"stopped before the run was finished; logs in {self.plan.settings.log_dir}/"
-                )
-                return None
-            if show.done():  # it never returns: only an error ends it
-                show.result()
-            return work.result()
+            return await watching.during(self._train(network, servers, watching), stop)
         finally:
-            for task in (work, show, asked):
-                task.cancel()
-            self.display.clear()
-            await asyncio.gather(work, show, return_exceptions=True)
-            await watching.close()
             await asyncio.gather(*(supervisor.stop(STOP_GRACE_S) for supervisor in each))
             self.plan.release()
 
@@ -101,6 +68,7 @@ class LocalRun:
             stages=config.stages if plan.servers else [],
             display=self.display,
             say=self._reporter.say,
+            log_dir=plan.settings.log_dir,
             expected=plan.servers,
             began=self.began,
         )
@@ -110,17 +78,16 @@ class LocalRun:
     ) -> SummaryTable:
         settings, kept = self.plan.settings, list[asyncio.Task[int]]()
         ports = claim_server_ports(settings, self.plan.servers)
-        monitor = self._command("monitor", self.plan.monitor_port)
-        _, said = await keep_until_ready(network, monitor)
-        peers = known_peers(said, settings)
-        client = self._command("client", self.plan.client_port, peers, self._client_environment())
+        both = MonitorAndClient(settings, network, self.plan.ports)
+        await both.start_monitor()
+        client = both.client(self._client_parameters())
         watching.phase = "starting the client and the servers" if servers else "starting the client"
         training = network.start(client, _CLIENT, watching.follow)
         if servers is not None:
             joined = replace(
                 settings,
-                config=settings.config.model_copy(update={"initial_peers": peers}),
-                overrides={**settings.overrides, "initial_peers": ",".join(peers)},
+                config=settings.config.model_copy(update={"initial_peers": both.peers}),
+                overrides={**settings.overrides, "initial_peers": ",".join(both.peers)},
             )
             plans = plan_servers(joined, self.plan.servers, ports)
             kept = [servers.start(plan.command) for plan in plans]
@@ -139,23 +106,12 @@ class LocalRun:
         finally:
             enough.cancel()
 
-    def _command(
-        self, kind: str, port: PortClaim, peers: Sequence[str] = (), env: dict[str, str] | None = None
-    ) -> RoleCommand:
-        changes: dict[str, Any] = {f"{kind}_port": port.port}
-        if peers:
-            changes["initial_peers"] = ",".join(peers)
-        log = claim_role_log(self.plan.settings, kind)
-        return role_command(
-            kind, self.plan.settings, log, changes=changes, env={**port.environment(), **(env or {})}
-        )
-
-    def _client_environment(self) -> dict[str, str]:
-        if self.plan.mode != "baseline":
-            start = {RESUME: "1"} if self.plan.resume else {OLDEST: str(int(time.time()))}
-            return {SERVERS_CHECK: "1", **start}
-        samples = {} if self.plan.samples is None else {SAMPLES: str(self.plan.samples)}
-        return {RUN_LOCALLY: "1", **samples}
+    def _client_parameters(self) -> RoleParameters:
+        if self.plan.mode == "baseline":
+            return RoleParameters(run_locally=True, samples=self.plan.samples)
+        if self.plan.resume:
+            return RoleParameters(servers_check=True, resume=True)
+        return RoleParameters(servers_check=True, oldest=int(time.time()))
 
     async def _enough_servers(self, kept: Sequence[asyncio.Task[int]]) -> None:
         """Returns never; raises what the last server ended with when fewer are left than there are stages."""

@@ -14,7 +14,7 @@ from distqat.environment import prepare
 from distqat.errors import RunFailed
 from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, LauncherSettings, check_data, read_settings
 from distqat.launch.warm_processes import WarmForkServers
-from distqat.process import guarded, run_role, set_title
+from distqat.process import RoleParameters, guarded, run_role, set_title
 from distqat.terminal import begin, leave, log_to
 
 NAME = "run_local"
@@ -44,7 +44,10 @@ def _main(words: Sequence[str], fork_servers: WarmForkServers, began: float) -> 
     from distqat.launch.summary_table import conclude
 
     display = open_display(args.progress)
-    plan = make_plan("baseline" if args.baseline else "swarm", settings, resume=args.resume)
+    samples = (
+        RoleParameters.take().samples if args.baseline else None
+    )  # a benchmark compares at equal samples
+    plan = make_plan("baseline" if args.baseline else "swarm", settings, samples, resume=args.resume)
     log_to(plan.folder.path)
     for line in plan.describe():
         display.say(line)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distqat.config_paths import find
 from distqat.launch.launcher_roles import LauncherSettings
 from distqat.launch.log_folder import check_checkpoint_folder, claim_folder
+from distqat.launch.monitor_and_client import claim_ports
 from distqat.launch.progress_text import RunGoal
 from distqat.launch.resume_check import check_resumable
-from distqat.process import LogClaim, PortClaim, claim_port
-from distqat.swarm.role_addresses import bound_hosts
+from distqat.process import LogClaim, PortClaim
 
 if TYPE_CHECKING:
     from distqat.config import Config
@@ -23,8 +24,7 @@ class RunPlan:
 
     mode: str  # "swarm" or "baseline"
     settings: LauncherSettings
-    monitor_port: PortClaim
-    client_port: PortClaim
+    ports: Mapping[str, PortClaim]  # of the monitor and the client
     folder: LogClaim
     samples: int | None = None  # of a baseline that is compared with a swarm
     resume: bool = False  # go on with the run in the log folder and the checkpoints
@@ -63,8 +63,9 @@ class RunPlan:
         ]
 
     def release(self) -> None:
-        for claim in (self.monitor_port, self.client_port, self.folder):
-            claim.release()
+        for port in self.ports.values():
+            port.release()
+        self.folder.release()
 
 
 def goal_of(config: Config) -> RunGoal:
@@ -84,9 +85,6 @@ def make_plan(
     check_checkpoint_folder(config)
     if resume:
         check_resumable(config)
-    hosts = bound_hosts(config.public_ip)
-    # Refused even if not given: the addresses of these two are what people copy.
-    monitor = claim_port(hosts, config.monitor_port, given=True)
-    client = claim_port(hosts, config.client_port, given=True)
+    ports = claim_ports(settings, client_moves=False)
     folder = claim_folder(settings.log_dir, resume=resume)
-    return RunPlan(mode, settings, monitor, client, folder, samples, resume)
+    return RunPlan(mode, settings, ports, folder, samples, resume)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from distqat.errors import DistqatError
 from distqat.launch.display import Display
@@ -16,6 +17,7 @@ from distqat.launch.progress_text import replicas as told
 from distqat.launch.status_poller import StatusFeed
 from distqat.process import RoleProcess
 
+T = TypeVar("T")
 LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
 
 
@@ -32,6 +34,7 @@ class RunWatch:
     stages: Sequence[str]
     display: Display
     say: Callable[[str], None]
+    log_dir: Path
     expected: int | None = None
     began: float = field(default_factory=time.monotonic)
     phase: str = "starting the monitor"
@@ -55,6 +58,26 @@ class RunWatch:
             waits = self._waiting_for(status, reading)
             self.display.show(ProgressFrame(self.title, waits, elapsed, reading, self.goal, pace.share, left))
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def during(self, work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+        """Show how the run goes until `work` is done; what it returns. None: stopped before, and told so."""
+        working, showing = asyncio.ensure_future(work), asyncio.ensure_future(self.show())
+        asked = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({working, showing, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if showing.done():  # it never returns: only an error ends it
+                showing.result()
+            self.display.clear()
+            self.say(f"stopped before the run was finished; logs in {self.log_dir}/")
+            return None
+        finally:
+            for task in (working, showing, asked):
+                task.cancel()
+            self.display.clear()
+            await asyncio.gather(working, showing, return_exceptions=True)
+            await self.close()
 
     def follow(self, client: RoleProcess) -> None:
         """Ask this client from when it serves on; one that was started again is another peer."""

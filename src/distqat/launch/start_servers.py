@@ -28,6 +28,7 @@ from distqat.process import (
     PortClaim,
     RoleCommand,
     RoleEnded,
+    RoleParameters,
     RoleProcess,
     Supervisor,
     claim_port,
@@ -36,7 +37,6 @@ from distqat.process import (
     set_title,
     threads_per_server,
 )
-from distqat.process.device_choice import LOCAL_INDEX
 from distqat.swarm.role_addresses import bound_hosts
 from distqat.terminal import begin, leave
 from distqat.writable_folder import why_unwritable
@@ -92,7 +92,7 @@ def plan_servers(
             settings,
             claim_role_log(settings, "server", index),
             changes={"server_base_port": port.port},
-            env={**port.environment(), LOCAL_INDEX: str(index)},
+            parameters=RoleParameters(claimed_port=port.port, server_index=index),
             threads=threads_per_server(count),
         )
         plans.append(ServerPlan(command, port))

@@ -14,7 +14,6 @@ from distqat.process import host_id, runtime_dir
 if TYPE_CHECKING:
     from distqat.swarm.transport import StreamTransport
 
-TOKEN = "DISTQAT_TOKEN"
 TIMEOUT_S = 5.0
 
 
@@ -57,8 +56,9 @@ class StatusFeed:
         from distqat.swarm.transport import StreamTransport, UnixStreams
 
         name = f"launcher-{os.getpid()}"
-        admission = Admission(self._run, name, os.environ.get(TOKEN) or None)
-        return StreamTransport(admission, [UnixStreams(runtime_dir(), name, host_id())])
+        return StreamTransport(
+            Admission.of_environment(self._run, name), [UnixStreams(runtime_dir(), name, host_id())]
+        )
 
 
 def peer_of(addresses: object) -> str:

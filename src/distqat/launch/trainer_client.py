@@ -5,39 +5,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqat.environment import prepare
 from distqat.launch.launcher_roles import (
     LAUNCHER_GRACE_S,
-    OLDEST,
     STOP_GRACE_S,
     LauncherSettings,
     check_data,
     claim_launcher_log,
-    claim_role_log,
-    keep_until_ready,
-    known_peers,
     module_of,
     read_settings,
-    role_command,
 )
 from distqat.launch.log_folder import SUMMARY, check_checkpoint_folder, set_aside
+from distqat.launch.monitor_and_client import MonitorAndClient, claim_ports
 from distqat.process import (
     PRELOAD,
     ForkServerClient,
-    PortClaim,
-    RoleCommand,
     RoleEnded,
+    RoleParameters,
     Supervisor,
-    claim_port,
     guarded,
     run_role,
     set_title,
 )
-from distqat.swarm.role_addresses import bound_hosts
 from distqat.terminal import begin, leave
 
 if TYPE_CHECKING:
@@ -76,12 +69,12 @@ def _main(argv: Sequence[str] | None, fork_server: ForkServerClient) -> int:
     settings = read_settings(args)
     check_data(settings.config)
     check_checkpoint_folder(settings.config)
-    start = {OLDEST: str(int(time.time()))} if args.fresh else {}
+    parameters = RoleParameters(oldest=int(time.time())) if args.fresh else RoleParameters()
     if args.fresh:
         set_aside(settings.log_dir)
     from distqat.launch.display import open_display
 
-    run = TrainerClient(settings, fork_server, open_display(args.progress), start, began)
+    run = TrainerClient(settings, fork_server, open_display(args.progress), parameters, began)
     return run_role(NAME, run.train, grace_s=LAUNCHER_GRACE_S)
 
 
@@ -93,7 +86,7 @@ class TrainerClient:
         settings: LauncherSettings,
         fork_server: ForkServerClient,
         display: Display,
-        start: Mapping[str, str],
+        parameters: RoleParameters,
         began: float,
     ) -> None:
         from distqat.launch.role_reporter import RoleReporter
@@ -101,7 +94,7 @@ class TrainerClient:
         self._settings = settings
         self._fork_server = fork_server
         self._display = display
-        self._start = start  # what the client is told of where to begin
+        self._parameters = parameters  # of the client: where to begin
         self._began = time.time()
         self._log = claim_launcher_log(settings, "start_trainer_client")
         self._reporter: RoleReporter = RoleReporter(display, self._log.path)
@@ -121,56 +114,27 @@ class TrainerClient:
 
     async def train(self, stop: asyncio.Event) -> int:
         """Exit code 0: the client has finished, or was stopped in order. Raises what a role ended with."""
-        work = asyncio.ensure_future(self._train())
-        show = asyncio.ensure_future(self._watching.show())
-        asked = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({work, show, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if show.done():  # it never returns: only an error ends it
-                show.result()
-            if not work.done():
-                self._display.clear()
-                self._reporter.say(f"stopped before the run was finished; logs in {self._settings.log_dir}/")
-                return 0
-            work.result()
+            finished = await self._watching.during(self._train(), stop)
         finally:
-            for task in (work, show, asked):
-                task.cancel()
-            self._display.clear()
-            await asyncio.gather(work, show, return_exceptions=True)
-            await self._watching.close()
             await self._supervisor.stop(STOP_GRACE_S)
             await self._fork_server.close()
-        self._conclude()
+        if finished:
+            self._conclude()
         return 0
 
-    async def _train(self) -> None:
-        """Start the monitor, print its addresses when it serves, start the client, wait for its end.
-
-        Their ports are claimed here, so that one that is started again is found where it was before. The
-        monitor is not waited for: nothing depends on it once the peers know each other.
-        """
-        ports = {kind: _claim(self._settings, kind) for kind in ("monitor", "client")}
-        monitor = self._command("monitor", ports["monitor"])
-        _, said = await keep_until_ready(self._supervisor, monitor)
-        peers = known_peers(said, self._settings)
-        self._reporter.say(f"Initial peers: {','.join(said['peers'])}")  # to be copied to start_servers.py
-        client = self._command("client", ports["client"], peers, self._start)
+    async def _train(self) -> bool:
+        """Start the monitor, print its addresses when it serves, start the client; True when it has ended."""
+        both = MonitorAndClient(self._settings, self._supervisor, claim_ports(self._settings))
+        peers = await both.start_monitor()
+        self._reporter.say(f"Initial peers: {','.join(peers)}")  # to be copied to start_servers.py
+        client = both.client(self._parameters)
         self._watching.phase = "starting the client"
         await self._supervisor.start(client, on_start=self._watching.follow)
         ended = self._supervisor.end_of(client)
         if ended is not None and ended.code != 0:
             raise self._reporter.failure(ended)
-
-    def _command(
-        self, kind: str, port: PortClaim, peers: Sequence[str] = (), env: Mapping[str, str] | None = None
-    ) -> RoleCommand:
-        changes: dict[str, object] = {f"{kind}_port": port.port}
-        if peers:
-            changes["initial_peers"] = ",".join(peers)
-        environment = {**port.environment(), **(env or {})}
-        log = claim_role_log(self._settings, kind)
-        return role_command(kind, self._settings, log, changes=changes, env=environment)
+        return True
 
     def _watch(self, began: float) -> RunWatch:
         from distqat.launch.run_plan import goal_of
@@ -184,6 +148,7 @@ class TrainerClient:
             stages=config.stages,
             display=self._display,
             say=self._reporter.say,
+            log_dir=self._settings.log_dir,
             began=began,
         )
 
@@ -194,15 +159,6 @@ class TrainerClient:
         path = Path(self._settings.log_dir) / SUMMARY
         if path.exists() and path.stat().st_mtime >= self._began:
             conclude([SummaryTable.read(path, "swarm")], self._settings.log_dir, self._display)
-
-
-def _claim(settings: LauncherSettings, kind: str) -> PortClaim:
-    """RoleError: a port that was given, or the monitor's, whose address people copy, is busy."""
-    config, name = settings.config, f"{kind}_port"
-    wanted: int = getattr(config, name)
-    return claim_port(
-        bound_hosts(config.public_ip), wanted, kind == "monitor" or name in config.model_fields_set
-    )
 
 
 if __name__ == "__main__":

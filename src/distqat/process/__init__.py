@@ -12,13 +12,13 @@ from distqat.process.process_title import set_title
 from distqat.process.restart_policy import RestartPolicy
 from distqat.process.role_command import RoleCommand
 from distqat.process.role_endings import RoleEnded
-from distqat.process.role_logs import LOG_NAME, LogClaim, claim_log, set_up_logging
+from distqat.process.role_logs import LogClaim, claim_log, set_up_logging
+from distqat.process.role_parameters import RoleParameters
 from distqat.process.role_runner import guarded, run_alone, run_role
 from distqat.process.runtime_folder import host_id, runtime_dir
 from distqat.process.supervisor import Supervisor
 
 __all__ = [
-    "LOG_NAME",
     "PRELOAD",
     "AnnouncedWait",
     "CoreShare",
@@ -30,6 +30,7 @@ __all__ = [
     "RestartPolicy",
     "RoleCommand",
     "RoleEnded",
+    "RoleParameters",
     "RoleProcess",
     "Supervisor",
     "announce_ready",

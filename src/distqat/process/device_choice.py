@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass
 
 from distqat.errors import ConfigError
 from distqat.process.core_sharing import core_quota, own_cores
-
-LOCAL_INDEX = "DISTQAT_LOCAL_INDEX"  # which of the servers that one launcher started this is, from 0
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +42,12 @@ def choose_device(requested: str, *, explicit: bool, gpus: int, index: int = 0) 
     return DeviceChoice("cpu", f"device: {requested} in the configuration, but {lack}; computing on the CPU")
 
 
-def resolve_device(requested: str, *, explicit: bool, index: int | None = None) -> str:
+def resolve_device(requested: str, *, explicit: bool, index: int = 0) -> str:
     """`choose_device` for this machine; logs the warning once. Imports torch."""
     import torch
 
-    local = int(os.environ.get(LOCAL_INDEX, "0")) if index is None else index
     gpus = torch.cuda.device_count() if requested != "cpu" and torch.cuda.is_available() else 0
-    choice = choose_device(requested, explicit=explicit, gpus=gpus, index=local)
+    choice = choose_device(requested, explicit=explicit, gpus=gpus, index=index)
     if choice.warning:
         logger.warning(choice.warning)
     return choice.device

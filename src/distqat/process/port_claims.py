@@ -19,7 +19,6 @@ import psutil
 from distqat.errors import RoleError
 from distqat.process.runtime_folder import runtime_dir
 
-CLAIMED_PORTS = "DISTQAT_CLAIMED_PORTS"  # comma-separated; a launcher holds their locks for this role
 _TRIES = 512
 
 
@@ -30,21 +29,19 @@ class PortClaim:
     port: int
     _lock: int | None
 
-    def environment(self) -> dict[str, str]:
-        """For a role that shall use the port that its launcher has claimed."""
-        return {CLAIMED_PORTS: str(self.port)}
-
     def release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
-def claim_port(hosts: str | Sequence[str], port: int, given: bool) -> PortClaim:
+def claim_port(
+    hosts: str | Sequence[str], port: int, given: bool, *, claimed: int | None = None
+) -> PortClaim:
     """Claim `port` on an IPv4 or IPv6 address, or on each of several; 0 picks a free one.
 
     A port that was given and is busy is refused, a default one moves on to the next free one.
-    RoleError names the port and who holds it.
+    `claimed`: a port whose lock our launcher holds for us. RoleError names the port and who holds it.
     """
     if not 0 <= port <= 65535:
         raise RoleError(f"port {port} does not exist; ports go from 0 (any) to 65535")
@@ -52,7 +49,7 @@ def claim_port(hosts: str | Sequence[str], port: int, given: bool) -> PortClaim:
     if port == 0:
         return _claim_any(hosts)
     for candidate in range(port, min(port + _TRIES, 65536)):
-        claim = _claim(hosts, candidate)
+        claim = _claim(hosts, candidate, launchers=candidate == claimed)
         if claim is not None:
             return claim
         if given:
@@ -85,8 +82,8 @@ def _claim_any(hosts: tuple[str, ...]) -> PortClaim:
     raise RoleError(f"no free port on {' and '.join(hosts)}")
 
 
-def _claim(hosts: tuple[str, ...], port: int) -> PortClaim | None:
-    if str(port) in os.environ.get(CLAIMED_PORTS, "").split(","):
+def _claim(hosts: tuple[str, ...], port: int, *, launchers: bool = False) -> PortClaim | None:
+    if launchers:
         return PortClaim(port, None) if _all_free(hosts, port) else None
     lock = os.open(_lock_path(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

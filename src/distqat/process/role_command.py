@@ -10,7 +10,9 @@ from typing import Any
 
 from distqat.errors import RoleError
 
-READY_FD = "DISTQAT_READY_FD"  # a role writes one line of JSON there when it serves
+READY_FD = (
+    "DISTQAT_READY_FD"  # where a role writes lines of JSON to who started it; set by the forked process
+)
 _LINE_LIMIT = 1 << 20
 
 

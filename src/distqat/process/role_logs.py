@@ -33,9 +33,6 @@ class LogClaim:
             self._lock = -1
 
 
-LOG_NAME = "DISTQAT_LOG_NAME"  # which log file a launcher gave to a role, without its ending
-
-
 def claim_log(folder: Path, stem: str, number: int | None = None) -> LogClaim:
     """Claim `{stem}.log` or `{stem}_{number}.log`; what a live process holds moves on to the next number."""
     folder.mkdir(parents=True, exist_ok=True)

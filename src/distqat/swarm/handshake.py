@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import secrets
 import struct
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ MAGIC = b"DQAT"
 HELLO = struct.Struct(">4sHBx16s16s32s64s")
 ANSWER = struct.Struct(">4sHBx120s")
 DATA, CONTROL = 0, 1
+TOKEN = "DISTQAT_TOKEN"
+"""The environment variable with the secret of a run that is not open to anybody."""
 HELLO_TIMEOUT = 10.0
 _WELCOME, _NO = 1, 0
 
@@ -35,6 +38,11 @@ class Admission:
     run: str
     peer: str
     token: str | None = None
+
+    @classmethod
+    def of_environment(cls, run: str, peer: str) -> Admission:
+        """With the token that this process was given, if any."""
+        return cls(run, peer, os.environ.get(TOKEN) or None)
 
     def run_digest(self) -> bytes:
         return hashlib.sha256(self.run.encode()).digest()[:16]
@@ -102,7 +110,7 @@ async def receive(
     if run != me.run_digest():
         reason = f"another run; this peer belongs to experiment_prefix {me.run!r}"
     elif not hmac.compare_digest(proof, me.proof(link, dialler, me.peer)):
-        reason = "the run's token does not match: set DISTQAT_TOKEN as the others have it"
+        reason = f"the run's token does not match: set {TOKEN} as the others have it"
     elif purpose not in (DATA, CONTROL):
         reason = f"a channel of unknown purpose {purpose}"
     if reason:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from distqat.config import Config
 from distqat.distributed import data_server
-from distqat.process import launcher_notices
+from distqat.distributed.role_main import RoleStart
+from distqat.process import RoleParameters, launcher_notices
 from distqat.process.role_command import READY_FD
 
 
@@ -21,12 +23,12 @@ async def test_it_is_ready_when_its_first_batch_is_made(
     reading, writing = os.pipe()
     monkeypatch.setattr(launcher_notices, "_pipe", launcher_notices._Pipe())
     monkeypatch.setenv(READY_FD, str(writing))
-    monkeypatch.setenv(data_server.DATA_SOCKET, str(tmp_path / "data.sock"))
     config = Config.model_validate(
         {"data": {"img_size": 8, "num_channels": 1}, "diloco": {"batch_size_per_step": 5}}
     )
-    stop = asyncio.Event()
-    serving = asyncio.ensure_future(data_server.serve(config, stop))
+    told = RoleParameters(data_socket=str(tmp_path / "data.sock"))
+    start, stop = RoleStart(config, Namespace(), told), asyncio.Event()
+    serving = asyncio.ensure_future(data_server.serve(start, stop))
     said = json.loads(await asyncio.to_thread(os.read, reading, 1 << 16))["body"]
     os.close(reading)
     assert (tmp_path / "data.sock").is_socket()

@@ -26,7 +26,9 @@ def settings(*flags: str) -> LauncherSettings:
 
 def plan(mode: str, *flags: str) -> RunPlan:
     claim = LogClaim(Path("logs/mlp/run_local.log"), 0, -1)
-    return RunPlan(mode, settings(*flags), PortClaim(1, None), PortClaim(2, None), claim)
+    return RunPlan(
+        mode, settings(*flags), {"monitor": PortClaim(1, None), "client": PortClaim(2, None)}, claim
+    )
 
 
 def test_replicas_mean_the_world_size() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,22 +12,28 @@ from distqat.distributed.assembly.model_check import Told, check_batch, check_ru
 
 logger = logging.getLogger(__name__)
 
-SERVERS_CHECK = "DISTQAT_SERVERS_CHECK"  # tells a client that its servers check the model and the first batch
 HOLD_S = 15.0  # how long a server's request is held; less than it waits for an answer
 
 
 class Preflight:
     """Opens when the checks are over; until then servers are asked to wait.
 
-    In a local run the servers check (SERVERS_CHECK): they have imported the model's code already, which takes
+    In a local run the servers check: they have imported the model's code already, which takes
     the client seconds; there the gate opens when the data server has made its first batch, `told` to them.
     """
 
-    def __init__(self, config: Config, before: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`before` is done when all is well, before the gate opens."""
+    def __init__(
+        self,
+        config: Config,
+        before: Callable[[], Awaitable[None]] | None = None,
+        *,
+        by_servers: bool = False,
+    ) -> None:
+        """`before` is done when all is well, before it opens; `by_servers`: they check."""
         self.told: Told | None = None
         self._config = config
         self._before = before
+        self._by_servers = by_servers
         self._open = asyncio.Event()
 
     async def check(self, data_ready: Callable[[], Awaitable[dict[str, Any]]] | None) -> None:
@@ -36,11 +41,10 @@ class Preflight:
 
         Raises ConfigError: what cannot work, and what to do.
         """
-        by_servers = bool(os.environ.get(SERVERS_CHECK))
-        if not by_servers:
+        if not self._by_servers:
             await asyncio.to_thread(check_run, self._config)
         told = (await data_ready()).get("batch") if data_ready is not None else None
-        if told is not None and by_servers:
+        if told is not None and self._by_servers:
             self.told = told
         elif told is not None:
             await asyncio.to_thread(check_batch, self._config, told)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +24,9 @@ from distqat.distributed.coordination.resume_decision import (
     stage_of,
 )
 from distqat.errors import ConfigError
+from distqat.process import RoleParameters
 
 logger = logging.getLogger(__name__)
-
-RESUME = "DISTQAT_RESUME"  # go on with the run in the log folder, also with one that was finished
-OLDEST = "DISTQAT_OLDEST"  # begin anew: states of generations before this one (Unix time) do not count
 
 
 @dataclass
@@ -50,9 +47,10 @@ class RunStart:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, config: Config, log: CommitLog, *, explicit: bool, locally: bool) -> RunStart:
+    def of(cls, config: Config, log: CommitLog, parameters: RoleParameters) -> RunStart:
         """Reads what trainers wrote on this host."""
-        oldest = max(log.oldest, int(os.environ.get(OLDEST) or 0)) if not log.continued else log.oldest
+        explicit, locally = parameters.resume, parameters.run_locally
+        oldest = max(log.oldest, parameters.oldest) if not log.continued else log.oldest
         over = -1 if explicit or log.continued else finished_generation(config.checkpoint_dir)
         found = [] if locally else read_trainer_parts(config.checkpoint_dir, config.experiment_prefix)
         parts = [part for part in found if part.generation >= oldest and part.generation > over]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
-from distqat.distributed.training.checkpoint_schedule import PROGRESS, TrainerProgress
+from distqat.distributed.training.checkpoint_schedule import TrainerProgress
 from distqat.errors import DistqatError
 from distqat.metrics import Sink
 from distqat.process import (
     ForkServerClient,
     RoleCommand,
+    RoleParameters,
     RoleProcess,
     Supervisor,
     claim_log,
@@ -27,14 +28,9 @@ from distqat.process import (
 logger = logging.getLogger(__name__)
 
 DATA_READY_S = 120.0  # the first batch may come from the hub
-PIPELINE_ID = "DISTQAT_PIPELINE"
-DATA_SOCKET = "DISTQAT_DATA_SOCKET"
-DATA_POSITION = "DISTQAT_DATA_POSITION"
-RUN_LOCALLY = "DISTQAT_RUN_LOCALLY"
-CLIENT_PEER = "DISTQAT_CLIENT_PEER"
-BEGAN = "DISTQAT_BEGAN"  # the generation of a baseline's run
 STOP_GRACE_S = 8.0
 LOG_EVERY = 10
+DATA_SERVER = "data-server"
 RETRY_S = 0.1
 
 
@@ -64,9 +60,8 @@ class TrainerProcesses:
         self._starting: list[asyncio.Future[None]] = []
         self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
-        # What a child finds when it is started (again): kept up to date, for the next time.
-        self._data_env = {DATA_SOCKET: str(self._socket)}
-        self._trainer_env: dict[int, dict[str, str]] = {}
+        self._parameters: dict[str, RoleParameters] = {}  # by the name of a child
+        self._environments: dict[str, dict[str, str]] = {}
 
     async def start(self, parts: Sequence[TrainerPart] = (), *, serve_data: bool = True) -> None:
         """Start the data server if the task has data; trainers follow when pipelines are complete.
@@ -83,11 +78,11 @@ class TrainerProcesses:
             return
         log = claim_log(Path(self._config.log_dir), "data_server")
         command = RoleCommand(
-            "data-server",
+            DATA_SERVER,
             "distqat.distributed.data_server:main",
             tuple(self._argv),
             log.path,
-            self._data_env,
+            self._given(DATA_SERVER),
             threads=1,
         )
         self._data = self._supervisor.start(command, on_start=self._data_started)
@@ -102,17 +97,17 @@ class TrainerProcesses:
         await self._failed
 
     async def run_baseline(
-        self, client_peer: str, generation: int, before: Callable[[], Awaitable[None]]
+        self, client_peer: str, generation: int, samples: int | None, before: Callable[[], Awaitable[None]]
     ) -> None:
         """The documented baseline: one trainer that computes by itself; returns when it has finished.
 
-        `generation` names the run: a trainer that is started again takes a model that is written for it. It
-        does not wait for the gate, which is for servers, so `before` is done here, once the data serve.
+        The arguments as in RoleParameters. It does not wait for the checks that servers wait for, so `before`
+        is done here, once the data serve.
         """
         await self.data_serves()
         await before()
-        env = {CLIENT_PEER: client_peer, BEGAN: str(generation)}
-        task = self._start_trainer(0, ("--run-locally",), env)
+        self._given(_trainer(0), client_peer=client_peer, generation=generation, samples=samples)
+        task = self._start_trainer(0, ("--run-locally",))
         await asyncio.wait({task})
         if task.result() != 0:
             await self._failed
@@ -148,9 +143,17 @@ class TrainerProcesses:
     def _keep_up(self, pipeline: int, position: Any, progress: Any) -> None:
         """A child that is started again goes on where the last one was when it last said so."""
         if isinstance(position, Mapping):
-            self._data_env[DATA_POSITION] = json.dumps(position)
+            self._given(DATA_SERVER, data_position=dict(position))
         if isinstance(progress, Mapping):
-            self._trainer_env.setdefault(pipeline, {})[PROGRESS] = json.dumps(progress)
+            self._given(_trainer(pipeline), progress=dict(progress))
+
+    def _given(self, name: str, **changes: Any) -> dict[str, str]:
+        """What a child finds in its environment when it is started, the next time with `changes`."""
+        known = self._parameters.get(name) or RoleParameters(data_socket=str(self._socket))
+        self._parameters[name] = replace(known, **changes)
+        environment = self._environments.setdefault(name, {})
+        environment.update(self._parameters[name].environment())
+        return environment
 
     def latest(self) -> list[dict[str, Any]]:
         """The last report of every trainer."""
@@ -182,18 +185,15 @@ class TrainerProcesses:
                 logger.warning("the data server is not ready: %s", error)
             await asyncio.sleep(RETRY_S)
 
-    def _start_trainer(
-        self, pipeline: int, flags: tuple[str, ...] = (), env: Mapping[str, str] | None = None
-    ) -> asyncio.Task[int]:
+    def _start_trainer(self, pipeline: int, flags: tuple[str, ...] = ()) -> asyncio.Task[int]:
         log = claim_log(Path(self._config.log_dir), "trainer", pipeline)
-        own = self._trainer_env.setdefault(pipeline, {})
-        own.update({PIPELINE_ID: str(pipeline), DATA_SOCKET: str(self._socket), **(env or {})})
+        name = _trainer(pipeline)
         command = RoleCommand(
-            f"trainer {pipeline}",
+            name,
             "distqat.distributed.trainer:main",
             (*flags, *self._argv),
             log.path,
-            own,
+            self._given(name, pipeline=pipeline),
             threads=None if flags else 1,
         )
 
@@ -216,3 +216,7 @@ class TrainerProcesses:
         ended = self._supervisor.end_of(command)
         assert ended is not None, "a task that is over has told how"
         self._failed.set_exception(ended.failure())
+
+
+def _trainer(pipeline: int) -> str:
+    return f"trainer {pipeline}"

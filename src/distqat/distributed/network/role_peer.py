@@ -18,14 +18,12 @@ from distqat.process import PortClaim, claim_port, host_id, runtime_dir
 from distqat.process.runtime_folder import moved
 from distqat.swarm.dht_node import DhtNode, EngineOptions, P2PStreams
 from distqat.swarm.directory import DhtDirectory
-from distqat.swarm.handshake import Admission
+from distqat.swarm.handshake import TOKEN, Admission
 from distqat.swarm.peer_identity import PeerIdentity
 from distqat.swarm.role_addresses import bound_hosts, public_and_loopback
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
 logger = logging.getLogger(__name__)
-
-TOKEN = "DISTQAT_TOKEN"
 
 
 @dataclass
@@ -49,10 +47,14 @@ class RolePeer:
         port: int,
         port_given: bool,
         initial_peers: Sequence[str],
+        claimed: int | None = None,
         identity: Path | None = None,
     ) -> RolePeer:
-        """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers."""
-        claim = claim_port(bound_hosts(config.public_ip), port, port_given)
+        """Bind, join the DHT, be ready to dial. Raises RoleError: a busy port, no peer that answers.
+
+        `claimed`: a port that our launcher holds for us.
+        """
+        claim = claim_port(bound_hosts(config.public_ip), port, port_given, claimed=claimed)
         sweep_dead_sockets(runtime_dir())
         key = identity or runtime_dir() / f"{os.getpid()}-{secrets.token_hex(4)}.key"
         try:
@@ -63,14 +65,14 @@ class RolePeer:
                 key.unlink(missing_ok=True)
         host = host_id()
         unix = UnixStreams(runtime_dir(), own.peer, host)
-        token = os.environ.get(TOKEN) or None
-        admission = Admission(config.experiment_prefix, own.peer, token)
+        admission = Admission.of_environment(config.experiment_prefix, own.peer)
         if (elsewhere := moved()) is not None:
             logger.info(elsewhere)
         if config.public_ip is None:
             logger.info("announcing on loopback only; give --public-ip to be reachable from other machines")
+        by_token = admission.token is not None
         logger.info(
-            "admission: %s", "by token" if token else f"open to anybody; set {TOKEN} to close the swarm"
+            "admission: %s", "by token" if by_token else f"open to anybody; set {TOKEN} to close the swarm"
         )
         return cls(
             identity=own,

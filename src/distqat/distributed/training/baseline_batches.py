@@ -20,13 +20,10 @@ from distqat.distributed.assembly.held_out_batches import check_heldout
 from distqat.distributed.assembly.run_notes import note_classes
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.assembly.vocabulary_check import check_tokenizer
-from distqat.distributed.coordination.trainer_processes import CLIENT_PEER
-from distqat.distributed.data_server import DATA_SOCKET, socket_path
-from distqat.distributed.network.role_peer import TOKEN
 from distqat.distributed.training.batch_source import BatchFeed
 from distqat.distributed.training.rollout import RolloutFeed, check_play
 from distqat.errors import SwarmError
-from distqat.process import host_id, runtime_dir
+from distqat.process import RoleParameters, host_id, runtime_dir
 from distqat.swarm.handshake import Admission
 from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
@@ -38,7 +35,7 @@ Report = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def batch_feed(config: Config, answer: Answer) -> AsyncIterator[BatchFeed]:
+async def batch_feed(config: Config, answer: Answer, parameters: RoleParameters) -> AsyncIterator[BatchFeed]:
     """Batches of the data server, or what the model does in this process, where `answer` asks it."""
     task = build_task(config)
     if isinstance(task, Interactive):
@@ -50,7 +47,7 @@ async def batch_feed(config: Config, answer: Answer) -> AsyncIterator[BatchFeed]
         yield RolloutFeed(task, ask, seed=config.seed, pipeline=0)
         return
     options = config.diloco
-    async with data_socket(config) as path:
+    async with data_socket(config, parameters) as path:
         slots = options.gradient_accumulation_steps + 1
         data = await DataClient.connect(path, trainer="0", count=options.batch_size_per_step, slots=slots)
         try:
@@ -60,10 +57,10 @@ async def batch_feed(config: Config, answer: Answer) -> AsyncIterator[BatchFeed]
 
 
 @contextlib.asynccontextmanager
-async def data_socket(config: Config) -> AsyncIterator[Path]:
+async def data_socket(config: Config, parameters: RoleParameters) -> AsyncIterator[Path]:
     """The socket of the client's data server, or of one of our own when there is no client."""
-    if os.environ.get(DATA_SOCKET):
-        yield socket_path()
+    if parameters.data_socket:
+        yield parameters.data_socket_path
         return
     path = runtime_dir() / f"data-{os.getpid()}.sock"
     source = await asyncio.to_thread(open_source, config.data, seed=config.seed)
@@ -82,18 +79,17 @@ async def data_socket(config: Config) -> AsyncIterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def reports_to_client(config: Config) -> AsyncIterator[Report]:
-    """Tell the client of this host after each step, if there is one."""
-    client = os.environ.get(CLIENT_PEER)
+async def reports_to_client(config: Config, client: str) -> AsyncIterator[Report]:
+    """Tell the client of this host, a peer id, after each step; "": there is none."""
 
     async def nobody(record: dict[str, Any]) -> None:
         return
 
-    if client is None:
+    if not client:
         yield nobody
         return
     own = f"baseline-{os.getpid()}"
-    admission = Admission(config.experiment_prefix, own, os.environ.get(TOKEN) or None)
+    admission = Admission.of_environment(config.experiment_prefix, own)
     transport = StreamTransport(admission, [UnixStreams(runtime_dir(), own, host_id())])
 
     async def report(record: dict[str, Any]) -> None:

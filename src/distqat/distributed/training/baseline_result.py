@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,6 @@ from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination.model_saving import save_model_somewhere, save_shown
 from distqat.distributed.coordination.run_end import write_summary
 from distqat.distributed.coordination.run_summary import RunSummary
-from distqat.distributed.coordination.trainer_processes import BEGAN
 from distqat.errors import CheckpointError, ModelError, RunFailed
 
 logger = logging.getLogger(__name__)
@@ -50,11 +48,11 @@ class TrainedBaseline:
 
 
 async def write_trained(
-    config: Config, stages: Mapping[str, nn.Module], figures: BaselineFigures
+    config: Config, stages: Mapping[str, nn.Module], figures: BaselineFigures, generation: int | None = None
 ) -> TrainedBaseline:
-    """Write the model, and a note of it for the next life of this process."""
+    """Write the model, and a note of it for the next life of this process in the run `generation`."""
     trained = TrainedBaseline(await save_model_somewhere(config, stages), figures)
-    _note(config, trained)
+    _note(config, trained, generation)
     return trained
 
 
@@ -82,12 +80,13 @@ async def conclude_baseline(
     logger.info("finished: %s", summary.line())
 
 
-def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> TrainedBaseline | None:
+def trained_before(
+    config: Config, stages: Mapping[str, nn.Module], generation: int | None
+) -> TrainedBaseline | None:
     """Load the model that an earlier life of this process wrote at the end of the run; None: it did not."""
-    began = os.environ.get(BEGAN, "")
     try:
         note = json.loads((Path(config.log_dir) / NOTE).read_text(encoding="utf-8"))
-        if not began or note["began"] != began:
+        if generation is None or note["began"] != str(generation):
             return None
         load_all(stages, read_model(Path(note["model"])))
         trained = TrainedBaseline(Path(note["model"]), BaselineFigures(**note["figures"]))
@@ -100,10 +99,10 @@ def trained_before(config: Config, stages: Mapping[str, nn.Module]) -> TrainedBa
     return trained
 
 
-def _note(config: Config, trained: TrainedBaseline) -> None:
+def _note(config: Config, trained: TrainedBaseline, generation: int | None) -> None:
     """For the next life of this process, if this one ends before the summary is written."""
-    began, figures = os.environ.get(BEGAN, ""), asdict(trained.figures)
-    note = {"began": began, "model": str(trained.path), "figures": figures}
+    began = "" if generation is None else str(generation)
+    note = {"began": began, "model": str(trained.path), "figures": asdict(trained.figures)}
     path = Path(config.log_dir) / NOTE
     try:
         write_whole(path, json.dumps(note))

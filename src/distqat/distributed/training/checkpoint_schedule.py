@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PROGRESS = "DISTQAT_PROGRESS"
 PATIENCE_S = 60.0  # a stage that has not written a mark by then has died or is out of disk: mark again
 
 
@@ -34,9 +31,8 @@ class TrainerProgress:
         return {"step": self.step, "taken": self.taken, "samples": self.samples, "scaler": self.scaler}
 
     @classmethod
-    def of_environment(cls) -> TrainerProgress:
-        """Where the last life of this pipeline's trainer was; zeros for the first."""
-        said = json.loads(os.environ.get(PROGRESS) or "{}")
+    def of(cls, said: Mapping[str, Any]) -> TrainerProgress:
+        """From `fields()` of the last life of this pipeline's trainer; zeros where there is none."""
         step, taken, samples = (int(said.get(key, 0)) for key in ("step", "taken", "samples"))
         return cls(step, taken, samples, dict(said.get("scaler", {})))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.checkpoint.test_earlier_runs import leave
@@ -12,7 +13,8 @@ from distqat.config import Config, load_config
 from distqat.distributed.assembly import keep_earlier_runs
 from distqat.distributed.assembly.keep_earlier_runs import make_room, note_end
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.run_start import OLDEST, RunStart
+from distqat.distributed.coordination.run_start import RunStart
+from distqat.process import RoleParameters
 
 
 @pytest.fixture
@@ -66,26 +68,23 @@ def test_an_end_that_cannot_be_noted_is_a_warning(config: Config, caplog: pytest
     assert "the next start will go on from this run unless told otherwise" in caplog.text
 
 
-def test_the_client_knows_from_where_on_states_are_its_runs(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start(log: CommitLog, *, explicit: bool = False, locally: bool = False) -> RunStart:
-        found = RunStart.of(config, log, explicit=explicit, locally=locally)
+def test_the_client_knows_from_where_on_states_are_its_runs(config: Config, tmp_path: Path) -> None:
+    def start(log: CommitLog, **told: Any) -> RunStart:
+        found = RunStart.of(config, log, RoleParameters(**told))
         log.close()
         return found
 
     log = CommitLog(tmp_path / "log", "mlp")
     began = log.first_generation
     log.commit_round("front", 0, "a")
-    assert start(log, locally=True).counts_from == began  # the baseline never goes on with another run
+    assert start(log, run_locally=True).counts_from == began  # the baseline never goes on with another run
     continued = start(CommitLog(tmp_path / "log", "mlp"))
     assert (continued.counts_from, continued.goes_on) == (began, True)
     note_finished(config.checkpoint_dir, 500)
     lost = start(CommitLog(tmp_path / "another log", "mlp"))
     assert (lost.counts_from, lost.goes_on) == (501, False)
-    resumed = start(CommitLog(tmp_path / "a third log", "mlp", resume=True), explicit=True)
+    resumed = start(CommitLog(tmp_path / "a third log", "mlp", resume=True), resume=True)
     assert (resumed.counts_from, resumed.goes_on) == (0, True)
-    monkeypatch.setenv(OLDEST, "9000")
-    fresh = start(CommitLog(tmp_path / "a fourth log", "mlp"))
+    fresh = start(CommitLog(tmp_path / "a fourth log", "mlp"), oldest=9000)
     assert (fresh.counts_from, fresh.goes_on) == (9000, False)
     assert fresh.fields() == {"counts_from": 9000, "goes_on": False}

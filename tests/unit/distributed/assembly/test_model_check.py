@@ -12,7 +12,7 @@ from distqat.config import Config
 from distqat.distributed.assembly.model_check import Told, check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination import preflight as gates
-from distqat.distributed.coordination.preflight import SERVERS_CHECK, Preflight
+from distqat.distributed.coordination.preflight import Preflight
 from distqat.errors import ConfigError
 from distqat.tasks import Batch, Phase
 
@@ -105,9 +105,8 @@ async def test_the_gate_stays_shut_when_one_fails(monkeypatch: pytest.MonkeyPatc
     assert not await gate.passed()
 
 
-async def test_in_a_local_run_the_servers_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SERVERS_CHECK, "1")
-    gate = Preflight(run(FRONT, BACK))
+async def test_in_a_local_run_the_servers_check() -> None:
+    gate = Preflight(run(FRONT, BACK), by_servers=True)
     batch = told(run(FRONT, BACK), TOKENS)
 
     async def data_ready() -> dict[str, Any]:

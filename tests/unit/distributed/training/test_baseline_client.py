@@ -13,10 +13,9 @@ from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.config import Config
 from distqat.distributed.client import Client
-from distqat.distributed.coordination.trainer_processes import RUN_LOCALLY
 from distqat.errors import ConfigError
 from distqat.metrics import NullSink
-from distqat.process import RoleCommand, RoleProcess
+from distqat.process import RoleCommand, RoleParameters, RoleProcess
 
 
 class Roles:
@@ -34,7 +33,6 @@ class Roles:
 
 
 async def test_a_refused_trainer_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(RUN_LOCALLY, "1")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     config = Config(log_dir=str(tmp_path / "logs"))
     transport = MemoryTransport(MemoryNetwork(), "client")
@@ -51,6 +49,6 @@ async def test_a_refused_trainer_ends_it(tmp_path: Path, monkeypatch: pytest.Mon
         identity=SimpleNamespace(peer="client"),
         lost_daemon=lives,
     )
-    client = Client(config, [], peer, Roles(), NullSink())  # type: ignore[arg-type]
+    client = Client(config, [], peer, Roles(), NullSink(), RoleParameters(run_locally=True))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no stage back"):
         await asyncio.wait_for(client.run(asyncio.Event()), 30)

@@ -15,7 +15,6 @@ from distqat.config import Config, load_config
 from distqat.distributed import baseline
 from distqat.distributed.assembly.evaluation import NotJudged, build_all
 from distqat.distributed.baseline import train_locally
-from distqat.distributed.coordination.trainer_processes import BEGAN
 from distqat.distributed.training import baseline_result
 from distqat.distributed.training.baseline_result import (
     BaselineFigures,
@@ -24,13 +23,14 @@ from distqat.distributed.training.baseline_result import (
     write_trained,
 )
 from distqat.errors import RunFailed
+from distqat.process import RoleParameters
 
 FIGURES = BaselineFigures(2.3, 0.4, 640, 8.0)
+RUN = 1000
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setenv(BEGAN, "1000")
+def config(tmp_path: Path) -> Config:
     places = {"param_mirror.checkpoint_dir": str(tmp_path / "ck"), "log_dir": str(tmp_path / "logs")}
     (tmp_path / "logs").mkdir()
     return load_config("configs/mlp.yaml", {**places, "quant.enabled": False})
@@ -51,38 +51,35 @@ def summary(config: Config) -> dict[str, Any]:
 
 async def test_the_next_life_judges_what_is_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one was killed after the model was written, as it was judged."""
-    trained = await write_trained(config, other_weights(config), FIGURES)
+    trained = await write_trained(config, other_weights(config), FIGURES, RUN)
     stages = build_all(config)
-    assert trained_before(config, stages) == trained
+    assert trained_before(config, stages, RUN) == trained
     assert all((p == 0.5).all() for stage in stages.values() for p in stage.parameters())
 
     async def never(*_: Any) -> BaselineFigures:
         raise AssertionError("it trains again")
 
     monkeypatch.setattr(baseline, "_train", never)
-    assert await train_locally(config, asyncio.Event()) == 0
+    assert await train_locally(config, asyncio.Event(), RoleParameters(generation=RUN)) == 0
     said = summary(config)
     assert (said["samples"], said["seconds"], said["evaluation_error"]) == (640, 8.0, "")
     assert said["heldout_samples"] == 359
-    assert trained_before(config, stages) is None  # all is told: the next start is another run
+    assert trained_before(config, stages, RUN) is None  # all is told: the next start is another run
 
 
 async def test_a_judgement_that_fails_ends_it(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline_result, "judge_or_say", lambda *_: NotJudged("cut short"))
-    trained = await write_trained(config, other_weights(config), FIGURES)
+    trained = await write_trained(config, other_weights(config), FIGURES, RUN)
     with pytest.raises(RunFailed, match=r"saved as .*model\.safetensors, but it could not be judged: cut"):
         await conclude_baseline(config, build_all(config), trained)
     assert summary(config)["evaluation_error"] == "cut short"
 
 
-async def test_the_model_of_another_run_is_not_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = await write_trained(config, other_weights(config), FIGURES)
+async def test_the_model_of_another_run_is_not_taken(config: Config) -> None:
+    trained = await write_trained(config, other_weights(config), FIGURES, RUN)
     stages = build_all(config)
-    monkeypatch.setenv(BEGAN, "2000")
-    assert trained_before(config, stages) is None
-    monkeypatch.delenv(BEGAN)
-    assert trained_before(config, stages) is None
-    monkeypatch.setenv(BEGAN, "1000")
-    assert trained_before(config, stages) == trained
+    for other in (2000, None):
+        assert trained_before(config, stages, other) is None
+    assert trained_before(config, stages, RUN) == trained
     trained.path.write_bytes(b"cut short")
-    assert trained_before(config, stages) is None
+    assert trained_before(config, stages, RUN) is None
