@@ -102,7 +102,8 @@ def status(step: int, local: bool) -> dict[str, Any]:
 
 def summary(local: bool, samples: int) -> dict[str, Any]:
     return {
-        "metric": "accuracy", "value": 0.98 if local else 0.97, "loss_first": 2.3, "loss_last": 0.1,
+        "mode": "baseline" if local else "swarm", "metric": "accuracy",
+        "value": 0.98 if local else 0.97, "loss_first": 2.3, "loss_last": 0.1,
         "samples": samples, "samples_per_s": 50.0, "seconds": 12.0, "model": "ck/model.safetensors",
         "checkpoints": "ck", "bytes_sent": {} if local else {"front.0.0.0": 10, "client": 1},
     }  # fmt: skip

@@ -12,14 +12,13 @@ from distqat.errors import RoleError
 from distqat.failures import Repeats
 from distqat.launch.display import Display
 from distqat.launch.launcher_roles import STOP_GRACE_S
-from distqat.launch.log_folder import SUMMARY
 from distqat.launch.monitor_and_client import MonitorAndClient
 from distqat.launch.role_reporter import RoleReporter
 from distqat.launch.run_plan import RunPlan
 from distqat.launch.run_watch import RunWatch
 from distqat.launch.start_servers import claim_server_ports, plan_servers
-from distqat.launch.summary_table import SummaryTable
 from distqat.launch.warm_processes import WarmForkServers
+from distqat.metrics.run_summary import SUMMARY, RunSummary
 from distqat.process import RestartPolicy, RoleCommand, RoleEnded, RoleParameters, Supervisor
 from distqat.process.restart_policy import USAGE
 
@@ -41,7 +40,7 @@ class LocalRun:
         self._reporter = RoleReporter(self.display, self.plan.folder.path)
         self._repeats = Repeats()
 
-    async def run(self, stop: asyncio.Event) -> SummaryTable | None:
+    async def run(self, stop: asyncio.Event) -> RunSummary | None:
         """The summary of the finished run; None: it was stopped. DistqatError: what failed."""
         network = self._supervisor(self.fork_servers.network, self._reporter.ended)
         servers = (
@@ -73,9 +72,7 @@ class LocalRun:
             began=self.began,
         )
 
-    async def _train(
-        self, network: Supervisor, servers: Supervisor | None, watching: RunWatch
-    ) -> SummaryTable:
+    async def _train(self, network: Supervisor, servers: Supervisor | None, watching: RunWatch) -> RunSummary:
         settings, kept = self.plan.settings, list[asyncio.Task[int]]()
         ports = claim_server_ports(settings, self.plan.servers)
         both = MonitorAndClient(settings, network, self.plan.ports)
@@ -131,20 +128,21 @@ class LocalRun:
         if error is not None:
             self._lost.put_nowait(error)
 
-    def _result(self, network: Supervisor, client: RoleCommand, code: int) -> SummaryTable:
-        path = self.plan.settings.log_dir / SUMMARY
-        if code not in (0, USAGE) and path.exists():
-            summary = SummaryTable.read(path, self.plan.mode)
+    def _result(self, network: Supervisor, client: RoleCommand, code: int) -> RunSummary:
+        folder = self.plan.settings.log_dir
+        written = (folder / SUMMARY).exists()
+        if code not in (0, USAGE) and written:
+            summary = RunSummary.read(folder)
             if summary.failure:  # the model is there, only its judgement is not
                 return summary
         ended = network.end_of(client)
         if code != 0 and ended is not None:
             raise self._reporter.failure(ended)
-        if not path.exists():
+        if not written:
             error = RoleError("the client ended before the run was finished")
             error.log = client.log_path
             raise error
-        return SummaryTable.read(path, self.plan.mode)
+        return RunSummary.read(folder)
 
     def _server_ended(self, ended: RoleEnded) -> None:
         self._reporter.ended(ended)

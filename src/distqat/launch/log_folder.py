@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqat.errors import ConfigError, RoleError
+from distqat.metrics.run_summary import SUMMARY
 from distqat.process import LogClaim, claim_log
 from distqat.writable_folder import why_unwritable
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from distqat.config import Config
 
 PREVIOUS = "previous"
-SUMMARY = "summary.json"
 _KEEP = 3
 _OF_A_RUN = (
     "*.log",

@@ -2,97 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from distqat.distributed.coordination.verdict import not_judged
-from distqat.errors import RoleError
 from distqat.launch.progress_text import clock, number
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from distqat.launch.display import Display
+    from distqat.metrics.run_summary import RunSummary
 
 SHARES = ("accuracy",)  # metrics in [0, 1]
 SAMPLES = "samples.png"  # of the first batch, where there are pictures
 _UID = re.compile(r"[^\s.]+\.\d+\.\d+\.\d+")
 
 
-@dataclass(frozen=True)
-class SummaryTable:
-    """What came out of a run. Figures that it did not measure are None."""
-
-    mode: str  # "swarm" or "baseline"
-    metric: str
-    score: float | None  # of the assembled model on held-out data
-    loss_first: float | None
-    loss_last: float | None
-    samples: int
-    samples_per_s: float
-    seconds: float
-    bytes_sent: Mapping[str, int] = field(default_factory=dict)  # by kind of role: "servers (4)"
-    model: str = ""
-    checkpoints: str = ""
-    rounds: int = 0
-    discarded_rounds: int = 0
-    evaluation_error: str = ""  # why the model could not be judged
-    data: str = ""  # what the data set left out
-
-    @property
-    def failure(self) -> str:
-        """One sentence when the run is over and its model could not be judged, else ""."""
-        return not_judged(self.model, self.evaluation_error)
-
-    @classmethod
-    def read(cls, path: Path, mode: str) -> SummaryTable:
-        """RoleError: it is not there, or no summary."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RoleError(f"no summary at {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise RoleError(f"{path} is no JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise RoleError(f"{path} is no summary: {str(fields)[:80]}")
-        return cls.of(fields, mode)
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any], mode: str) -> SummaryTable:
-        """From the fields that the client writes; RoleError names one that cannot be read.
-
-        Those of an older release call every metric "accuracy".
-        """
-        metric = str(fields.get("metric") or "accuracy")
-        sent = fields.get("bytes_sent") or {}
-        try:
-            return cls(
-                mode=mode,
-                metric=metric,
-                score=_figure(fields.get("value", fields.get("accuracy"))),
-                loss_first=_figure(fields.get("loss_first")),
-                loss_last=_figure(fields.get("loss_last")),
-                samples=int(fields.get("samples", 0)),
-                samples_per_s=float(fields.get("samples_per_s", 0.0)),
-                seconds=float(fields.get("seconds", 0.0)),
-                bytes_sent=by_kind({str(role): int(count) for role, count in sent.items()}),
-                model=str(fields.get("model") or ""),
-                checkpoints=str(fields.get("checkpoints") or ""),
-                rounds=int(fields.get("rounds") or 0),
-                discarded_rounds=int(fields.get("discarded_rounds") or 0),
-                evaluation_error=str(fields.get("evaluation_error") or ""),
-                data=str((fields.get("data") or {}).get("line") or ""),
-            )
-        except (TypeError, ValueError, AttributeError) as error:
-            raise RoleError(f"the summary cannot be read: {error}") from error
-
-
-def summary_table(runs: Sequence[SummaryTable]) -> Table:
+def summary_table(runs: Sequence[RunSummary]) -> Table:
     """One column per run; two runs get a third, how far the first is from the second."""
     from rich.table import Table
 
@@ -107,15 +35,15 @@ def summary_table(runs: Sequence[SummaryTable]) -> Table:
     return table
 
 
-def places(run: SummaryTable, log_dir: Path) -> list[str]:
+def places(run: RunSummary, log_dir: Path) -> list[str]:
     """What is said of the data, and where everything is, a line each: no table cuts them."""
     sheet = log_dir / SAMPLES
-    found = [("data", run.data), ("samples", str(sheet) if sheet.is_file() else "")]
+    found = [("data", str(run.data.get("line") or "")), ("samples", str(sheet) if sheet.is_file() else "")]
     found += [("model", run.model), ("checkpoints", run.checkpoints), ("logs", f"{log_dir}/")]
     return [f"{name:<12} {place}" for name, place in found if place]
 
 
-def conclude(runs: Sequence[SummaryTable], log_dir: Path, display: Display) -> None:
+def conclude(runs: Sequence[RunSummary], log_dir: Path, display: Display) -> None:
     """Say how runs came out, and where everything is."""
     display.say("")
     display.table(summary_table(runs))
@@ -123,7 +51,7 @@ def conclude(runs: Sequence[SummaryTable], log_dir: Path, display: Display) -> N
         display.say(line)
 
 
-def _rows(runs: Sequence[SummaryTable]) -> list[tuple[str, list[str]]]:
+def _rows(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     first, last = runs[0], runs[-1]
     two = len(runs) == 2
     rows = [
@@ -140,8 +68,9 @@ def _rows(runs: Sequence[SummaryTable]) -> list[tuple[str, list[str]]]:
     ]
     if any(run.rounds for run in runs):
         rows.append(("rounds", [_rounds(run) for run in runs], ""))
-    for role in dict.fromkeys(role for run in runs for role in run.bytes_sent):
-        sent = [size(run.bytes_sent[role]) if role in run.bytes_sent else "-" for run in runs]
+    by_runs = [by_kind(run.bytes_sent) for run in runs]
+    for role in dict.fromkeys(role for kinds in by_runs for role in kinds):
+        sent = [size(kinds[role]) if role in kinds else "-" for kinds in by_runs]
         rows.append((f"sent by {role}", sent, ""))
     return [(label, [*cells, apart] if two else cells) for label, cells, apart in rows]
 
@@ -158,34 +87,34 @@ def by_kind(sent: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _rounds(run: SummaryTable) -> str:
+def _rounds(run: RunSummary) -> str:
     if not run.rounds:
         return "-"
     return f"{run.rounds}" + (f", {run.discarded_rounds} discarded" if run.discarded_rounds else "")
 
 
-def _difference(first: SummaryTable, second: SummaryTable, name: str) -> str:
+def _difference(first: RunSummary, second: RunSummary, name: str) -> str:
     a, b = getattr(first, name), getattr(second, name)
     return "" if a is None or b is None else f"{a - b:+.5f}"
 
 
-def _score(run: SummaryTable) -> str:
+def _score(run: RunSummary) -> str:
     """A share in percent; a perplexity as it is."""
     if run.evaluation_error:
         return "not judged"
-    return percent(run.score) if run.metric in SHARES else number(run.score)
+    return percent(run.value) if run.metric in SHARES else number(run.value)
 
 
-def _apart(first: SummaryTable, last: SummaryTable) -> str:
+def _apart(first: RunSummary, last: RunSummary) -> str:
     shares = first.metric in SHARES
-    return _points(first.score, last.score) if shares else _difference(first, last, "score")
+    return _points(first.value, last.value) if shares else _difference(first, last, "value")
 
 
 def _points(a: float | None, b: float | None) -> str:
     return "" if a is None or b is None else f"{100 * (a - b):+.2f} points"
 
 
-def _times(first: SummaryTable, second: SummaryTable) -> str:
+def _times(first: RunSummary, second: RunSummary) -> str:
     return f"× {first.samples_per_s / second.samples_per_s:.2f}" if second.samples_per_s > 0 else ""
 
 
@@ -201,10 +130,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def _figure(value: Any) -> float | None:
-    if value is None:
-        return None
-    figure = float(value)
-    return figure if math.isfinite(figure) else math.nan

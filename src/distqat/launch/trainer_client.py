@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqat.environment import prepare
@@ -19,7 +18,7 @@ from distqat.launch.launcher_roles import (
     module_of,
     read_settings,
 )
-from distqat.launch.log_folder import SUMMARY, check_checkpoint_folder, set_aside
+from distqat.launch.log_folder import check_checkpoint_folder, set_aside
 from distqat.launch.monitor_and_client import MonitorAndClient, claim_ports
 from distqat.process import (
     PRELOAD,
@@ -154,11 +153,13 @@ class TrainerClient:
 
     def _conclude(self) -> None:
         """The summary, where this run of the client has written one."""
-        from distqat.launch.summary_table import SummaryTable, conclude
+        from distqat.launch.summary_table import conclude
+        from distqat.metrics.run_summary import SUMMARY, RunSummary
 
-        path = Path(self._settings.log_dir) / SUMMARY
+        folder = self._settings.log_dir
+        path = folder / SUMMARY
         if path.exists() and path.stat().st_mtime >= self._began:
-            conclude([SummaryTable.read(path, "swarm")], self._settings.log_dir, self._display)
+            conclude([RunSummary.read(folder)], folder, self._display)
 
 
 if __name__ == "__main__":

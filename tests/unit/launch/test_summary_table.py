@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from distqat.errors import RoleError
-from distqat.launch.summary_table import SummaryTable, by_kind, percent, places, size, summary_table
+from distqat.launch.summary_table import by_kind, percent, places, size, summary_table
+from distqat.metrics.run_summary import RunSummary
 
 FIELDS: dict[str, Any] = {
     "mode": "swarm",
     "metric": "accuracy",
-    "accuracy": 0.9675,
+    "value": 0.9675,
     "heldout_samples": 359,
     "loss_first": 2.31,
     "loss_last": 0.125,
@@ -30,7 +29,8 @@ FIELDS: dict[str, Any] = {
 }
 BASELINE = {
     **FIELDS,
-    "accuracy": 0.9775,
+    "mode": "baseline",
+    "value": 0.9775,
     "loss_last": 0.1,
     "samples_per_s": 420.08,
     "rounds": 0,
@@ -38,14 +38,14 @@ BASELINE = {
 }
 
 
-def shown(*runs: SummaryTable) -> str:
+def shown(*runs: RunSummary) -> str:
     console = Console(file=io.StringIO(), width=110)
     console.print(summary_table(runs))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_one_run() -> None:
-    text = shown(SummaryTable.of(FIELDS, "swarm"))
+    text = shown(RunSummary(**FIELDS))
     for part in ("2.31000", "0.12500", "accuracy, held out", "96.75 %", "25,600", "210.0", "2:02"):
         assert part in text
     assert "sent by servers (2)   4.0 MB" in text
@@ -55,7 +55,7 @@ def test_one_run() -> None:
 
 
 def test_two_runs_are_compared() -> None:
-    lines = shown(SummaryTable.of(FIELDS, "swarm"), SummaryTable.of(BASELINE, "baseline")).splitlines()
+    lines = shown(RunSummary(**FIELDS), RunSummary(**BASELINE)).splitlines()
     assert lines[0].split() == ["swarm", "baseline", "swarm", "−", "baseline"]
     rows = {line[:20].strip(): line[20:].split() for line in lines[1:]}
     assert rows["accuracy, held out"] == ["96.75", "%", "97.75", "%", "-1.00", "points"]
@@ -64,7 +64,7 @@ def test_two_runs_are_compared() -> None:
 
 
 def test_a_model_that_was_not_judged() -> None:
-    run = SummaryTable.of({**FIELDS, "value": None, "evaluation_error": "it is broken"}, "swarm")
+    run = RunSummary(**{**FIELDS, "value": None, "evaluation_error": "it is broken"})
     assert "not judged" in shown(run)
     assert run.failure.startswith(
         "the model is saved as checkpoints/resnet18/model.safetensors, but it could not"
@@ -72,7 +72,7 @@ def test_a_model_that_was_not_judged() -> None:
 
 
 def test_paths_stand_on_lines_of_their_own() -> None:
-    assert places(SummaryTable.of(FIELDS, "swarm"), Path("logs/resnet18")) == [
+    assert places(RunSummary(**FIELDS), Path("logs/resnet18")) == [
         "model        checkpoints/resnet18/model.safetensors",
         "checkpoints  checkpoints/resnet18",
         "logs         logs/resnet18/",
@@ -82,35 +82,19 @@ def test_paths_stand_on_lines_of_their_own() -> None:
 def test_what_was_left_out_and_the_sheet_of_the_first_batch(tmp_path: Path) -> None:
     (tmp_path / "samples.png").write_bytes(b"")
     line = "2 of 600 rows left out: 2 with an empty text"
-    run = SummaryTable.of({**FIELDS, "data": {"rows": {"read": 600}, "line": line}}, "swarm")
+    run = RunSummary(**{**FIELDS, "data": {"rows": {"read": 600}, "line": line}})
     assert places(run, tmp_path)[:2] == [f"data         {line}", f"samples      {tmp_path}/samples.png"]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
-    run = SummaryTable.of({}, "swarm")
-    assert (run.score, run.loss_first, run.samples) == (None, None, 0)
+    run = RunSummary("swarm")
+    assert (run.value, run.loss_first, run.samples) == (None, None, 0)
     assert " - " in shown(run, run)
 
 
 def test_a_loss_that_is_not_finite_is_said() -> None:
-    run = SummaryTable.of({**FIELDS, "loss_last": math.inf}, "swarm")
-    assert "nan" in shown(run)
-
-
-def test_a_summary_file(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    with pytest.raises(RoleError, match="no summary at"):
-        SummaryTable.read(path, "swarm")
-    for text, said in (
-        ("{", "is no JSON"),
-        ("[]", "is no summary"),
-        ('{"samples": "many"}', "cannot be read"),
-    ):
-        path.write_text(text)
-        with pytest.raises(RoleError, match=said):
-            SummaryTable.read(path, "swarm")
-    path.write_text(json.dumps(FIELDS))
-    assert SummaryTable.read(path, "swarm") == SummaryTable.of(FIELDS, "swarm")
+    run = RunSummary(**{**FIELDS, "loss_last": math.inf})
+    assert "inf" in shown(run)
 
 
 def test_bytes_are_added_up_by_kind_of_role() -> None:

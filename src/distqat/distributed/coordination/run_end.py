@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from distqat.config import Config
-from distqat.distributed.assembly.evaluation import judge_or_say
+from distqat.distributed.assembly.evaluation import EvaluationResult, NotJudged, judge_or_say
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination.model_saving import save_model_somewhere, save_shown
-from distqat.distributed.coordination.run_summary import RunSummary
 from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.coordination.trainer_processes import TrainerProcesses
 from distqat.distributed.serving.committed_state import CommittedState, as_local
+from distqat.metrics.run_summary import SUMMARY, RunSummary
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ async def conclude(
     sent |= {f"trainer {n}": int(r.get("bytes_out", 0)) for n, r in trainers.totals.items()}
     summary = RunSummary(
         mode="swarm",
-        **RunSummary.of_judgement(judged, build_task(config).metric),
+        **judgement_fields(judged, build_task(config).metric),
         loss_first=trainers.first_loss,
         loss_last=mean(trainers.recent_losses),
         samples=trainers.samples,
@@ -64,13 +65,25 @@ async def conclude(
     return summary, write_summary(summary, Path(config.log_dir))
 
 
+def judgement_fields(judged: EvaluationResult | NotJudged, metric: str) -> dict[str, Any]:
+    """The fields of a summary that an evaluation fills."""
+    if isinstance(judged, NotJudged):
+        return {"metric": metric, "evaluation_error": judged.why}
+    return {
+        "metric": judged.metric,
+        "value": judged.value,
+        "heldout_samples": judged.count,
+        "heldout_loss": judged.loss,
+    }
+
+
 def write_summary(summary: RunSummary, folder: Path) -> str:
     """A sentence about what of the ending failed: the judgement, or the writing; "": nothing."""
     try:
         summary.write(folder)
     except OSError as error:
         why = error.strerror or str(error)
-        return f"{folder / 'summary.json'} could not be written ({why}), so here it is: {summary.line()}"
+        return f"{folder / SUMMARY} could not be written ({why}), so here it is: {summary.line()}"
     return summary.failure
 
 

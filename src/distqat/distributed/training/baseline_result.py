@@ -18,9 +18,9 @@ from distqat.config import Config
 from distqat.distributed.assembly.evaluation import judge_or_say, load_all
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination.model_saving import save_model_somewhere, save_shown
-from distqat.distributed.coordination.run_end import write_summary
-from distqat.distributed.coordination.run_summary import RunSummary
+from distqat.distributed.coordination.run_end import judgement_fields, write_summary
 from distqat.errors import CheckpointError, ModelError, RunFailed
+from distqat.metrics.run_summary import RunSummary
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ async def conclude_baseline(
     await asyncio.to_thread(save_shown, config, stages)
     summary = RunSummary(
         mode="baseline",
-        **RunSummary.of_judgement(judged, build_task(config).metric),
+        **judgement_fields(judged, build_task(config).metric),
         **asdict(figures),
         samples_per_s=figures.samples / max(figures.seconds, 1e-9),
         rounds=0,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from distqat.distributed.assembly.evaluation import EvaluationResult, NotJudged
-from distqat.distributed.coordination.run_end import write_summary
-from distqat.distributed.coordination.run_summary import RunSummary
-from distqat.launch.summary_table import SummaryTable as Shown
+from distqat.distributed.coordination.run_end import judgement_fields, write_summary
+from distqat.errors import RoleError
+from distqat.metrics.run_summary import RunSummary
 
 
 def summary(judged: EvaluationResult | NotJudged, **changes: Any) -> RunSummary:
@@ -19,7 +19,7 @@ def summary(judged: EvaluationResult | NotJudged, **changes: Any) -> RunSummary:
         "mode": "swarm", "loss_first": 2.0, "loss_last": 1.0, "samples": 10, "samples_per_s": 5.0,
         "seconds": 2.0, "rounds": 3, "model": "ck/model.safetensors", "logs": "logs/x", "checkpoints": "ck",
     }  # fmt: skip
-    return RunSummary(**{**fields, **RunSummary.of_judgement(judged, "degrees off"), **changes})
+    return RunSummary(**{**fields, **judgement_fields(judged, "degrees off"), **changes})
 
 
 def strict(text: str) -> Any:
@@ -35,8 +35,7 @@ def test_the_metric_has_its_own_name(tmp_path: Path) -> None:
     assert (said["metric"], said["value"], said["degrees off"]) == ("degrees off", 5.6, 5.6)
     assert "accuracy" not in said
     assert said["evaluation_error"] == ""
-    shown = Shown.read(tmp_path / "summary.json", "swarm")
-    assert (shown.metric, shown.score, shown.failure) == ("degrees off", 5.6, "")
+    assert RunSummary.read(tmp_path) == summary(EvaluationResult("degrees off", 5.6, 0.02, 120))
     assert summary(EvaluationResult("accuracy", 0.9, 0.1, 5)).to_json()["accuracy"] == 0.9
 
 
@@ -60,7 +59,7 @@ def test_a_model_that_was_not_judged_says_so_everywhere(tmp_path: Path) -> None:
     said = strict((tmp_path / "summary.json").read_text())
     assert (said["value"], said["degrees off"]) == (None, None)
     assert said["evaluation_error"] == "held-out sample 9 cannot be used: cut short"
-    assert Shown.read(tmp_path / "summary.json", "swarm").failure == failure
+    assert RunSummary.read(tmp_path).failure == failure
 
 
 def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -72,6 +71,17 @@ def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("fields", [{"accuracy": 0.5}, {"metric": "perplexity", "accuracy": 0.5}])
-def test_those_of_older_releases_are_read(fields: dict[str, Any]) -> None:
-    assert Shown.of(fields, "swarm").score == 0.5
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "cannot be read"),
+        ('{"mode": "swarm", "samples": "many"}', "cannot be read: samples: Input should be a valid integer"),
+    ],
+)
+def test_what_is_no_summary_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RoleError, match="no summary at"):
+        RunSummary.read(tmp_path)
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(RoleError, match=said):
+        RunSummary.read(tmp_path)
