@@ -99,7 +99,7 @@ class Convening:
         fields, rounds = dict(call.message.fields), self.service
         if call.method == "members":
             if fields.get("wait"):
-                assert await rounds.wait_for_donor(STAGE, call.peer)
+                assert await rounds.holders(STAGE).wait_for_donor(call.peer)
             newest = rounds.round_of(STAGE)
             assert newest is not None
             members = [hop.fields() for hop in rounds.members(STAGE).values()]

@@ -211,8 +211,9 @@ class Client:
             holder = self._slots.of_peer(peer)
             uid = holder.grant.uid if holder else peer
             decision = await self._decided()
-            appointed = decision is not None and self._rounds.appointed(stage, uid)
-            if not await self._rounds.wait_for_donor(stage, uid):
+            holders = self._rounds.holders(stage)
+            appointed = decision is not None and holders.appointed(uid)
+            if not await holders.wait_for_donor(uid):
                 return await self._restore(stage, decision if appointed else None)
         newest = self._rounds.round_of(stage)
         if newest is None:  # a server that holds one can say so with `wait`
@@ -262,7 +263,7 @@ class Client:
             self._start.appointed = True
             generation = self._log.new_generation()
             for stage, uid in decision.restorers.items():
-                self._rounds.appoint(stage, uid, generation)
+                self._rounds.holders(stage).appoint(uid, generation)
         return decision
 
     async def _until_failure(self) -> None:

@@ -134,6 +134,7 @@ class ResumeQuestion:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     _offers: dict[str, HeldStates] = field(default_factory=dict)
     _changed_at: float = field(default_factory=time.monotonic)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         if not self.waiting:
@@ -145,36 +146,46 @@ class ResumeQuestion:
             self.waiting = True  # no log, but servers can prove a round: go on from there
             self.over.clear()
         self._offers[uid] = offer
-        self._changed_at = time.monotonic()
+        self._note_change()
 
     def withdraw(self, uid: str) -> None:
         """Its server is gone."""
         self._offers.pop(uid, None)
-        self._changed_at = time.monotonic()
+        self._note_change()
 
     def cancel(self) -> None:
         """Somebody still holds the run in memory, or it begins anew: nothing is to be decided."""
         self.waiting = False
         self.over.set()
+        self._changed.set()
 
     async def decided(self) -> ResumeDecision | None:
         """Wait for the decision; None when there was nothing to decide."""
         if not self.over.is_set():
             with waiting("servers") as wait:
                 while not self.over.is_set():
-                    self._decide_if_settled()
+                    self._changed.clear()
+                    left_s = self._decide_if_settled()
                     wait.what = self._missing()
                     with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self.over.wait(), 0.1)
+                        await asyncio.wait_for(self._changed.wait(), left_s)
         return self.decision
 
-    def _decide_if_settled(self) -> None:
+    def _note_change(self) -> None:
+        self._changed_at = time.monotonic()
+        self._changed.set()
+
+    def _decide_if_settled(self) -> float | None:
+        """Seconds until it is settled, if no other server says what it holds; None: a stage has nobody."""
         decision = decide(self.stages, self._offers, self.parts)
-        settled = time.monotonic() - self._changed_at > SETTLE_S or len(self._offers) >= self.expected
-        if decision is not None and settled:
+        if decision is None:
+            return None
+        left_s = self._changed_at + SETTLE_S - time.monotonic()
+        if left_s <= 0 or len(self._offers) >= self.expected:
             logger.info("the run goes on from %s", decision.describe())
-            self.decision, self.waiting = decision, False
-            self.over.set()
+            self.decision = decision
+            self.cancel()
+        return left_s
 
     def _missing(self) -> str:
         held = {offer.stage for offer in self._offers.values()}

@@ -13,9 +13,10 @@ from typing import Any
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.stage_holders import StageHolders
 from distqat.distributed.coordination.tied_weight_rounds import TiedWeightRounds
 from distqat.distributed.network.call_fields import Hop, take
-from distqat.errors import Refused
+from distqat.errors import Refused, RoleError
 from distqat.failpoints import failpoint
 from distqat.protocol.round_answers import Reply, RoundAnswers, RoundCommitted, RoundDiscarded
 from distqat.protocol.round_convener import (
@@ -34,26 +35,23 @@ logger = logging.getLogger(__name__)
 
 REJOIN_S = 3.0  # after a restart of the client the members need so long to find it
 IN_A_ROUND = ("contribute", "vote")
-LOST_S = 8.0  # how long those who held a stage have to come back, before it is restored from disk
-DEAD_S = 1.5  # the same, where the last of them left or ended its streams: a dead process does not come back
 
 
 @dataclass
 class _Stage:
-    """One stage: its table once round 0 exists, and who waits for what."""
+    """One stage: its table once round 0 exists, when that is due next, and who waits for what."""
 
     assembly: RoundAnswers | None = None
-    members: dict[str, Hop] = field(default_factory=dict)
+    holders: StageHolders = field(default_factory=StageHolders)
     waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
-    has_member: asyncio.Event = field(default_factory=asyncio.Event)
-    lost_at: float = field(default_factory=lambda: time.monotonic())  # since when nobody holds its state
-    patience_s: float = LOST_S  # after a start of the client they may well be there
-    restorer: str | None = None  # who was asked to bring it back
-    generation: int | None = None  # of the start of the client that appointed the restorer
+    timer: asyncio.TimerHandle | None = None
 
 
 class RoundService:
-    """Rounds of all stages. `report` gets one record per ended round; `twins` hold copies of one weight."""
+    """Rounds of all stages. `report` gets one record per ended round.
+
+    `tied`: two stages that hold copies of one weight.
+    """
 
     def __init__(
         self,
@@ -61,21 +59,20 @@ class RoundService:
         options: DilocoOptions,
         log: CommitLog,
         report: Callable[[dict[str, Any]], None],
-        twins: tuple[str, str] | None = None,
+        tied: tuple[str, str] | None = None,
     ) -> None:
         self.finished = asyncio.Event()
         self._options = options
         self._log = log
         self._report = report
         self._stages = {stage: _Stage() for stage in stages}
-        self._twins = TiedWeightRounds(twins)
+        self._tied = TiedWeightRounds(tied)
         for stage in stages:
             newest = log.newest_round(stage)
             if newest is not None:
                 self._begin(stage, *newest, settled_at=time.monotonic() + REJOIN_S)
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises what it met when a decision was to be carried out."""
-        self._timer = asyncio.ensure_future(self._tick())
 
     def round_of(self, stage: str) -> tuple[int, str] | None:
         """The last committed round and its digest."""
@@ -83,7 +80,7 @@ class RoundService:
 
     def members(self, stage: str) -> dict[str, Hop]:
         """Who holds the committed state of a stage."""
-        return dict(self._stages[stage].members)
+        return dict(self._stages[stage].holders.hops)
 
     def zero(self, stage: str, digest: str) -> None:
         """The founder of a stage publishes round 0. The first one stands."""
@@ -92,32 +89,9 @@ class RoundService:
         if self._stages[stage].assembly is None:
             self._begin(stage, 0, digest)
 
-    async def wait_for_donor(self, stage: str, uid: str) -> bool:
-        """Wait until somebody holds the committed state of the stage: True.
-
-        False asks `uid` to bring it back from disk: all who held it are gone, and did not come back in time.
-        """
-        own = self._stages[stage]
-        while not own.members:
-            if own.generation is not None and own.restorer == uid:
-                return False
-            gone_for = time.monotonic() - own.lost_at
-            known = own.assembly is not None or own.generation is not None
-            if known and gone_for > own.patience_s and own.restorer in (None, uid):
-                own.restorer = uid
-                return False
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(own.has_member.wait(), 0.5)
-        return True
-
-    def appoint(self, stage: str, uid: str, generation: int) -> None:
-        """`uid` is to bring the stage back, in a generation that begins for all stages together."""
-        self._stages[stage].restorer, self._stages[stage].generation = uid, generation
-
-    def appointed(self, stage: str, uid: str) -> bool:
-        """Whether `uid` is to bring the stage back and has not yet."""
-        own = self._stages[stage]
-        return own.generation is not None and own.restorer == uid
+    def holders(self, stage: str) -> StageHolders:
+        """Who holds a stage; who waits for that, or is to bring it back, asks there."""
+        return self._stages[stage].holders
 
     @property
     def began(self) -> bool:
@@ -127,21 +101,21 @@ class RoundService:
     async def held(self) -> None:
         """Return when every stage has somebody who holds its committed state."""
         for own in self._stages.values():
-            await own.has_member.wait()
+            await own.holders.held()
 
     def restart(self, stage: str, uid: str, round: int, digest: str) -> int:
         """The restorer of a lost stage publishes the state that it found; the new generation."""
-        own = self._stages[stage]
-        if own.members or own.restorer not in (None, uid):
+        holders = self._stages[stage].holders
+        if not holders.may_restore(uid):
             raise Refused(f"stage {stage} is not lost; join it")
-        generation = self._log.restart_stage(stage, round, digest, own.generation)
-        if own.generation is None:
+        generation = self._log.restart_stage(stage, round, digest, holders.generation)
+        if holders.generation is None:
             logger.warning(
                 "stage %s was lost and goes on from round %d, generation %d", stage, round, generation
             )
         else:
             logger.info("stage %s goes on from round %d, generation %d", stage, round, generation)
-        own.restorer = own.generation = None
+        holders.restored()
         self._begin(stage, round, digest)
         return generation
 
@@ -153,24 +127,16 @@ class RoundService:
         reply, actions = own.assembly.joined(hop.uid, round, time.monotonic())
         if reply is not None:
             return self._fields(stage, reply)
-        own.members[hop.uid] = hop
-        own.has_member.set()
+        own.holders.add(hop)
         self._act(stage, actions)
         awaited = own.assembly.convener.awaits(hop.uid)
         told = {"round": round, "outer_steps": self._options.outer_steps}
-        return {**told, "members": len(own.members), "awaited": awaited}
+        return {**told, "members": len(own.holders.hops), "awaited": awaited}
 
     def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
         """A server is gone, drained or moved; `for_good` if it left or died, and was not just silent."""
         own = self._stages[stage]
-        was_last = list(own.members) == [uid]
-        own.members.pop(uid, None)
-        if own.restorer == uid:
-            own.restorer = None
-        if was_last:
-            own.has_member.clear()
-            own.lost_at = time.monotonic()
-            own.patience_s = DEAD_S if for_good else LOST_S
+        own.holders.left(uid, for_good=for_good)
         self._tell(stage, (uid,), {"behind": True})
         if own.assembly is not None:
             self._act(stage, own.assembly.left(uid, time.monotonic()))
@@ -195,21 +161,26 @@ class RoundService:
         round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
         digest = str(fields["digest"]) if fields.get("digest") else None
         if digest is not None and fields.get("copy"):
-            self._twins.told(stage, round, digest, str(fields["copy"]))
+            self._tied.told(stage, round, digest, str(fields["copy"]))
         return await self._answered(
             stage, uid, "vote", lambda assembly: assembly.voted(uid, digest, round, attempt, now)
         )
 
     def close(self) -> None:
-        self._timer.cancel()
+        for own in self._stages.values():
+            if own.timer is not None:
+                own.timer.cancel()
 
     # inside
 
     def _begin(self, stage: str, round: int, digest: str, *, settled_at: float = -math.inf) -> None:
         grace, exchange_s = RoundGrace(self._options.grace_spread), self._options.averaging_timeout
         convener = RoundConvener(round, digest, grace, exchange_s, settled_at)
-        self._twins.forget(stage)
-        self._stages[stage].assembly = RoundAnswers(convener, lambda round: self._log.digest(stage, round))
+        self._tied.forget(stage)
+        own = self._stages[stage]
+        own.assembly = RoundAnswers(convener, lambda round: self._log.digest(stage, round))
+        own.holders.begin()
+        self._set_timer(stage, own.assembly)
         self._check_finished()
 
     def _behind(self, stage: str) -> dict[str, Any]:
@@ -254,6 +225,23 @@ class RoundService:
             if not self.broken.done():
                 self.broken.set_exception(error)
             raise
+        assembly = self._stages[stage].assembly
+        if assembly is not None:
+            self._set_timer(stage, assembly)
+
+    def _set_timer(self, stage: str, assembly: RoundAnswers) -> None:
+        """What the table does by itself it does when its deadline comes; every call may have moved that."""
+        own, deadline = self._stages[stage], assembly.convener.next_deadline
+        if own.timer is not None:
+            own.timer.cancel()
+            own.timer = None
+        if deadline is not None:
+            loop, left_s = asyncio.get_running_loop(), deadline - time.monotonic()
+            own.timer = loop.call_later(max(0.0, left_s), self._time_has_come, stage, assembly)
+
+    def _time_has_come(self, stage: str, assembly: RoundAnswers) -> None:
+        with contextlib.suppress(RoleError):  # `broken` carries it
+            self._act(stage, assembly.tick(time.monotonic()))
 
     def _carry_out(self, stage: str, actions: list[Action]) -> None:
         for action in actions:
@@ -265,7 +253,7 @@ class RoundService:
                 self._commit(stage, action)
             elif isinstance(action, TellBehind):
                 for uid in action.members:
-                    self._stages[stage].members.pop(uid, None)
+                    self._stages[stage].holders.hops.pop(uid, None)
                 self._tell(stage, action.members, {"behind": True})
             elif isinstance(action, DiscardRound):
                 logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
@@ -278,7 +266,7 @@ class RoundService:
         failpoint("round.before_log")
         self._log.commit_round(stage, action.round, action.digest)
         failpoint("round.after_log")
-        self._twins.committed(stage, action.round, action.digest)
+        self._tied.committed(stage, action.round, action.digest)
         logger.info(
             "Round %d of %s committed by %d members in %.2f s, %.2f MB, digest %s",
             action.round,
@@ -294,7 +282,7 @@ class RoundService:
         self._check_finished()
 
     def _set(self, stage: str, action: ExchangeContributions) -> list[dict[str, Any]]:
-        hops = self._stages[stage].members
+        hops = self._stages[stage].holders.hops
         return [
             {**hops[uid].fields(), "digest": offer.digest, "samples": offer.samples}
             for uid, offer in action.offers.items()
@@ -303,10 +291,10 @@ class RoundService:
 
     def _copy(self, stage: str, action: ExchangeContributions) -> dict[str, Any]:
         """The other stage's copy of a tied weight that this attempt averages with, and who holds it."""
-        copy = self._twins.offer(stage, action.round, action.attempt)
+        copy = self._tied.offer(stage, action.round, action.attempt)
         if copy is None:
             return {}
-        holders = [hop.fields() for hop in self._stages[copy.stage].members.values()]
+        holders = [hop.fields() for hop in self._stages[copy.stage].holders.hops.values()]
         return {"copy": {"round": copy.round, "digest": copy.digest, "members": holders}}
 
     def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any], *calls: str) -> None:
@@ -324,13 +312,6 @@ class RoundService:
         newest = [self.round_of(stage) for stage in self._stages]
         if all(entry is not None and entry[0] >= self._options.outer_steps for entry in newest):
             self.finished.set()
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(0.2)
-            for stage, own in self._stages.items():
-                if own.assembly is not None:
-                    self._act(stage, own.assembly.tick(time.monotonic()))
 
 
 def _record(stage: str, round: int, members: int, duration_s: float, reason: str | None) -> dict[str, Any]:

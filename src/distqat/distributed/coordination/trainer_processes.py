@@ -31,7 +31,6 @@ DATA_READY_S = 120.0  # the first batch may come from the hub
 STOP_GRACE_S = 8.0
 LOG_EVERY = 10
 DATA_SERVER = "data-server"
-RETRY_S = 0.1
 
 
 class TrainerProcesses:
@@ -56,7 +55,8 @@ class TrainerProcesses:
         self._wanted: set[int] = set()
         self._kept: dict[int, asyncio.Task[int]] = {}
         self._data: asyncio.Task[int] | None = None
-        self._data_ready: asyncio.Future[dict[str, Any]] | None = None
+        self._data_ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._data_there = asyncio.Event()
         self._starting: list[asyncio.Future[None]] = []
         self._failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._socket = runtime_dir() / f"data-{os.getpid()}.sock"
@@ -73,8 +73,8 @@ class TrainerProcesses:
             progress = TrainerProgress(part.step, part.taken, part.samples, dict(part.scaler))
             self._keep_up(part.pipeline, part.data, progress.fields())
         if not serve_data:
-            self._data_ready = asyncio.get_running_loop().create_future()
             self._data_ready.set_result({})
+            self._data_there.set()
             return
         log = claim_log(Path(self._config.log_dir), "data_server")
         command = RoleCommand(
@@ -91,6 +91,7 @@ class TrainerProcesses:
     def _data_started(self, role: RoleProcess) -> None:
         """Trainers wait for the (newest) data server: without it they could only crash."""
         self._data_ready = asyncio.ensure_future(role.ready(DATA_READY_S))
+        self._data_there.set()
 
     async def failure(self) -> None:
         """Raises what the data server or a trainer ended with when it is given up."""
@@ -177,13 +178,14 @@ class TrainerProcesses:
     async def data_serves(self) -> dict[str, Any]:
         """What the data server said once it was ready; one that crashed is started again."""
         while True:
+            await self._data_there.wait()
             ready = self._data_ready
             try:
-                if ready is not None:
-                    return await asyncio.shield(ready)
+                return await asyncio.shield(ready)
             except DistqatError as error:
                 logger.warning("the data server is not ready: %s", error)
-            await asyncio.sleep(RETRY_S)
+            if self._data_ready is ready:
+                self._data_there.clear()
 
     def _start_trainer(self, pipeline: int, flags: tuple[str, ...] = ()) -> asyncio.Task[int]:
         log = claim_log(Path(self._config.log_dir), "trainer", pipeline)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.coordination import round_service as module
+from distqat.distributed.coordination import stage_holders as module
 from distqat.distributed.coordination.commit_log import CommitLog
-from distqat.distributed.coordination.round_service import DEAD_S, LOST_S, RoundService
+from distqat.distributed.coordination.round_service import RoundService
+from distqat.distributed.coordination.stage_holders import DEAD_S, LOST_S
 from distqat.distributed.network.call_fields import Hop
 from distqat.swarm.peer_link import PeerAddress
 
@@ -47,7 +48,7 @@ async def service(tmp_path: Path, clock: Clock) -> AsyncIterator[RoundService]:
 async def restored_after(service: RoundService, clock: Clock, seconds: float) -> bool:
     """Whether a server that waits for a donor is asked to restore, so long after the last holder left."""
     clock.now += seconds
-    waiting = asyncio.ensure_future(service.wait_for_donor(STAGE, OTHER))
+    waiting = asyncio.ensure_future(service.holders(STAGE).wait_for_donor(OTHER))
     await asyncio.sleep(0)
     done = waiting.done()
     waiting.cancel()
@@ -78,4 +79,4 @@ async def test_another_member_that_holds_the_state_is_enough(service: RoundServi
     service.join(STAGE, Hop(OTHER, PeerAddress("other")), 0)
     service.left(STAGE, HOLDER, for_good=True)
     clock.now += 2 * LOST_S
-    assert await service.wait_for_donor(STAGE, "front.0.2.0")
+    assert await service.holders(STAGE).wait_for_donor("front.0.2.0")

@@ -1,0 +1,29 @@
+"""A round goes on at its deadline, without a call that would remind it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from distqat.diloco.options import DilocoOptions
+from distqat.distributed.coordination.commit_log import CommitLog
+from distqat.distributed.coordination.round_service import RoundService
+from distqat.distributed.network.call_fields import Hop
+from distqat.swarm.peer_link import PeerAddress
+
+UID = "front.0.0.0"
+
+
+async def test_a_member_that_falls_silent_costs_one_exchange(tmp_path: Path) -> None:
+    log = CommitLog(tmp_path / "log.jsonl", "run")
+    ended: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    rounds = RoundService(["front"], DilocoOptions(averaging_timeout=0.05), log, ended.put_nowait)
+    rounds.zero("front", "0" * 64)
+    rounds.join("front", Hop(UID, PeerAddress("peer")), 0)
+    opened = await asyncio.wait_for(rounds.ready("front", UID, 0), 5)
+    assert opened["members"] == [UID]
+    record = await asyncio.wait_for(ended.get(), 5)  # it never contributes
+    assert (record["committed"], record["reason"]) == (False, "0 of 1 members contributed")
+    rounds.close()
+    log.close()
