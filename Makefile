@@ -1,4 +1,4 @@
-# make setup | run | test | test-all | test-faults | simulate | check | format | clean
+# make setup | run | test | test-all | test-faults | simulate | check | docs | format | clean
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= dev
@@ -6,9 +6,9 @@ FAULT_SEEDS ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
+SOURCES := src tests docs run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
 
-.PHONY: setup run test test-all test-faults simulate check format clean
+.PHONY: setup run test test-all test-faults simulate check docs format clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ check: setup
 	$(BIN)/mypy --python-version 3.11
 	$(BIN)/mypy --python-version 3.12
 	$(BIN)/lint-imports
+
+# The site in build/docs; any warning fails. Needs no network.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees -b html docs build/docs
 
 format: setup
 	$(BIN)/ruff format $(wildcard $(SOURCES))

@@ -18,12 +18,14 @@ _SKY = 'sky launch skypilot/start_servers.yaml --env NUM_SERVERS=8 --env INITIAL
 _CHECK = "import distqat; import hivemind; print('DistQat installed successfully!')"
 
 EXERCISES: dict[str, Exercise] = {
+    "make setup": exercise.make,
     "make run": exercise.make,
     "make test": exercise.make,
     "make test-all": exercise.make,
     "make test-faults": exercise.make,
     "make simulate SEEDS=100000": exercise.make,
     "make check": exercise.make,
+    "make docs": exercise.make,
     "make format": exercise.make,
     'make setup TORCH="torch==2.13.0"': exercise.make,
     f'python -c "{_CHECK}"': exercise.statement,
@@ -102,7 +104,7 @@ OWN_FLAGS = {
     "--no-progress", "--num-servers", "--watch", "--resume", "--fresh", "--run-locally", "--schema", "--json",
 }  # fmt: skip
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
-OTHERS_FLAGS = {"--env", "--secret", "--no-setup", "--logdir"}
+OTHERS_FLAGS = {"--env", "--gpus", "--secret", "--no-setup", "--logdir"}
 
 
 @pytest.mark.parametrize("line", commands())

@@ -1,4 +1,4 @@
-"""A run as the README tells it: a local swarm, a server from a second terminal, files and log lines."""
+"""A run as the pages tell it: a local swarm, a server from a second terminal, files and log lines."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_a_server_is_added_to_a_running_swarm(terminal: Terminal) -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 0, output
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/operating.md").read_text()
     for path in terminal.logs.iterdir():
-        assert re.sub(r"_\d+\.log$", "_*.log", path.name) in readme or path.name in (
+        assert re.sub(r"_\d+\.log$", "_*.log", path.name) in page or path.name in (
             "metrics",
             "monitor.key",
         ), path

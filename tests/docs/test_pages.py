@@ -35,7 +35,7 @@ def test_every_yaml_block_loads(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_loads_and_is_documented(name: str) -> None:
     load_config(f"configs/{name}.yaml")
-    assert f"`configs/{name}.yaml`" in (ROOT / "README.md").read_text()
+    assert f"`configs/{name}.yaml`" in (ROOT / "docs/models.md").read_text()
 
 
 def test_the_configuration_page_is_that_of_the_schema() -> None:
@@ -75,8 +75,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_every_file_that_the_architecture_names_exists() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_the_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     package = ROOT / "src" / "distqat"
     places = (ROOT, package, package / "distributed", package / "launch")
     for name in set(re.findall(r"`([\w/]+(?:\.py|/))`", text)):
@@ -84,8 +85,8 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 
 
 def test_every_call_in_the_diagrams_is_answered() -> None:
-    text = "".join(block.text for block in blocks("mermaid") if block.text.startswith("sequenceDiagram"))
-    calls = set(re.findall(r"[A-Z]->>[A-Z]: (\w+)", text))
+    drawn = "".join((ROOT / f"docs/images/{name}.svg").read_text() for name in ("step", "round"))
+    calls = set(re.findall(r'class="call"[^>]*>(\w+)', drawn))
     assert {"open", "train", "labels", "prepare", "commit", "slot", "ready", "contribute", "vote"} <= calls
     for call in calls:
         assert f'"{call}"' in DISTRIBUTED, call
@@ -93,7 +94,10 @@ def test_every_call_in_the_diagrams_is_answered() -> None:
 
 def test_every_documented_log_line_is_written_so() -> None:
     shown = [
-        line for block in blocks("text") for line in block.text.splitlines() if block.page == "README.md"
+        line
+        for block in blocks("text")
+        for line in block.text.splitlines()
+        if block.page == "docs/operating.md"
     ]
     assert sorted(shown) == sorted(line.shown for line in LOG_LINES)
     for line in LOG_LINES:
