@@ -69,14 +69,14 @@ CHAIN_KEYS = {  # of the constructors' own: default, meaning
     ),
     "hidden": ("`128`", "`mlp`: width of its hidden layers."),
     "depth": ("`2`", "`mlp`: number of its hidden layers."),
-    "in_features": ("from `data`", "`mlp`: numbers per sample, where it is no image."),
+    "in_features": ("from `data`", "`mlp`: numbers per sample, if the sample is not an image."),
     "dropout": ("`0.0`", "`mlp`: share of hidden values that are dropped."),
 }
 CHAIN = """\
 ### Keys of `resnet18`, `resnet50`, `resnet101` and `mlp`
 
 Stages: `full`; `front` and `back`; `head`, any number of bodies (`body`, or `body1`, `body2`, ...) and
-`tail`. A stage is told which of how many entries of its model it is, and cuts are where
+`tail`. A stage knows how many entries its model has and which of them it is. By default a model is cut where
 multiply-accumulates are balanced, also inside a layer of blocks. `num_channels` and `img_size` come from
 `data`.
 
@@ -86,33 +86,38 @@ multiply-accumulates are balanced, also inside a layer of blocks. `num_channels`
 HEAD = f"""\
 # Configuration
 
-One YAML file and flags. Every key is also a flag: `diloco.inner_steps` is `--diloco-inner-steps`, a `bool`
-has a `--no-` form, `null` stands for nothing, lists are separated by commas. A flag wins over the file. An
-unknown key or value is refused with file, line and the nearest known name, exit code 2.
+A run is configured by one YAML file and by flags. Every key is also a flag: `diloco.inner_steps` is
+`--diloco-inner-steps`. A `bool` also has a `--no-` form, `null` means "not set", and lists are separated by
+commas. A flag wins over the file. An unknown key or value is refused with file, line and the nearest known
+name, and exit code 2.
 
-**Paths** of what is read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) count
-from the working directory, as on the command line; what is not there is looked for in the folder of the
-configuration file. One that is in both is refused, and a message about a path names every place that was
-looked at. What is written (`log_dir`, `param_mirror.checkpoint_dir`, `store_ip_addresses_path`) counts from
-the working directory
-([decision 28](decisions/0028-where-paths-count-from.md)).
+`distqat config PATH [flags]` prints the values that a run would have, and `distqat config --schema` prints
+JSON Schema. This page is written by `{COMMAND}`, and a test compares it with the schema.
 
-`distqat config --schema` prints JSON Schema, `distqat config PATH [flags]` the values that a run would have.
-This page is written by `{COMMAND}`; a test holds it to the schema.
+## Paths
 
-Several machines have a configuration each. Whose value counts stands in the column *decided by*:
+Paths that are read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) are relative to
+the working directory, as on the command line. If nothing is there, they are looked for in the folder of the
+configuration file. A path that exists in both is refused. A message about a path names every place that was
+looked at. Paths that are written (`log_dir`, `param_mirror.checkpoint_dir`, `store_ip_addresses_path`) are
+relative to the working directory ([decision 28](decisions/0028-where-paths-count-from.md)).
 
-- **client**: that of the client, for the whole run. Servers are told it with their slot; what they were given
-  themselves does not count, and their log names the keys that differ (the terminal too, where it was a flag).
-  A client that is started again with another value logs `changed since the last start`, and servers that kept
-  on go over to it. A server may bound `diloco.batch_size_per_step` for itself, by the flag: trainers then
-  send it no more.
-- **group**: the client and all servers of a stage must have the same; a server that differs is refused by the
-  name of the key. So is one that uses another text of a plugin (`code.FILE`), and of an outer optimizer only
-  the keys that it reads count.
-- **own**: each process has its own.
+## Who decides a key
 
-`distqat config --schema` says the same (`decided_by`).
+In a run over several machines, each machine has a configuration. The column *decided by* says whose value
+counts:
+
+- **client**: the value of the client counts, for the whole run. Servers are told it with their slot. If a
+  server was given another value itself, its log names the key (and its terminal, if it was a flag). A client
+  that is started again with another value logs `changed since the last start`, and servers that have kept
+  running adopt it. A server may limit `diloco.batch_size_per_step` for itself, by the flag: trainers then send
+  it no more than that.
+- **group**: the client and all servers of a stage must have the same value. A server that differs is refused,
+  and the key is named. A server with another text of a plugin is refused too (`code.FILE`). Of an outer
+  optimizer only the keys that it reads count.
+- **own**: each process has its own value.
+
+`distqat config --schema` contains the same (`decided_by`).
 """
 
 
