@@ -96,8 +96,8 @@ JSON Schema. This page is written by `{COMMAND}`, and a test compares it with th
 
 ## Paths
 
-Paths that are read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) are relative to
-the working directory, as on the command line. If nothing is there, they are looked for in the folder of the
+Paths that are read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) are relative
+to the working directory, as on the command line. If nothing is there, they are looked for in the folder of the
 configuration file. A path that exists in both is refused. A message about a path names every place that was
 looked at. Paths that are written (`log_dir`, `param_mirror.checkpoint_dir`, `store_ip_addresses_path`) are
 relative to the working directory ([decision 28](decisions/0028-where-paths-count-from.md)).
@@ -110,8 +110,8 @@ counts:
 - **client**: the value of the client counts, for the whole run. Servers are told it with their slot. If a
   server was given another value itself, its log names the key (and its terminal, if it was a flag). A client
   that is started again with another value logs `changed since the last start`, and servers that have kept
-  running adopt it. A server may limit `diloco.batch_size_per_step` for itself, by the flag: trainers then send
-  it no more than that.
+  running adopt it. A server may limit `diloco.batch_size_per_step` for itself, by the flag: trainers then
+  send it no more than that.
 - **group**: the client and all servers of a stage must have the same value. A server that differs is refused,
   and the key is named. A server with another text of a plugin is refused too (`code.FILE`). Of an outer
   optimizer only the keys that it reads count.

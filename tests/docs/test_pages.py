@@ -103,3 +103,9 @@ def test_every_documented_log_line_is_written_so() -> None:
     for line in LOG_LINES:
         assert line.code in DISTRIBUTED, line.shown
         assert line.arguments is None or line.code % line.arguments == line.shown
+
+
+def test_every_page_that_the_sources_cite_exists() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        for cited in re.findall(r"\b(?:docs/)?[\w/-]+\.md\b", path.read_text(encoding="utf-8")):
+            assert (ROOT / cited).exists() or cited == "report.md", (path, cited)

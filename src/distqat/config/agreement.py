@@ -1,4 +1,4 @@
-"""What the replicas of one stage must have in common. PROTOCOL: digest of the config."""
+"""What the replicas of one stage must have in common. Its digest is part of a slot request."""
 
 from __future__ import annotations
 

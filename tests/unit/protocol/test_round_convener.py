@@ -1,4 +1,4 @@
-"""The rounds of a stage as a table of events and what follows. PROTOCOL.md, an outer round."""
+"""The rounds of a stage as a table of events and what follows. docs/protocol.md."""
 
 from __future__ import annotations
 

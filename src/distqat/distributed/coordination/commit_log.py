@@ -1,4 +1,4 @@
-"""The one place where outcomes are decided: a small durable log of compare-and-set entries. PROTOCOL.md.
+"""The one place where outcomes are decided: a small durable log of compare-and-set entries. docs/protocol.md.
 
 One JSON object per line, synced before anybody hears of it. The first proposal for a round wins. A line cut
 short by a power cut was never told to anybody and is dropped at the next start.

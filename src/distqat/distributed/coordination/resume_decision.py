@@ -1,6 +1,6 @@
 """Where a run goes on after its client has started: decided once, from what the servers say they hold.
 
-PROTOCOL.md, checkpoint and resume: with one replica per stage from the newest checkpoint step that all have,
+docs/operating.md, resume: with one replica per stage from the newest checkpoint step that all have,
 else from the newest committed round of every stage. Who still holds a stage in memory needs no disk.
 """
 

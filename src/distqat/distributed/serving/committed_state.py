@@ -107,5 +107,200 @@ def as_local(shared: CommittedState) -> ReplicaWeights:
     return ReplicaWeights(shared.anchor, shared.steps, shared.buffers)
 
 
+class RoundArithmetic:
+    """Contribution, result and merge of one stage's rounds."""
+
+    def __init__(
+        self,
+        options: DilocoOptions,
+        codec: Codec,
+        module: nn.Module,
+        warmup: WarmupOptions | None = None,
+        *,
+        stands: bool = False,
+    ) -> None:
+        """`stands`: there are BatchNorms here or in a stage behind, so weights stand in the last round."""
+        self.options = options
+        self._codec = codec
+        self._warmup = warmup or WarmupOptions()
+        self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
+        self._stands = stands
+        self._statistics = BatchNormStatistics(module)
+        self._waiting = WaitingInRounds(module)
+
+    def measuring(self, round: int) -> bool:
+        """Whether the weights that `round` has committed are the last: statistics are measured of them."""
+        measured = self._stands and measures(self.options.outer_steps, self._warmup)
+        return measured and round >= self.options.outer_steps - 1
+
+    def inner_steps(self, round: int) -> int:
+        """How many steps follow the committed state of `round` until the next round is due.
+
+        Before the last round, in which nothing is trained, those of two: the run trains as much as any other.
+        """
+        wanted = self.options.inner_steps
+        if self.measuring(round):
+            return min(wanted, self._warmup.calibrate_batches)
+        return 2 * wanted if self.measuring(round + 1) else wanted
+
+    def contribution(self, shared: CommittedState, base: ReplicaWeights) -> Named:
+        """Encoded pseudo-gradient, steps, buffers and what waiting quantizers counted, as named tensors."""
+        failpoint("round.encode")
+        delta = pseudo_gradient.pseudo_gradient(shared.anchor, base.weights)
+        sent = {f"delta/{key}": part for key, part in encode_tensors(self._codec, delta).items()}
+        sent.update({f"step/{name}": tensor for name, tensor in base.steps.items()})
+        sent.update({f"buffer/{n}": tensor for n, tensor in base.buffers.items() if n not in self._fixed})
+        seen = self._waiting.seen(shared.buffers, base.buffers)
+        sent.update({f"seen/{name}": counts for name, counts in seen.items()})
+        return sent
+
+    def result(
+        self,
+        shared: CommittedState,
+        contributions: Sequence[Named],
+        samples: Sequence[int],
+        copies: Mapping[str, Tensor] | None = None,
+    ) -> CommittedState:
+        """The next committed state from all contributions in the agreed order.
+
+        `copies` are those that another stage has of tied weights: the anchor that the round begins with is
+        moved to the mean of both. docs/decisions/0019-tied-weights.md
+
+        A contribution that is malformed, not finite or of an outlying norm is left out; every member decides
+        so from the same bytes. Raises BadContribution when none remains.
+        """
+        kept, refused = self._usable(shared, contributions, samples)
+        weights = pseudo_gradient.capped_weights([each.samples for each in kept])
+        if self.measuring(shared.round):
+            return self._measured(shared, kept, weights, refused)
+        gradient = pseudo_gradient.weighted_mean([each.delta for each in kept], weights)
+        anchor, state = outer_optimizer.update(
+            shared.anchor, gradient, shared.outer, self.options.outer_optim
+        )
+        anchor |= _towards(copies or {}, shared.anchor, anchor)
+        done, round = (shared.round + 1) * self.options.inner_steps, shared.round + 1
+        now = moment(done, self.options.total_steps, self._warmup, measuring=self.measuring(round))
+        moved = pseudo_gradient.mean_buffers([each.buffers for each in kept], weights)
+        buffers, steps = self._waiting.after(
+            {**shared.buffers, **moved},
+            self._mean_steps(shared, kept, weights),
+            [each.seen for each in kept],
+            anchor,
+            last=now.steps_frozen,
+        )
+        if now.steps_frozen:  # by the round: all decide alike
+            buffers = freeze_in(buffers, self._fixed)
+        if now.measuring:
+            buffers = self._statistics.uncounted(buffers)
+        return CommittedState(round, anchor, state, steps, buffers, dict(shared.counters), refused)
+
+    def _measured(
+        self,
+        shared: CommittedState,
+        kept: Sequence[_Decoded],
+        weights: Sequence[float],
+        refused: frozenset[int],
+    ) -> CommittedState:
+        """After the last round: everything as it was, but statistics are those of these weights."""
+        sent = [each.buffers for each in kept]
+        moved = pseudo_gradient.mean_buffers(sent, weights)
+        moved |= self._statistics.measured(shared.buffers, sent, pseudo_gradient.capped_weights)
+        buffers = {**shared.buffers, **moved}
+        return replace(shared, round=shared.round + 1, buffers=buffers, refused=refused)
+
+    def _mean_steps(
+        self, shared: CommittedState, kept: Sequence[_Decoded], weights: Sequence[float]
+    ) -> Named:
+        """Means of the logarithms; of quantizers that wait the last estimate, which nobody has changed."""
+        waiting = self._waiting.step_names(shared.buffers)
+        steps = pseudo_gradient.mean_buffers([each.steps for each in kept], weights)
+        return {name: shared.steps[name] if name in waiting else tensor for name, tensor in steps.items()}
+
+    def _usable(
+        self, shared: CommittedState, contributions: Sequence[Named], samples: Sequence[int]
+    ) -> tuple[list[_Decoded], frozenset[int]]:
+        """The contributions that count, decoded, and the numbers of those that do not."""
+        decoded: dict[int, _Decoded] = {}
+        reasons: list[str] = []
+        for number, (tensors, count) in enumerate(zip(contributions, samples, strict=True)):
+            try:
+                decoded[number] = self._decode(shared, tensors, count)
+            except BadContribution as error:
+                reasons.append(str(error))
+        norms = [each.norm for each in decoded.values()]
+        bound = pseudo_gradient.norm_bound(norms, self.options.max_delta_norm_ratio)
+        kept = {number: each for number, each in decoded.items() if each.norm <= bound}
+        if not kept:
+            raise BadContribution(f"no contribution of {len(contributions)} can be used: {reasons[:2]}")
+        return list(kept.values()), frozenset(range(len(contributions))) - frozenset(kept)
+
+    def merge(self, new: CommittedState, now: ReplicaWeights, base: ReplicaWeights) -> ReplicaWeights:
+        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. docs/protocol.md.
+
+        In the last round all have the anchor itself, where weights stand in it.
+        """
+        if self.measuring(new.round):
+            return ReplicaWeights(dict(new.anchor), dict(new.steps), dict(new.buffers))
+        floats = {n for n, t in new.buffers.items() if t.is_floating_point()}
+        moved = pseudo_gradient.merge(
+            *({n: t for n, t in b.items() if n in floats} for b in _buffers(new, now, base))
+        )
+        merged = ReplicaWeights(
+            weights=pseudo_gradient.merge(new.anchor, now.weights, base.weights),
+            steps=pseudo_gradient.merge(new.steps, now.steps, base.steps),
+            buffers={**new.buffers, **moved},
+        )
+        return merged if merged.finite() else as_local(new)
+
+    def _decode(self, shared: CommittedState, tensors: Named, samples: int) -> _Decoded:
+        parts: dict[str, Named] = {"delta": {}, "step": {}, "buffer": {}, "seen": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise BadContribution(f"a contribution holds {key!r}")
+            parts[part][name] = tensor
+        moving = {n: t for n, t in shared.buffers.items() if n not in self._fixed}
+        for name, own, theirs in (("step", shared.steps, parts["step"]), ("buffer", moving, parts["buffer"])):
+            if pseudo_gradient.schema_of(own) != pseudo_gradient.schema_of(theirs):
+                raise BadContribution(f"the {name}s of a contribution have other names or shapes")
+            pseudo_gradient.mean_buffers(
+                [own, theirs], [0.5, 0.5]
+            )  # raises unless dtypes agree and all is finite
+        self._waiting.check(shared.buffers, parts["seen"])
+        schema = pseudo_gradient.schema_of(shared.anchor)
+        delta = decode_tensors(self._codec, parts["delta"], schema)
+        norm = pseudo_gradient.check_contribution(delta, schema)
+        return _Decoded(delta, parts["step"], parts["buffer"], parts["seen"], samples, norm)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One contribution: `seen` by waiting quantizer, `norm` of the pseudo-gradient."""
+
+    delta: Named
+    steps: Named
+    buffers: Named
+    seen: Named
+    samples: int
+    norm: float
+
+
+def _towards(copies: Mapping[str, Tensor], before: Named, after: Named) -> Named:
+    """Half the way from the old anchor to the other copy, on top of what the round moved."""
+    moved: Named = {}
+    for name, copy in copies.items():
+        if name not in before or copy.shape != before[name].shape or copy.dtype != before[name].dtype:
+            raise BadContribution(f"the other stage's copy of {name!r} is of another shape or type")
+        if not bool(torch.isfinite(copy).all()):
+            raise BadContribution(f"the other stage's copy of {name!r} is not finite")
+        moved[name] = after[name] + (copy - before[name]) * 0.5
+    return moved
+
+
+def contribution_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Names a contribution by its content."""
+    return state_digest(tensors)
+
+
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()

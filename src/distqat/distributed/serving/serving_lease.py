@@ -1,4 +1,4 @@
-"""A server's leave to serve: every answer of the client to a beat renews it. PROTOCOL.md, an outer round.
+"""A server's leave to serve: every answer of the client to a beat renews it. docs/protocol.md.
 
 A server that the client cannot hear may have lost its slot, or missed a round that others committed. It keeps
 all its state and serves nobody until the client has answered again and says what was missed.

@@ -1,7 +1,4 @@
-"""Inner steps at one stage: open, microbatches, prepare, commit or abort. PROTOCOL.md, an inner step.
-
-The step lock says who may work here and how far that attempt is; `OpenAttempt` holds its work.
-"""
+"""Inner steps at one stage: open, microbatches, prepare, commit or abort. docs/protocol.md."""
 
 from __future__ import annotations
 

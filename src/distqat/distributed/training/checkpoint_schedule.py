@@ -1,4 +1,4 @@
-"""Checkpoint steps as a trainer marks them, and what it needs to go on from one. PROTOCOL.md."""
+"""Checkpoint steps as a trainer marks them, and what it needs to go on from one. docs/protocol.md."""
 
 from __future__ import annotations
 
