@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import docstrings
@@ -87,6 +87,7 @@ def described(node: ast.AST) -> Iterator[str]:
 
 
 def method(node: Function) -> Iterator[str]:
+    """A method or property, named without its class."""
     names = {ast.unparse(each) for each in node.decorator_list}
     if names & {"property", "functools.cached_property", "cached_property"}:
         kind = [f":type: {ast.unparse(node.returns)}"] if node.returns else []
@@ -108,13 +109,14 @@ def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.AST]:
     """Classes and functions whose names do not begin with an underscore, each name once."""
     seen = set()
     for child in node.body:
-        if isinstance(child, (ast.ClassDef, *Function.__args__)) and child.name not in seen:
+        if isinstance(child, ast.ClassDef | Function) and child.name not in seen:
             seen.add(child.name)
             if not child.name.startswith("_"):
                 yield child
 
 
 def signature(node: Function, *, bound: bool) -> str:
+    """`(arguments) -> result`; a bound method without `self`."""
     arguments = node.args
     if bound:
         first = arguments.posonlyargs or arguments.args
@@ -139,7 +141,7 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("\\", "\\\\")
 
 
-def directive(kind: str, what: str, options: list[str] = []) -> list[str]:  # noqa: B006
+def directive(kind: str, what: str, options: Sequence[str] = ()) -> list[str]:
     return [f".. py:{kind}:: {what}", *(f"   {option}" for option in options), ""]
 
 
