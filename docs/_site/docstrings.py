@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 _CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 _ITEM = re.compile(r"- |\d+\. ")
-_SPECIAL = re.compile(r"([*|_\\<>\[\]])")
+_SPECIAL = re.compile(r"([*|_\\<>\[\]`])")
+_MARKUP = re.compile(r"^(?=[^\w\s`\\\"'(]|\w[.)] |\(\w+\) )", re.MULTILINE)
+"""Where a line would begin something else than text: a directive, a rule, a field, an enumeration."""
 
 
 def first_sentence(tree: ast.Module) -> str:
@@ -25,8 +27,9 @@ def as_rst(text: str | None) -> list[str]:
             margin = min(len(line) - len(line.lstrip()) for line in block if line)
             result += ["::", "", *(f"    {line[margin:]}".rstrip() for line in block), ""]
         elif kind == "item":
-            first, *rest = inline("\n".join(block)).split("\n")
-            result += [first, *(f"  {line}" for line in rest), ""]
+            marker = block[0][: block[0].index(" ") + 1]
+            first, *rest = inline("\n".join(block).removeprefix(marker)).split("\n")
+            result += [marker + first, *(" " * len(marker) + line for line in rest), ""]
         else:
             result += [*inline("\n".join(block)).split("\n"), ""]
     return result
@@ -40,7 +43,7 @@ def inline(text: str) -> str:
         parts += [_SPECIAL.sub(r"\\\1", before), "\\ " if before[-1:].strip() else ""]
         parts += [f"``{' '.join(found[2].split())}``", "\\ " if after.strip() else ""]
         end = found.end()
-    return "".join([*parts, _SPECIAL.sub(r"\\\1", text[end:])])
+    return _MARKUP.sub(r"\\", "".join([*parts, _SPECIAL.sub(r"\\\1", text[end:])]))
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -66,10 +66,12 @@ def test_docstrings_become_paragraphs_lists_and_code(monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(DOCS / "_site"))
     as_rst = importlib.import_module("docstrings").as_rst
     text = "Takes `x*` and *args, as\nlong as_ it can:\n\n    a = b_\n\n    c\n\n- one\n  more\n- `two`s"
+    text += "\n\n.. a\n===\nA. b ` c\n:d: e"
     assert as_rst(text) == [
         "Takes ``x*`` and \\*args, as", "long as\\_ it can:", "",
         "::", "", "    a = b_", "", "    c", "",
         "- one", "  more", "", "- ``two``\\ s", "",
+        "\\.. a", "\\===", "\\A. b \\` c", "\\:d: e", "",
     ]  # fmt: skip
 
 
