@@ -1,4 +1,7 @@
-"""Inner steps at one stage: open, microbatches, prepare, commit or abort. docs/protocol.md."""
+"""Inner steps at one stage: open, microbatches, prepare, commit or abort. docs/protocol.md, an inner step.
+
+The step lock says who may work here and how far that attempt is; `OpenAttempt` holds its work.
+"""
 
 from __future__ import annotations
 
