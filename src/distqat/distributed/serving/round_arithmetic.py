@@ -155,7 +155,7 @@ class RoundArithmetic:
         return list(kept.values()), frozenset(range(len(contributions))) - frozenset(kept)
 
     def merge(self, new: CommittedState, now: ReplicaWeights, base: ReplicaWeights) -> ReplicaWeights:
-        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor. PROTOCOL.md.
+        """weights <- anchor_new + (weights_now - base); not finite goes back to the anchor.
 
         In the last round all have the anchor itself, where weights stand in it.
         """

@@ -1,4 +1,4 @@
-"""A replica's side of the outer rounds: ready, contribute, vote, merge, and catching up (docs/protocol.md)."""
+"""The side of a replica in outer rounds: ready, contribute, vote, merge, catching up. docs/protocol.md."""
 
 from __future__ import annotations
 
