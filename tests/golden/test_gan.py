@@ -14,7 +14,7 @@ from distqat.data.open_source import open_source
 from distqat.distributed.assembly.evaluation import judge
 from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.baseline import BaselineTrainer
-from distqat.tasks import Batch, Drawing
+from distqat.tasks import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCHES = 4
@@ -47,7 +47,6 @@ def config_of(*stages: str, quantize: bool = False, **diloco: Any) -> Config:
 
 def batches(config: Config, count: int) -> list[Batch]:
     task, source = build_task(config), open_source(config.data, seed=config.seed)
-    assert isinstance(task, Drawing)
     drawn = [source.take(16) for _ in range(count)]
     return [task.collate_at([i.sample for i in items], [i.place for i in items]) for items in drawn]
 

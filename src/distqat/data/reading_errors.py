@@ -18,7 +18,7 @@ from distqat.data.source import Item, Source
 from distqat.errors import ConfigError, DataError, DistqatError
 from distqat.failpoints import failpoint
 from distqat.failures import describe
-from distqat.tasks.base import Batch, Drawing, Place, Sample, Task
+from distqat.tasks.base import Batch, Place, Sample, Task
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,7 @@ def told(error: BaseException) -> str:
 
 def _collated(task: Task, samples: Sequence[Sample], places: Sequence[Place] | None) -> Batch:
     failpoint("data.collate")
-    if places is not None and isinstance(task, Drawing):
-        batch = task.collate_at(samples, places)
-    else:
-        batch = task.collate(samples)
+    batch = task.collate(samples) if places is None else task.collate_at(samples, places)
     if not isinstance(batch, Batch):
         raise TypeError(f"collate of the task {task.name!r} gave {_kind(batch)}, not a Batch")
     for named in (batch.inputs, batch.labels):

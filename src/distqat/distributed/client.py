@@ -57,7 +57,6 @@ from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import DirectoryWatch, keep_announced
 from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
-from distqat.tasks.base import Interactive
 from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
@@ -275,13 +274,12 @@ class Client:
         """Start the data server where the run goes on. Raises RoleError when it or a trainer is given up."""
         try:
             task = await asyncio.to_thread(build_task, self._config)
-            plays = isinstance(task, Interactive)
-            if isinstance(task, Interactive):
+            if task.plays:
                 await asyncio.to_thread(check_play, self._config, task)
         except (TaskError, ModelError) as error:  # a restart cannot help
             raise ConfigError(str(error)) from error
         decision = await self._decided()
-        await self._trainers.start(self._start.parts_for(decision), serve_data=not plays)
+        await self._trainers.start(self._start.parts_for(decision), serve_data=not task.plays)
         await self._trainers.failure()
 
     async def _check_start(self) -> None:

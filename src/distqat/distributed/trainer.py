@@ -43,7 +43,6 @@ from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.process import AnnouncedWait, RoleParameters, announce_ready, waiting
 from distqat.swarm.directory import DirectoryWatch
-from distqat.tasks.base import Interactive
 from distqat.topology.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Trainer:
         self._failures = StepFailures()
         self._batch_failures = BatchFailures()
         self._stop = asyncio.Event()
-        if isinstance(self._task, Interactive):
+        if self._task.plays:
             start = self._count.taken
             data = RolloutFeed(
                 self._task, self._ask, seed=config.seed, pipeline=pipeline, start=start, told=sink.write
@@ -275,7 +274,7 @@ async def serve(start: RoleStart, stop: asyncio.Event) -> int:
         raise ConfigError(
             "a trainer of a swarm is started by its client; to train in this process, give --run-locally"
         )
-    plays = isinstance(build_task(config), Interactive)
+    plays = build_task(config).plays
     peer = await RolePeer.start(config, port=0, port_given=False, initial_peers=config.initial_peers)
     sink = open_sinks(config.log_dir, f"trainer_{pipeline}")
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from distqat.tasks import Batch, Judging, Sample, Task
+from distqat.tasks import Batch, Sample, Task
 
 NO_LABEL = -100
 CLOSE = 2 / 255
@@ -42,6 +42,7 @@ class OutputAgreement:
 
     @property
     def mean_error(self) -> float:
+        """Mean absolute difference of the outputs, in their own unit; 0 before the first batch."""
         return self.error_sum / self.numbers if self.numbers else 0.0
 
     def add(self, expected: Tensor, found: Tensor, labels: Mapping[str, Tensor]) -> None:
@@ -107,11 +108,10 @@ def compare(
         first = next(iter(outputs[reference]))
         agreement.add(outputs[reference][first], outputs[exported][first], batch.labels)
         count += batch.size
-        if not isinstance(task, Judging):
+        if not task.judges:
             for name, output in outputs.items():
                 totals[name].add(task.score(output, batch.labels))
-    if isinstance(task, Judging):
-        judge: Any = task
-        return Scores(agreement, {n: float(judge.judge(samples, m)[0]) for n, m in models.items()}, count)
+    if task.judges:
+        return Scores(agreement, {n: float(task.judge(samples, m)[0]) for n, m in models.items()}, count)
     metrics = {name: task.summarize(total.sums) for name, total in totals.items()}
     return Scores(agreement, metrics, count)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distqat.errors import ExportError
-from distqat.tasks import Interactive, Phased, Task, TaskSettings, get_task
+from distqat.tasks import Task, TaskSettings, get_task
 
 if TYPE_CHECKING:
     import onnx
@@ -72,9 +72,9 @@ def describe(model: onnx.ModelProto, description: FileDescription) -> None:
 
 def refuse_task(task: Task) -> None:
     """ExportError for a task whose models no fixed graph holds, or nothing can check."""
-    if isinstance(task, Interactive):
+    if task.plays:
         why = "it has no held-out samples that a file could be checked with"
-    elif isinstance(task, Phased):
+    elif task.phased:
         why = "its batches take several phases, and a file holds one graph"
     else:
         return

@@ -24,7 +24,7 @@ def waveform(recording: Any, sampling_rate: int) -> Waveform:
 
     It is `{"bytes": encoded}` or `{"array": [samples] or [channels, samples], "sampling_rate": hertz}`. WAV
     is read here (`wav.py`), everything else (FLAC, OGG, MP3) needs the package soundfile.
-    Raises TaskError for what is no recording, MissingExtra without soundfile.
+    Raises TaskError for what is not a recording, MissingExtra without soundfile.
     """
     samples, rate = _decoded(recording)
     if samples.ndim == 2:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class TaskSettings:
     sequence_length: int = 128
     """Tokens T of the batches [B, T]."""
     dataset_name: str = ""
-    """`data.dataset_name`, for a task whose data set is no list of samples."""
+    """`data.dataset_name`, for a task that plays in an environment of this name."""
     seed: int = 0
     """Of the run, for what a task draws."""
     latent: int | None = None
@@ -72,82 +72,6 @@ class Batch:
         ]
 
 
-class Task(Protocol):
-    """What is trained for. Stateless: every method is a function of its arguments."""
-
-    @property
-    def name(self) -> str:
-        """The task type, without aliases."""
-
-    @property
-    def loss_at(self) -> Literal["last_stage", "trainer"]:
-        """Where the loss is computed; at the last stage the outputs never travel."""
-
-    @property
-    def metric(self) -> str:
-        """What `summarize` gives, e.g. `accuracy`."""
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Samples of a data source to one batch; TaskError if they do not fit the task."""
-
-    def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
-        """Mean loss over the samples given, a float32 scalar with a gradient."""
-
-    def score(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums that add up over batches, `count` (samples) among them."""
-
-    def summarize(self, totals: Mapping[str, float]) -> float:
-        """The metric from added-up scores."""
-
-
-@runtime_checkable
-class Drawing(Protocol):
-    """A task that draws random numbers for its training samples: noise, augmentation.
-
-    What it draws for a sample depends on the seed and the sample's place alone, so that a batch which comes
-    again, also after a restart, has the same bits.
-    """
-
-    def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
-        """As `collate`, which is for samples that are not trained on; `places` tell where each was taken."""
-
-
-@runtime_checkable
-class Bounded(Protocol):
-    """A task whose batches of one count differ in size, as recordings do."""
-
-    @property
-    def heldout_batch(self) -> int:
-        """Samples that an evaluation looks at together."""
-
-    def batch_bytes(self, count: int) -> int:
-        """No batch of `count` samples takes more; shared memory is laid out for it."""
-
-
-@runtime_checkable
-class Judging(Protocol):
-    """A task whose metric is no sum over held-out samples: a return of episodes, a distance."""
-
-    def judge(self, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
-        """Metric, mean loss (NaN where there is none) and the number of samples or episodes looked at."""
-
-
-@runtime_checkable
-class Pictured(Protocol):
-    """A task whose samples are pictures: a sheet of the first batch lets a person look at them."""
-
-    def pictures(self, batch: Batch) -> tuple[Tensor, Sequence[str]]:
-        """Those of a batch [B, C, H, W] as the model sees them, but in [0, 1]; the label of each, or ""."""
-
-
-@runtime_checkable
-class Showing(Protocol):
-    """A task whose outputs are worth looking at."""
-
-    def show(self, forward: Forward) -> Mapping[str, bytes]:
-        """Files for the log folder of a run that has ended, by name."""
-
-
 @dataclass(frozen=True)
 class Phase:
     """One committed step of a batch that takes several: which stages it trains; the others are frozen."""
@@ -161,14 +85,6 @@ class Phase:
         A model in one stage always is: it finds out from its inputs which part of it learns.
         """
         return stages == 1 or self.trains == "all" or (position == stages - 1) == (self.trains == "last")
-
-
-@runtime_checkable
-class Phased(Protocol):
-    """A task that takes several steps per batch, each of which trains some of the stages."""
-
-    def phases(self, batch: Batch) -> Sequence[tuple[Phase, Batch]]:
-        """The steps in order, each with its own inputs and labels of the same samples."""
 
 
 @dataclass(frozen=True)
@@ -190,12 +106,106 @@ class Player(Protocol):
         """Yields what the model is asked (named inputs of any number of rows), is sent what it answers."""
 
 
-@runtime_checkable
-class Interactive(Protocol):
-    """A task without a data set: a trainer makes its batches by letting the model act."""
+WHOLE = Phase("")
+"""The one step of a batch that is not cut into phases."""
+
+
+class Task:
+    """What is trained for. Stateless: every method is a function of its arguments.
+
+    A task must have `name`, `metric`, `collate`, `loss`, `score` and `summarize`. What a task without this
+    base class has of it under the same names counts as well (`adopted`).
+    """
+
+    name: str
+    """The task type, without aliases."""
+    loss_at: Literal["last_stage", "trainer"] = "last_stage"
+    """Where the loss is computed; at the last stage the outputs never travel."""
+    metric: str
+    """What `summarize` gives, e.g. `accuracy`."""
+    heldout_batch: int | None = None
+    """Samples that an evaluation looks at together; None: as many as their size allows."""
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples of a data source to one batch; TaskError if they do not fit the task."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss over the samples given, a float32 scalar with a gradient."""
+        raise NotImplementedError
+
+    def score(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
+        """Sums that add up over batches, `count` (samples) among them."""
+        raise NotImplementedError
+
+    def summarize(self, totals: Mapping[str, float]) -> float:
+        """The metric from added-up scores."""
+        raise NotImplementedError
+
+    def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
+        """As `collate`, for samples that are trained on; `places` tell where each was taken.
+
+        For tasks that draw random numbers (noise, augmentation). What is drawn for a sample depends on the
+        seed and its place alone, so that a batch which comes again, also after a restart, has the same bits.
+        """
+        return self.collate(samples)
+
+    def batch_bytes(self, count: int) -> int | None:
+        """No batch of `count` samples takes more; None: batches of one count have one size."""
+        return None
+
+    def phases(self, batch: Batch) -> Sequence[tuple[Phase, Batch]]:
+        """The committed steps of a batch in order; each has its own inputs and labels of the same samples."""
+        return [(WHOLE, batch)]
+
+    def judge(self, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
+        """Metric, mean loss (NaN where there is none) and the number of samples or episodes looked at.
+
+        For a metric that is not a sum over held-out samples: a return of episodes, a distance.
+        """
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Sequence[str]] | None:
+        """Those of a batch [B, C, H, W] as the model sees them, but in [0, 1]; the label of each, or ""."""
+        return None
+
+    def show(self, forward: Forward) -> Mapping[str, bytes]:
+        """Files for the log folder of a run that has ended, by name."""
+        return {}
 
     def player(self, pipeline: int, start: int) -> Player:
-        """Who plays for a pipeline, from its batch number `start` on; what is drawn depends on both."""
+        """Who plays for a pipeline, from its batch number `start` on; what is drawn depends on both.
+
+        For a task without a data set: trainers make its batches by letting the model act.
+        """
+        raise NotImplementedError
 
     def check(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """At start: TaskError unless what is played fits a model of these (sample) inputs and outputs."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether `judge` gives the metric, rather than `score` and `summarize`."""
+        return self._overrides("judge")
+
+    @property
+    def phased(self) -> bool:
+        """Whether a batch takes several committed steps."""
+        return self._overrides("phases")
+
+    @property
+    def plays(self) -> bool:
+        """Whether a `player` makes the batches."""
+        return self._overrides("player")
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(getattr(self, method), "__func__", None) is not getattr(Task, method)
+
+
+def adopted(task: Any) -> Task:
+    """`task`, or for one that does not inherit from `Task`: its public attributes over the defaults."""
+    if isinstance(task, Task):
+        return task
+    found = Task()
+    vars(found).update({name: getattr(task, name) for name in dir(task) if not name.startswith("_")})
+    return found

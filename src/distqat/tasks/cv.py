@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.errors import TaskError
-from distqat.tasks.base import Batch, Place, Sample
+from distqat.tasks.base import Batch, Place, Sample, Task
 from distqat.tasks.image_augmentation import (
     ImageOptions,
     chance_at,
@@ -27,7 +27,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-class ImageClassification:
+class ImageClassification(Task):
     """Images `{"x": float32 [B, C, H, W]}`, labels `{"y": int64 [B]}`, logits `{"x": [B, K]}`.
 
     A sample holds an image (column `image` or `img`; `images.picture` says what may be one) and a label
@@ -36,7 +36,6 @@ class ImageClassification:
     """
 
     name = "cv"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "accuracy"
 
     def __init__(
@@ -56,7 +55,7 @@ class ImageClassification:
         self._mean, self._deviation = statistics(self.options.normalize, num_channels)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Decode, bring to shape, normalise; TaskError for what is no labelled image."""
+        """Decode, bring to shape, normalise; TaskError for what is not a labelled image."""
         return self._batch(samples, [None] * len(samples))
 
     def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:

@@ -36,10 +36,12 @@ class Features(nn.Module):
         self.outer = nn.Linear(FEATURES, classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Pictures [N, C, H, W] -> features [N, F] in [-1, 1]."""
         features_NF: Tensor = self.inner(self.convolutions(x_NCHW).flatten(1)).tanh()
         return features_NF
 
     def logits(self, x_NCHW: Tensor) -> Tensor:
+        """Pictures [N, C, H, W] -> logits of classes [N, K]."""
         logits_NK: Tensor = self.outer(self(x_NCHW))
         return logits_NK
 

@@ -85,6 +85,7 @@ class Environments:
         return self._returns[number]
 
     def close(self) -> None:
+        """Close all copies of the environment."""
         for copy in self._copies:
             copy.close()
 

@@ -35,7 +35,7 @@ def picture(value: Any, channels: int, background: Background = "white") -> Tens
 
 
 def _read(value: Any, channels: int, background: Background) -> Array:
-    """Numbers in [0, 1], [H, W] or [H, W, C], of what is no tensor."""
+    """Numbers in [0, 1], [H, W] or [H, W, C], of anything but a tensor."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
         if value is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
-from distqat.tasks.base import Batch, Forward, Phase, Place, Sample
+from distqat.tasks.base import Batch, Forward, Phase, Place, Sample, Task
 from distqat.tasks.cv import LABEL_COLUMNS, ImageClassification
 from distqat.tasks.frechet_distance import features_of, frechet_distance
 from distqat.tasks.image_augmentation import ImageOptions
@@ -39,7 +39,7 @@ class GanOptions(Options):
     """`white`, `grey` or `black`: what pictures with alpha are composed on."""
 
 
-class ImageGeneration:
+class ImageGeneration(Task):
     """Noise and pictures `{"z": [B, L], "real": [B, C, S, S]}` to logits `fake` and `real` [B], and `image`.
 
     The noise of a training sample depends on seed, epoch and index alone. The discriminator, which is the
@@ -49,7 +49,6 @@ class ImageGeneration:
     """
 
     name = "image_gen"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "frechet_distance"
 
     def __init__(
@@ -73,7 +72,7 @@ class ImageGeneration:
         return self.collate_at(samples, [(UNTRAINED, number) for number in range(len(samples))])
 
     def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
-        """Decode and normalise the pictures, draw the noise; TaskError for what is no picture."""
+        """Decode and normalise the pictures, draw the noise; TaskError for what is not a picture."""
         batch = self._pictures.collate([{**sample, "label": 0} for sample in samples])
         phase = torch.full((batch.size,), DISCRIMINATOR)
         inputs = {"z": self.noise(places), "real": batch.inputs["x"], "phase": phase}

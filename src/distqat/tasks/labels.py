@@ -37,7 +37,7 @@ def whole(numbers: Tensor, what: str) -> Tensor:
 
 
 def class_index(value: Any) -> int:
-    """3 of 3, 3.0, "3" or an array of one; TaskError for 2.7, NaN, and what is no number."""
+    """3 of 3, 3.0, "3" or an array of one; TaskError for 2.7, NaN, and what is not a number."""
     shape = getattr(value, "shape", None)
     if shape is not None and math.prod(shape) == 1:
         value = value.item()

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.errors import TaskError
-from distqat.tasks.base import Batch, Sample
+from distqat.tasks.base import Batch, Sample, Task
 from distqat.tasks.labels import whole
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 NO_LABEL = -100  # what cross_entropy leaves out
 
 
-class LanguageModelling:
+class LanguageModelling(Task):
     """Tokens `{"x": int64 [B, T]}`, those one place on as labels `{"y": int64 [B, T]}`, logits `[B, T, V]`.
 
     A sample holds up to T + 1 token ids (column `tokens` or `input_ids`): all but the last are read, all but
@@ -27,7 +27,6 @@ class LanguageModelling:
     """
 
     name = "llm"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "perplexity"
 
     def __init__(self, *, vocab_size: int | None = None, sequence_length: int = 128) -> None:
@@ -35,7 +34,7 @@ class LanguageModelling:
         self.sequence_length = sequence_length
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Cut or fill up to the sequence length; TaskError for what is no sequence of known tokens."""
+        """Cut or fill up to the sequence length; TaskError for what is not a sequence of known tokens."""
         if not samples:
             raise TaskError("a batch needs at least one sample")
         length = self.sequence_length
@@ -91,7 +90,7 @@ class LanguageModelling:
 
 
 def _surprise(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every place [B, T] (0 where there is no label), and where there is one."""
+    """Cross-entropy of every place [B, T] (0 without a label), and which places have one."""
     if "x" not in outputs or "y" not in labels:
         found = sorted(outputs), sorted(labels)
         raise TaskError(

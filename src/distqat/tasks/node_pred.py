@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distqat.errors import TaskError
 from distqat.options import Options
-from distqat.tasks.base import Batch, Forward, Sample
+from distqat.tasks.base import Batch, Forward, Sample, Task
 from distqat.tasks.labels import whole
 
 NO_LABEL = -100  # what cross_entropy leaves out
@@ -36,7 +36,7 @@ class GraphOptions(Options):
     """Folder of downloaded graphs."""
 
 
-class NodeClassification:
+class NodeClassification(Task):
     """Graphs `x` [B, n, F], `edges` int64 [B, 2, E], `weights` [B, E]; labels `y` int64 [B, n].
 
     A node without a label here has -100: one that is held out, one that stands in a neighbourhood only, or
@@ -44,14 +44,13 @@ class NodeClassification:
     """
 
     name = "node_pred"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "accuracy"
 
     def __init__(self, *, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Graphs of one size, stacked; TaskError for what is no graph or for graphs of several sizes."""
+        """Graphs of one size, stacked; TaskError for what is not a graph or for graphs of several sizes."""
         if not samples:
             raise TaskError("a batch needs at least one sample")
         missing = [name for name in COLUMNS if samples[0].get(name) is None]

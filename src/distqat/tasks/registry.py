@@ -7,7 +7,7 @@ from collections.abc import Callable
 from distqat.errors import DistqatError, TaskError, UnknownName
 from distqat.failures import describe
 from distqat.registration import enter
-from distqat.tasks.base import Task, TaskSettings
+from distqat.tasks.base import Task, TaskSettings, adopted
 
 TaskBuilder = Callable[[TaskSettings], Task]
 
@@ -40,7 +40,7 @@ def known_task_types() -> tuple[str, ...]:
 
 
 def get_task(task_type: str, settings: TaskSettings | None = None) -> Task:
-    """Build a task.
+    """Build a task; one of a plugin need not inherit from `Task` (see `adopted`).
 
     Raises:
         UnknownName: no task type of this name.
@@ -50,7 +50,7 @@ def get_task(task_type: str, settings: TaskSettings | None = None) -> Task:
     if build is None:
         raise UnknownName("task type", task_type, known_task_types())
     try:
-        return build(settings or TaskSettings())
+        return adopted(build(settings or TaskSettings()))
     except DistqatError:
         raise
     except Exception as error:  # a task is user code: whatever it raises is told with its place

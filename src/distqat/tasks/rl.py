@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +16,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.options import Options
 from distqat.tasks.advantage_estimation import advantages
-from distqat.tasks.base import Batch, Experience, Forward, Sample
+from distqat.tasks.base import Batch, Experience, Forward, Sample, Task
 from distqat.tasks.gym_environments import Environments, Shapes, seed_of, shapes_of
 
 JUDGED_EPISODES = 20
@@ -46,14 +45,13 @@ class PPOOptions(Options):
     """Of the entropy of the policy, in the loss."""
 
 
-class ProximalPolicy:
+class ProximalPolicy(Task):
     """Observations `x` [B, O]; labels `action` int64 [B] or [B, A], `log_prob`, `advantage`, `target` [B].
 
     The model gives `x` (logits [B, A], or means of continuous actions with `log_std` [B, A]) and `value` [B].
     """
 
     name = "rl"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "return"
 
     def __init__(self, environment: str, options: PPOOptions, *, seed: int = 0) -> None:
@@ -101,11 +99,11 @@ class ProximalPolicy:
         }
 
     def summarize(self, totals: Mapping[str, float]) -> float:
-        """TaskError: a return is no sum over samples."""
+        """TaskError: a return is not a sum over samples."""
         raise TaskError("task rl is judged by playing, not from sums over samples")
 
     def judge(self, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
-        """Mean return of 20 episodes, each copy's first, with the likeliest actions; there is no loss."""
+        """Mean return of 20 episodes, each copy's first, with the likeliest actions; the loss is NaN."""
         seeds = [seed_of("judged", number) for number in range(JUDGED_EPISODES)]
         played = Environments(self.environment, seeds)
         first: dict[int, float] = {}

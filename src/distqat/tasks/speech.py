@@ -15,7 +15,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.options import Options
 from distqat.tasks.audio_decoder import AUDIO_COLUMNS, TEXT_COLUMNS, Waveform, waveform
-from distqat.tasks.base import Batch, Sample
+from distqat.tasks.base import Batch, Sample, Task
 from distqat.tasks.ctc_alphabet import BLANK, WAV2VEC2, Alphabet, collapse, edit_distance
 from distqat.tasks.labels import column
 
@@ -39,7 +39,7 @@ class SpeechOptions(Options):
     """Which `speech_prompts`: the recorded ones where they are installed, or always the one or the other."""
 
 
-class SpeechRecognition:
+class SpeechRecognition(Task):
     """Waveforms `{"x": float32 [B, L], "lengths": int64 [B]}`, text `{"y": int64 [B, U], "y_lengths": [B]}`.
 
     A waveform has mean 0 and variance 1 over its own samples, and silence behind them; `lengths` counts its
@@ -48,12 +48,12 @@ class SpeechRecognition:
     """
 
     name = "speech"
-    loss_at: Literal["last_stage", "trainer"] = "last_stage"
     metric = "cer"
 
     def __init__(self, options: SpeechOptions, *, vocab_size: int | None = None) -> None:
         """Raises TaskError where the alphabet has more classes than the model."""
         self.options = options
+        self.heldout_batch = max(1, int(HELDOUT_SECONDS / options.max_seconds))
         self.alphabet = Alphabet(options.alphabet)
         if vocab_size is not None and vocab_size < len(self.alphabet):
             raise TaskError(
@@ -61,18 +61,13 @@ class SpeechRecognition:
                 "ones and its characters); set vocab_size of the model, or data.options.alphabet"
             )
 
-    @property
-    def heldout_batch(self) -> int:
-        """Samples that an evaluation looks at together."""
-        return max(1, int(HELDOUT_SECONDS / self.options.max_seconds))
-
     def batch_bytes(self, count: int) -> int:
         """No batch of `count` samples takes more."""
         longest = self._padded(int(self.options.max_seconds * self.options.sampling_rate))
         return count * (4 * longest + 8 * self._most_characters + 16) + 4 * ALIGNMENT
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Decode, bring to rate, normalise, pad; TaskError for what is no recording with a text."""
+        """Decode, bring to rate, normalise, pad; TaskError for what is not a recording with a text."""
         if not samples:
             raise TaskError("a batch needs at least one sample")
         pairs = [(self._waveform(sample), self._text(sample)) for sample in samples]

@@ -15,7 +15,7 @@ from distqat.data.rows import Row
 from distqat.data.serving.prefetch import Prefetch
 from distqat.data.source import DATASETS, Item
 from distqat.errors import DataError, HubUnavailable, MissingExtra, TaskError
-from distqat.tasks import Batch, Sample, TaskSettings, get_task
+from distqat.tasks import Batch, Sample, Task, TaskSettings, get_task
 
 CV = get_task("cv", TaskSettings(num_classes=3, num_channels=1, img_size=2))
 GOOD = {"image": [[0, 1], [2, 3]], "label": 1}
@@ -30,10 +30,10 @@ RAISED: list[BaseException] = [
 ]
 
 
-class Odd:
+class Odd(Task):
     """A task that raises for a sample that holds an exception."""
 
-    name, loss_at, metric = "odd", "last_stage", "accuracy"
+    name, metric = "odd", "accuracy"
 
     def __init__(self, gives: Any = None) -> None:
         self.gives = gives

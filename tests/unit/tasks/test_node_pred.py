@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from distqat.errors import TaskError
-from distqat.tasks import Batch, Judging, Sample, TaskSettings, get_task
+from distqat.tasks import Batch, Sample, TaskSettings, get_task
 
 TASK = get_task("node_pred", TaskSettings(num_classes=3))
 
@@ -63,7 +63,7 @@ def test_a_sample_without_labels_is_no_nan() -> None:
 
 
 def test_held_out_nodes_are_counted_not_graphs() -> None:
-    assert isinstance(TASK, Judging)
+    assert TASK.judges
     answers = {"x": F.one_hot(torch.tensor([[0, 0, 2, 0], [0, 0, 1, 0], [2, 2, 0, 0]]), 3).float() * 50}
     metric, loss, count = TASK.judge(SAMPLES, lambda inputs: answers)
     assert (metric, count) == (5 / 8, 8)

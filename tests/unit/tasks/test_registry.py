@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 
 from distqat.data.options import DataOptions
 from distqat.errors import TaskError, UnknownName
-from distqat.tasks import TASK_ALIASES, TASK_TYPES, TASKS, Task, TaskSettings, get_task, register_task
+from distqat.tasks import (
+    TASK_ALIASES,
+    TASK_TYPES,
+    TASKS,
+    Batch,
+    Sample,
+    Task,
+    TaskSettings,
+    get_task,
+    register_task,
+)
+from distqat.tasks.base import Forward, adopted
 
 
 @pytest.mark.parametrize("task_type", [name for name in TASK_TYPES if TASK_ALIASES.get(name, name) in TASKS])
@@ -42,3 +55,23 @@ def test_a_registered_task_is_known_everywhere(monkeypatch: pytest.MonkeyPatch) 
 def test_names_and_options_import_without_torch() -> None:
     code = "import sys; import distqat.tasks, distqat.data.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 0
+
+
+def test_a_task_that_inherits_from_nothing_has_the_defaults_and_its_own_methods() -> None:
+    class Plain:
+        name, metric, largest = "plain", "loss", 3
+
+        def collate(self, samples: Sequence[Sample]) -> Batch:
+            return Batch({}, {}, len(samples))
+
+        def judge(self, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
+            return 1.0, float("nan"), 0
+
+    task: Any = adopted(Plain())
+    batch = task.collate_at([{}, {}], [(0, 0), (0, 1)])
+    assert batch.size == 2
+    assert (task.name, task.largest, task.loss_at, task.heldout_batch) == ("plain", 3, "last_stage", None)
+    assert [phase.name for phase, _ in task.phases(batch)] == [""]
+    assert (task.judges, task.phased, task.plays) == (True, False, False)
+    assert task.judge([], dict)[0] == 1.0
+    assert adopted(task) is task

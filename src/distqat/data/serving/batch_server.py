@@ -31,7 +31,7 @@ from distqat.data.serving.prefetch import Prefetch
 from distqat.data.serving.trainer_connection import BODY_S, MAX_COUNT, TrainerLink, refusal, send_welcome
 from distqat.data.source import Source
 from distqat.errors import BadFrame, DataError, DistqatError, ProtocolMismatch
-from distqat.tasks.base import Batch, Bounded, Task
+from distqat.tasks.base import Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,9 @@ class DataServer:
 
     async def _slot_bytes(self, size: int) -> int:
         """Room for a batch of `size` samples, measured on the first one where the task sets no bound."""
-        if isinstance(self._task, Bounded):
-            return max(self._task.batch_bytes(size), 4096)
+        most = self._task.batch_bytes(size)
+        if most is not None:
+            return max(most, 4096)
         if size not in self._nbytes:
             self._nbytes[size] = batch_nbytes(await self.first_batch(size))
         return max(self._nbytes[size] * SLOT_MARGIN, 4096)

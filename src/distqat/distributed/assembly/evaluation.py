@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from distqat.failpoints import failpoint
 from distqat.failures import describe
 from distqat.models import run_stages
 from distqat.quant.output_quantizer import link
-from distqat.tasks.base import Forward, Judging, Sample, Showing, Task
+from distqat.tasks.base import Forward, Sample, Task
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def judge_or_say(config: Config, modules: Mapping[str, nn.Module]) -> Evaluation
         return NotJudged(describe(error))
     if not math.isfinite(judged.value):
         return NotJudged(f"the {judged.metric} on held-out data is {judged.value:g}")
-    if not math.isfinite(judged.loss) and not isinstance(build_task(config), Judging):
+    if not math.isfinite(judged.loss) and not build_task(config).judges:
         return NotJudged(f"the loss on held-out data is {judged.loss:g} ({judged.line()})")
     return judged
 
@@ -101,7 +100,7 @@ def show(config: Config, modules: Mapping[str, nn.Module]) -> Mapping[str, bytes
     """Files with outputs of the composed stages, by name, where the task has some. Raises TaskError."""
     with _as_task_error("what the task shows cannot be made"):
         task = build_task(config)
-        return task.show(composed(config, modules)) if isinstance(task, Showing) else {}
+        return task.show(composed(config, modules))
 
 
 def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
@@ -118,7 +117,7 @@ def composed(config: Config, modules: Mapping[str, nn.Module]) -> Forward:
 
 def evaluate(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
     """Metric, mean loss and number of the samples in `heldout`."""
-    if isinstance(task, Judging):
+    if task.judges:
         return _judged(task, heldout, forward)
     totals: dict[str, float] = {}
     loss = 0.0
@@ -142,7 +141,7 @@ def _as_task_error(what: str) -> Iterator[None]:
         raise TaskError(f"{what}: {describe(error)}") from error
 
 
-def _judged(task: Any, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
+def _judged(task: Task, heldout: Iterable[Sample], forward: Forward) -> tuple[float, float, int]:
     """As the task judges; where it fails for a sample, a DataError names that one."""
     seen: list[Sample] = []
 
@@ -152,7 +151,7 @@ def _judged(task: Any, heldout: Iterable[Sample], forward: Forward) -> tuple[flo
             yield sample
 
     try:
-        judged: tuple[float, float, int] = task.judge(noted(), forward)
+        judged = task.judge(noted(), forward)
     except Exception:
         for sample in seen:
             batch_of(task, [sample])

@@ -12,7 +12,7 @@ from distqat.config import Config
 from distqat.data.reading_errors import told
 from distqat.data.source import Source, class_names
 from distqat.process import notice
-from distqat.tasks.base import Batch, Pictured, Task
+from distqat.tasks.base import Batch, Task
 from distqat.tasks.contact_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,12 @@ def look_at(config: Config, task: Task, source: Source, batch: Batch) -> None:
 
 def write_sheet(task: Task, batch: Batch, classes: Sequence[str], folder: Path) -> Path | None:
     """`samples.png` in the log folder; None for a task without pictures, or where it cannot be written."""
-    if not isinstance(task, Pictured):
-        return None
     path = folder / SHEET
     try:
-        images, labels = task.pictures(batch)
+        pictures = task.pictures(batch)
+        if pictures is None:
+            return None
+        images, labels = pictures
         sheet = contact_sheet(images, [_named(label, classes) for label in labels])
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sheet)

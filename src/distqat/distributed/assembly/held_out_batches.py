@@ -10,7 +10,7 @@ from distqat.data.reading_errors import batch_of, heldout_of
 from distqat.data.source import Source
 from distqat.data.sources.sample_stream import LANGUAGE_TASKS
 from distqat.errors import DataError, DistqatError
-from distqat.tasks.base import Batch, Bounded, Sample, Task
+from distqat.tasks.base import Batch, Sample, Task
 
 BATCH = 256
 TOKENS = 4096  # of language models; logits of a large vocabulary take 200 kB each
@@ -55,9 +55,7 @@ def collate(task: Task, samples: Sequence[Sample], first: int) -> Batch:
 
 
 def _at_once(task: Task) -> int:
-    if isinstance(task, Bounded):
-        return task.heldout_batch
-    return max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
+    return task.heldout_batch or max(1, min(BATCH, TOKENS // getattr(task, "sequence_length", 1)))
 
 
 def _fix(config: Config) -> str:

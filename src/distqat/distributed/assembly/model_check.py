@@ -16,7 +16,7 @@ from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task, check_model
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, QuantError, TaskError
 from distqat.models import outputs_of_each
-from distqat.tasks.base import Batch, Phased, Task
+from distqat.tasks.base import Batch, Task
 
 Told = dict[str, dict[str, tuple[str, list[int]]]]
 """Names, types and shapes of a batch's inputs and labels, as they pass between processes."""
@@ -59,8 +59,7 @@ def check_batch(config: Config, told: Told) -> None:
 
 def tell(task: Task, batch: Batch) -> Told:
     """What the first step of a batch shows to the first and the last stage."""
-    if isinstance(task, Phased):
-        batch = task.phases(batch)[0][1]
+    batch = task.phases(batch)[0][1]
     return {"inputs": _shapes(batch.inputs), "labels": _shapes(batch.labels)}
 
 

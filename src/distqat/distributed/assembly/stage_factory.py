@@ -31,7 +31,7 @@ from distqat.quant import (
     report_of,
     tracked_norms,
 )
-from distqat.tasks import Interactive, Task, TaskSettings, get_task
+from distqat.tasks import Task, TaskSettings, get_task
 
 SAMPLE_TOKENS = 8  # of the pass that shows who takes what: any length does
 
@@ -59,7 +59,7 @@ def task_settings(config: Config) -> TaskSettings:
 
 def open_data(config: Config) -> Source:
     """The data set of the run; NoData for a task that acts. May wait for the hub. Raises DataError."""
-    if isinstance(build_task(config), Interactive):
+    if build_task(config).plays:
         return NoData()
     return open_source(config.data, seed=config.seed)
 

@@ -28,7 +28,6 @@ from distqat.swarm.handshake import Admission
 from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
-from distqat.tasks.base import Interactive
 
 Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Report = Callable[[dict[str, Any]], Awaitable[None]]
@@ -38,7 +37,7 @@ Report = Callable[[dict[str, Any]], Awaitable[None]]
 async def batch_feed(config: Config, answer: Answer, parameters: RoleParameters) -> AsyncIterator[BatchFeed]:
     """Batches of the data server, or what the model does in this process, where `answer` asks it."""
     task = build_task(config)
-    if isinstance(task, Interactive):
+    if task.plays:
 
         async def ask(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             return await asyncio.to_thread(answer, inputs)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from distqat.distributed.network.call_fields import Hop
-from distqat.tasks.base import Batch, Phase, Phased, Task
-
-WHOLE = Phase("")
+from distqat.tasks.base import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def phase_steps(
 
     Raises ValueError when the task takes its batches in different phases.
     """
-    phased = [task.phases(batch) if isinstance(task, Phased) else [(WHOLE, batch)] for batch in batches]
+    phased = [task.phases(batch) for batch in batches]
     steps = []
     for number, each in enumerate(zip(*phased, strict=True)):
         phase = each[0][0]

@@ -18,7 +18,7 @@ from distqat.data.serving.batch_client import LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_module, stage_kwargs
 from distqat.distributed.training.batch_source import Ask
 from distqat.models import run_stages, sample_input
-from distqat.tasks.base import Batch, Experience, Interactive, Player
+from distqat.tasks.base import Batch, Experience, Player, Task
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class RolloutFeed:
 
     def __init__(
         self,
-        task: Interactive,
+        task: Task,
         ask: Ask,
         *,
         seed: int,
@@ -116,7 +116,7 @@ class RolloutFeed:
             logger.info("played %d samples; %d episodes ended, mean return %.1f", size, len(returns), mean)
 
 
-def check_play(config: Config, task: Interactive) -> None:
+def check_play(config: Config, task: Task) -> None:
     """Find at start what would fail in the first rollout. Raises MissingExtra, TaskError, ModelError."""
     first = config.model_pipeline.pipeline[0].model_name
     with torch.device("meta"), torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -50,16 +50,14 @@ def test_a_broken_sample_is_named_by_its_number() -> None:
 
 
 def test_samples_that_do_not_go_together_are_named_too() -> None:
-    class Fussy:
-        sequence_length = 1
-
-        def collate(self, samples: list[Sample]) -> Batch:
+    class Fussy(Task):
+        def collate(self, samples: Sequence[Sample]) -> Batch:
             if len(samples) > 1:
                 raise ValueError("one at a time")
             return Batch({}, {}, 1)
 
     with pytest.raises(DataError, match=r"held-out samples 1 to 3 .* make no batch .*: one at a time"):
-        list(heldout_batches(Fussy(), [SAMPLE] * 3))  # type: ignore[arg-type]
+        list(heldout_batches(Fussy(), [SAMPLE] * 3))
 
 
 def test_an_empty_part_is_found_at_the_start() -> None:
@@ -128,7 +126,7 @@ def test_a_metric_that_is_no_number_is_no_judgement(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_shown_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Shows:
+    class Shows(Task):
         def show(self, forward: Any) -> Mapping[str, bytes]:
             raise KeyError("x")
 

@@ -14,7 +14,7 @@ from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.coordination import preflight as gates
 from distqat.distributed.coordination.preflight import Preflight
 from distqat.errors import ConfigError
-from distqat.tasks import Batch, Phase
+from distqat.tasks import Batch, Phase, Task
 
 FRONT, BACK = ({"model_name": f"mlp.{stage}", "num_classes": 10} for stage in ("front", "back"))
 
@@ -69,12 +69,12 @@ def test_what_does_not_fit_is_said(config: Config, batch: Batch, said: str) -> N
 
 
 def test_of_a_batch_in_phases_the_first_is_told() -> None:
-    class TwoSteps:
+    class TwoSteps(Task):
         def phases(self, batch: Batch) -> list[tuple[Phase, Batch]]:
             noise = Batch({"z": torch.rand(3, 5)}, batch.labels, 3)
             return [(Phase("one"), noise), (Phase("two"), batch)]
 
-    assert tell(TwoSteps(), IMAGES)["inputs"] == {"z": ("float32", [3, 5])}  # type: ignore[arg-type]
+    assert tell(TwoSteps(), IMAGES)["inputs"] == {"z": ("float32", [3, 5])}
 
 
 async def test_the_gate_opens_when_the_checks_are_over(monkeypatch: pytest.MonkeyPatch) -> None:

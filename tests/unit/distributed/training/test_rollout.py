@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distqat.distributed.training.rollout import RolloutFeed
-from distqat.tasks.base import Batch, Experience, Interactive
+from distqat.tasks.base import Batch, Experience, Task
 
 
-class Counting:
+class Counting(Task):
     """Plays by counting: the samples of rollout n are n * size, n * size + 1, ..."""
 
     def __init__(self, size: int, epochs: int) -> None:
@@ -46,7 +46,7 @@ async def more(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def feed_of(task: Counting, seed: int = 0) -> RolloutFeed:
-    assert isinstance(task, Interactive)
+    assert task.plays
     return RolloutFeed(task, more, seed=seed, pipeline=2, start=5, told=TOLD.append)
 
 
