@@ -120,7 +120,7 @@ class Unreachable(Refused):
 
 
 class RemoteFault(SwarmError):
-    """The peer met an exception that is no SwarmError.
+    """The peer met an exception other than a SwarmError.
 
     `kind` is its class, `place` its `file:line`, `said` its text without the peers that it came through.
     """
@@ -158,7 +158,7 @@ class RunFailed(DistqatError):
 
 
 class BadFrame(SwarmError):
-    """Bytes from a peer that are no valid frame."""
+    """Bytes from a peer that are not a valid frame."""
 
     code = "bad_frame"
 

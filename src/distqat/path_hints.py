@@ -12,7 +12,7 @@ def is_path(source: str) -> bool:
 
 
 def missing_folder(source: str) -> str:
-    """That there is no such folder, where it was looked for, and what is there instead."""
+    """That the folder does not exist, where it was looked for, and what is there instead."""
     folder = Path(source).expanduser().absolute()
     around = folder.parent
     if not around.is_dir():

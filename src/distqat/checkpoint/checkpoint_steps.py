@@ -32,13 +32,20 @@ class MarkLike(Protocol):
     """What a comparison of marks needs; a message from another host has it too."""
 
     @property
-    def mark(self) -> str: ...
+    def mark(self) -> str:
+        """Name of the checkpoint step."""
+
     @property
-    def generation(self) -> int: ...
+    def generation(self) -> int:
+        """That of the committed round below it."""
+
     @property
-    def round(self) -> int: ...
+    def round(self) -> int:
+        """The committed round that it stands on."""
+
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Inner steps of the replica that wrote it."""
 
 
 def marks_of(rounds: Sequence[RoundFolder], stage: str) -> list[CheckpointMark]:

@@ -111,7 +111,7 @@ def _make_room(kept: Path, newest: Path) -> list[str]:
 
 
 def _generation(path: Path) -> float:
-    """Of the run that wrote a file; by its time where it does not say. Infinite: there is no such file."""
+    """Of the run that wrote a file; by its time where it does not say. Infinite where the file is missing."""
     try:
         written = path.stat().st_mtime
     except FileNotFoundError:

@@ -38,7 +38,7 @@ class RoundFolder:
 
 
 def list_rounds(folder: Path, stages: Sequence[str] | None = None) -> list[RoundFolder]:
-    """The rounds of a checkpoint folder, oldest first; none if there is no such folder.
+    """The rounds of a checkpoint folder, oldest first; empty where the folder does not exist.
 
     `stages` are those of the model; without, what the manifests say, else all that appear in the folder.
     """

@@ -42,9 +42,11 @@ class EmbeddedSource:
 
     @property
     def order(self) -> str:
+        """Name of the data, seed and number of training samples."""
         return f"{self.name} seed={self.seed} samples={len(self._train)}"
 
     def take(self, count: int) -> list[Item]:
+        """The next 1 to `count` samples of this epoch; at its end the next one begins."""
         if self._index == len(self._train):
             self._go_to(self._epoch + 1, 0)
         chosen = self._order[self._index : self._index + count]
@@ -53,9 +55,11 @@ class EmbeddedSource:
         return items
 
     def state(self) -> dict[str, int]:
+        """`{"epoch", "index"}` of the next sample."""
         return {"epoch": self._epoch, "index": self._index}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; DataError for one that is outside the data."""
         epoch, index = parse_place(state)
         if index > len(self._train):
             raise DataError(
@@ -64,6 +68,7 @@ class EmbeddedSource:
         self._go_to(epoch, index)
 
     def heldout(self) -> Iterable[Sample]:
+        """The samples that are never trained on, the same for every seed."""
         return self._heldout
 
     def _go_to(self, epoch: int, index: int) -> None:

@@ -17,7 +17,7 @@ def open_source(options: DataOptions, *, seed: int) -> Source:
 
     Raises:
         HubUnavailable: the hub cannot be reached.
-        DataError: there is no such data set, configuration or split.
+        DataError: the data set, its configuration or its split does not exist.
     """
     try:
         return _opener(options.dataset_name)(options, seed)

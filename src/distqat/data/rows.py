@@ -62,7 +62,7 @@ class Rows(Protocol):
 
 @dataclass
 class LeftOut:
-    """How many rows (or files) were read and how many of them are no samples, by reason."""
+    """How many rows (or files) were read and how many of them were left out, by reason."""
 
     what: str = "rows"
     read: int = 0

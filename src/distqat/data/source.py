@@ -69,15 +69,18 @@ class NoData:
     order = "none"
 
     def take(self, count: int) -> list[Item]:
+        """Raises DataError: such a task never asks for samples."""
         raise DataError("this task has no data set; its trainers make their batches by playing")
 
     def state(self) -> dict[str, int]:
+        """Always the beginning."""
         return {"epoch": 0, "index": 0}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        return
+        """Nothing to go to."""
 
     def heldout(self) -> Iterable[Sample]:
+        """Empty."""
         return ()
 
 

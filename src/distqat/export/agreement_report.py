@@ -30,6 +30,7 @@ class Operations:
 
     @property
     def share(self) -> float:
+        """Share of the quantizable operations that run on integers, 0 to 1."""
         return self.integer / self.quantizable if self.quantizable else 0.0
 
 
@@ -46,6 +47,7 @@ class Sizes:
 
     @property
     def weights_ratio(self) -> float:
+        """Bytes of the integer weights over those of the float ones."""
         return self.integer_weights / self.float_weights if self.float_weights else 1.0
 
 
@@ -78,6 +80,7 @@ class ExportReport:
 
     @property
     def passed(self) -> bool:
+        """Whether no check failed."""
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +125,7 @@ class ExportReport:
         ]
 
     def write(self, folder: Path) -> None:
-        """Both files."""
+        """Write the report into `folder`, as JSON and as Markdown. Raises OSError."""
         text = json.dumps(self.to_json(), indent=2, sort_keys=True)
         (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (folder / MARKDOWN_NAME).write_text(self.to_markdown(), encoding="utf-8", errors=SPELL)

@@ -123,6 +123,7 @@ class FakeQuantized:
         self._model = model
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named outputs of the fake-quantized model, without gradients."""
         with torch.no_grad():
             return self._model.outputs(*inputs.values())
 

@@ -19,8 +19,11 @@ Record = Mapping[str, Any]
 class BlockingSink(Protocol):
     """A sink that may block and raise: a service, a foreign library."""
 
-    def write(self, record: Record) -> None: ...
-    def close(self) -> None: ...
+    def write(self, record: Record) -> None:
+        """Record it; may block."""
+
+    def close(self) -> None:
+        """Flush and close; may block."""
 
 
 class BackgroundSink:
@@ -42,6 +45,7 @@ class BackgroundSink:
         self._thread.start()
 
     def write(self, record: Record) -> None:
+        """Queue a record and return at once; dropped after `close`, or where the queue is full."""
         if self._closed.is_set():
             return
         try:

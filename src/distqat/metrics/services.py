@@ -46,9 +46,11 @@ class WandbRun:
             self._run = wandb.init(mode="offline", **arguments)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Log the numbers of a record under `{event}/{name}`."""
         self._run.log(_named(record))
 
     def close(self) -> None:
+        """Finish the run, so that what was logged is uploaded."""
         self._run.finish()
 
 
@@ -61,11 +63,13 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """One scalar per number of a record, at its `step` or `round`."""
         step = record.get("step", record.get("round"))
         for name, value in _named(record).items():
             self._writer.add_scalar(name, value, step if isinstance(step, int) else None)
 
     def close(self) -> None:
+        """Flush and close the event file."""
         self._writer.close()
 
 

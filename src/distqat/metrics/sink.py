@@ -37,10 +37,10 @@ class NullSink:
     """The null object: for tests and for roles that measure nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        return None
+        """Drop a record."""
 
     def close(self) -> None:
-        return None
+        """Nothing to close."""
 
 
 class JsonLines:
@@ -59,6 +59,7 @@ class JsonLines:
             self._tell(error)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record as one line of JSON, with time and role; a failing disk is logged, not raised."""
         if self._file is None:
             return
         line = {"time": self._clock(), "role": self._role, **record}
@@ -69,6 +70,7 @@ class JsonLines:
             self._tell(error)
 
     def close(self) -> None:
+        """Close the file; records that come later are dropped."""
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -89,10 +91,12 @@ class Fanout:
         self.sinks = tuple(sinks)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Give a record to every sink."""
         for sink in self.sinks:
             sink.write(record)
 
     def close(self) -> None:
+        """Close every sink."""
         for sink in self.sinks:
             sink.close()
 

@@ -77,6 +77,7 @@ class Hf(ModelPart):
     config: Mapping[str, Any] | None = None
 
     def keys(self) -> Mapping[str, Any] | None:
+        """Keys of a configuration of transformers; None: `pretrained` has them."""
         return self.config
 
 
@@ -89,6 +90,7 @@ class StageBuilder:
         self._kind = kind
 
     def __call__(self, **keys: Any) -> BlockStage:
+        """The stage with its weights as the keys say."""
         return build(self._stage, self._kind(**keys))
 
     def vocabulary(self, keys: Mapping[str, Any]) -> int:
@@ -111,6 +113,7 @@ class StageSample:
         self._kind = kind
 
     def __call__(self, *, batch_size: int, sequence_length: int = 128, **keys: Any) -> Tensor:
+        """Token ids [B, T] for the first stage, hidden states [B, T, H] for the others."""
         config = self._kind(**keys).model_config()
         _check_length(config, sequence_length)
         if self._stage in ("full", "head"):

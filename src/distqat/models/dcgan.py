@@ -8,8 +8,8 @@
 As in the paper: fractionally strided convolutions of 4 x 4 in the generator, strided ones in the
 discriminator, ReLU there, LeakyReLU(0.2) here, tanh at the end, weights from N(0, 0.02). Unlike it, there is
 GroupNorm (arXiv:1803.08494) in place of BatchNorm: its result for a picture depends on no other picture, so
-microbatches, real and generated pictures in one batch, and freezing change nothing, and there are no running
-statistics for replicas to average while the other network moves away under them.
+microbatches, mixing real and generated pictures, and freezing change nothing, and replicas have no running
+statistics to average while the other network moves away under them.
 
 `real` without channels, [B, 0, S, S], means that no real pictures are asked about: the discriminator then
 looks at generated ones only. `phase` says which network learns (task `image_gen`): stages of their own are
@@ -52,6 +52,7 @@ class Generator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Noise [B, L] -> pictures [B, C, S, S] in [-1, 1]."""
         x_BCHW = self.first(z).unflatten(1, (-1, SMALLEST, SMALLEST))
         for norm, grow in zip(self.norms, self.grow, strict=True):
             x_BCHW = grow(F.relu(norm(x_BCHW)))
@@ -73,6 +74,7 @@ class Discriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Pictures [B, C, S, S] -> logits [B]."""
         for number, shrink in enumerate(self.shrink):
             x_BCHW = shrink(x_BCHW)
             if number:

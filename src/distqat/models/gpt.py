@@ -32,6 +32,7 @@ class KnownShape(ModelPart):
     """Fields that belong to the shape, by the names that transformers gives them."""
 
     def keys(self) -> dict[str, Any] | None:
+        """Keys for a configuration of transformers; None with `pretrained`. Raises ModelError for both."""
         given = {name: getattr(self, name) for name in (*self.sizes, "vocab_size")}
         given = {name: value for name, value in given.items() if value is not None}
         if self.pretrained is None:

@@ -28,6 +28,7 @@ class BlockShape:
 
     @property
     def bottleneck(self) -> bool:
+        """Whether a block narrows to `inner` channels between two 1x1 convolutions."""
         return self.fan_out != self.inner
 
     @property
@@ -72,6 +73,7 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, fan_in, H, W] -> [B, fan_out, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
@@ -90,6 +92,7 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, fan_in, H, W] -> [B, fan_out, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return F.relu(self.bn3(self.conv3(out)) + self.downsample(x))

@@ -3,8 +3,8 @@
     weight * E * sum over the experts e of f_e * p_e
 
 f_e is the share of tokens that go to expert e, p_e its mean probability. transformers takes both over all
-routers of a model together, so the loss is no sum over stages. What routers did therefore travels along with
-the activations: per sample and expert, the sums over the routers so far of means over tokens. The last stage
+routers of a model together, so the loss is not a sum over stages. What routers did therefore travels with the
+activations: per sample and expert, the sums over the routers so far of means over tokens. The last stage
 makes the loss of it, and the gradient of the probabilities takes the way of every other gradient.
 """
 

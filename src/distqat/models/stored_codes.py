@@ -27,7 +27,7 @@ INSTEAD = (
     "Take a release of the model in bf16 or fp16, or make one: AutoModelForCausalLM.from_pretrained(...)"
     ".dequantize().save_pretrained(FOLDER)"
 )
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names what is no code
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names numbers that are not codes
 CODES = frozenset({"I8", "F8_E4M3", "F8_E5M2"})
 BLOCKS, BLOCK_SCALES = "_blocks", "_scales"  # what MXFP4 puts in the place of one tensor
 _SCALES, _ZERO, _ROWS = ("_scale_inv", "_scale"), "_zero_point", "SCB"

@@ -23,7 +23,7 @@ class StoredWeights:
     def __init__(self, source: str, quantization: Mapping[str, Any]) -> None:
         """`quantization` is the part of the configuration that says how codes are to be read.
 
-        Raises ModelError where there are no weights, HubUnavailable where a hub name is out of reach.
+        Raises ModelError where weights are missing, HubUnavailable where a hub name is out of reach.
         """
         self.source = source
         self._quantization = quantization

@@ -130,7 +130,7 @@ class WaitingInRounds:
         for name, counts in seen.items():
             own = shared[f"{name}.counts"]
             if counts.dtype != own.dtype or counts.shape != own.shape or bool((counts < 0).any()):
-                raise BadContribution(f"what a contribution has counted at {name!r} are no counts")
+                raise BadContribution(f"what a contribution has counted at {name!r} are not counts")
 
     @torch.no_grad()
     def after(

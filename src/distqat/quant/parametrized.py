@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 def plain_type(module: nn.Module) -> type[nn.Module] | None:
     """The class that the layer had before its weight was parametrized; its own class where nothing is.
 
-    None where something else than `weight` is computed too, or where the weight is no parameter otherwise.
+    None where something else than `weight` is computed too, or where the weight is not a parameter otherwise.
     """
     if parametrize.is_parametrized(module):
         only_weight = set(module.parametrizations) == {"weight"}  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def twin_type(module: nn.Module, twin: type[nn.Module]) -> type[nn.Module]:
 
 
 def inner_modules(module: nn.Module) -> set[int]:
-    """Ids of the modules that compute the weight of another one: they are no layers of their own."""
+    """Ids of the modules that compute the weight of another one: they are not layers of their own."""
     lists = [child for child in module.modules() if isinstance(child, parametrize.ParametrizationList)]
     return {id(inner) for each in lists for inner in each.modules()}
 

@@ -3,7 +3,7 @@
     ... | steps are frozen, biases snap   | weights stand: BatchNorm's statistics are measured |
         ^ 1 - share / 2                   ^ the last round                                 end ^
 
-A folded BatchNorm is a constant of the integer model, and running averages are no good constants: they lag
+A folded BatchNorm is a constant of the integer model, and running averages are bad constants: they lag
 behind weights that move fast, and after a round they are those of the replicas' weights, while the weights
 are an extrapolation of them. Training on with constants is worse. Without the normalisation a step of the
 same rate moves what the layers behind get by as much as it likes, and directions that the norm had cancelled

@@ -207,7 +207,7 @@ def _source(node: TensorNode) -> TensorNode:
 
 
 def _operands(node: TensorNode) -> list[TensorNode]:
-    """What a sum adds; a constant among them is no tensor of the flow."""
+    """What a sum adds; a constant among them is not part of the flow."""
     return [each for each in node.inputs if each.op != "constant"]
 
 

@@ -122,5 +122,5 @@ def _leaving(server: ServerRecord, granted: Mapping[ExpertId, str]) -> bool:
 
 
 def _rate(server: ServerRecord) -> float:
-    """Announced throughput; what is no positive finite number counts as not measured."""
+    """Announced throughput; anything but a positive finite number counts as not measured."""
     return server.throughput if math.isfinite(server.throughput) and server.throughput > 0 else 0.0

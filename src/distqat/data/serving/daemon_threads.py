@@ -27,6 +27,7 @@ class DaemonThreads(Executor):
             thread.start()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `Executor.submit`. Raises RuntimeError after `shutdown`."""
         if self._closed:
             raise RuntimeError("these threads are shut down")
         future: Future[T] = Future()
@@ -34,6 +35,7 @@ class DaemonThreads(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work; `wait` for what is queued, or drop what has not begun by `cancel_futures`."""
         self._closed = True
         while cancel_futures:
             try:

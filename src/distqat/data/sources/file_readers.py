@@ -65,7 +65,7 @@ def text_rows(path: Path) -> Iterator[Row]:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """Lines that end in newlines. DataError for what is no text in UTF-8, or in UTF-16 with its mark."""
+    """Lines that end in newlines. DataError for what is not text in UTF-8, or in UTF-16 with its mark."""
     encoding = encoding_of(path)
     try:
         with path.open(encoding=encoding) as file:

@@ -44,6 +44,7 @@ class NeighbourhoodSource(EmbeddedSource):
         self._neighbours = neighbours
 
     def take(self, count: int) -> list[Item]:
+        """The next 1 to `count` nodes, each with its sampled neighbourhood."""
         return [self._around(item) for item in super().take(count)]
 
     def _around(self, item: Item) -> Item:

@@ -110,7 +110,7 @@ def split_folder(place: Path) -> int | None:
 
 
 def class_of(place: Path) -> str | None:
-    """The innermost folder that is no split; None for an image that lies in none."""
+    """The innermost folder that does not name a split; None for an image outside any."""
     split = split_folder(place)
     folders = [part for i, part in enumerate(place.parts[:-1]) if i != split]
     return folders[-1] if folders else None

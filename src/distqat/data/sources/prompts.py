@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 INSTALL = "apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-wav"
-NO_SPEECH = re.compile(r"\[[^]]*\]|\([^)]*\)|<[^>]*>")  # what is heard, but is no word
+NO_SPEECH = re.compile(r"\[[^]]*\]|\([^)]*\)|<[^>]*>")  # sounds that are not words
 READ_OTHERWISE = re.compile(r"\d\d|[*#@$+/=;]")  # numbers and signs that stand for some word
 
 
@@ -93,7 +93,7 @@ def recordings(
 
 
 def _no_sentence(key: str, text: str, path: Path) -> str:
-    """Why a prompt is no spoken sentence; empty: it is one."""
+    """Why a prompt cannot be spoken as a sentence; empty where it can."""
     if not key:
         return "without words"
     if READ_OTHERWISE.search(text):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 LANGUAGE_TASKS = ("llm", "nlp")
 SPEECH_TASK = "speech"
 HELDOUT_SPLITS = ("validation", "test", "valid", "val", "dev")  # a hub test split often has no labels
-HELDOUT_SAMPLES = 1000  # taken from the start of the stream where there is no such split
+HELDOUT_SAMPLES = 1000  # taken from the start of the stream without such a split
 FILES = -1  # the place of the order of files among the blocks of samples, which count from 0
 
 
@@ -76,12 +76,13 @@ class SampleStream:
 
     @property
     def order(self) -> str:
+        """Split, seed, size of the blocks and, for text, the packing."""
         packing = "" if self._packing is None else f" {self._packing}"
         return f"{self._split.order} seed={self.seed} buffer={self._buffer}{packing}"
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Files that are not read, and rows that are no samples: of an epoch, or of its part read so far."""
+        """Files that are not read, and rows that were left out: of an epoch, or of its part read so far."""
         of_files = () if self._split.files is None else (self._split.files,)
         return (*of_files, self._whole or self._account)
 
@@ -96,6 +97,7 @@ class SampleStream:
         return self._split.train.classes
 
     def take(self, count: int) -> list[Item]:
+        """The next 1 to `count` samples, all of one block."""
         if not self._block:
             self._next_block()
         got = [self._block.pop() for _ in range(min(count, len(self._block)))]
@@ -104,9 +106,11 @@ class SampleStream:
         return items
 
     def state(self) -> dict[str, int]:
+        """`{"epoch", "index"}` of the next sample."""
         return {"epoch": self._epoch, "index": self._index}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; what lies before it in the epoch is read and dropped at the next `take`."""
         self._epoch, self._index = parse_place(state)
         self._rows, self._block = None, []
 

@@ -32,7 +32,7 @@ class Utterances:
     def __call__(self, samples: Iterable[Sample], left_out: LeftOut | None = None) -> Iterator[Sample]:
         """Recordings up to `max_seconds`, whose text can be said in that and holds some of the alphabet.
 
-        The others are counted in `left_out`. Raises DataError for what is no recording with a text.
+        The others are counted in `left_out`. Raises DataError for what is not a recording with a text.
         """
         account = LeftOut() if left_out is None else left_out
         for sample in samples:
@@ -75,7 +75,7 @@ class Utterances:
 
 
 def _fields(sample: Sample) -> tuple[object | None, str | None]:
-    """Recording and text, None where they are null. DataError where a column is missing, or is no text."""
+    """Recording and text, None where they are null. DataError where a column is missing, or is not text."""
     found: list[object | None] = []
     for names in (AUDIO_COLUMNS, TEXT_COLUMNS):
         there = [sample[name] for name in names if name in sample]

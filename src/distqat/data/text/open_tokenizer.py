@@ -18,7 +18,7 @@ def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
     """`bytes`, `bpe:N`, a folder with a tokenizer.json, or a model on the hub.
 
     `end` names the token that ends a document, where it is not the tokenizer's own.
-    Raises HubUnavailable where a hub name is out of reach, DataError where there is no such tokenizer.
+    Raises HubUnavailable where a hub name is out of reach, DataError where the tokenizer does not exist.
     """
     size = size_of(name)
     if end is not None and (name == BYTES or size is not None):

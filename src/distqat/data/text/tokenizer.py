@@ -35,6 +35,7 @@ class ByteTokenizer:
     end = 256
 
     def encode(self, text: str) -> list[int]:
+        """The bytes of a text in UTF-8; half a surrogate pair becomes `?`."""
         return list(text.encode("utf-8", errors="replace"))
 
     def decode(self, ids: list[int]) -> str:
@@ -76,7 +77,7 @@ class EngineTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, all of them; half a surrogate pair, which is no character, becomes `?`."""
+        """Ids of a text, all of them; half a surrogate pair, which encodes nothing, becomes `?`."""
         whole = text.encode("utf-8", errors="replace").decode("utf-8")
         ids: list[int] = self._engine.encode(whole, add_special_tokens=False).ids
         return ids

@@ -40,6 +40,7 @@ class ExecutedOperations:
 
     @property
     def integer_count(self) -> int:
+        """How many executed operations are integer ones."""
         return sum(self.integer.values())
 
 

@@ -23,7 +23,7 @@ class Method(Protocol):
     """One way to quantize. All round to the nearest code and clamp; they differ in what is learned."""
 
     quantizes: bool
-    """False: the tensor stays in float, and there is no quantizer."""
+    """False: the tensor stays in float, without a quantizer."""
     learns_step: bool
     has_offset: bool
     """Whether the range of codes is learned too: `offset` is the lowest value, zero stays a code."""
