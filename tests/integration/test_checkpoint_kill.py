@@ -28,7 +28,7 @@ from tests.unit.checkpoint.states import (
 )
 
 from distqat.checkpoint import CheckpointStore, read_trainer_parts, verify, write_trainer_part
-from distqat.checkpoint.replica_parts import MARKS_KEPT
+from distqat.checkpoint.manifest import MARKS_KEPT
 from distqat.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from distqat.checkpoint.atomic_folders import sync_folder, temporary_folder
 from distqat.checkpoint.inventory import earlier_runs, inventory
 from distqat.checkpoint.round_index import RoundFolder, list_rounds
 from distqat.checkpoint.run_card import model_metadata
 from distqat.checkpoint.shard import LoadedShard, load_shard
-from distqat.checkpoint.tensor_file import write_tensors
+from distqat.checkpoint.tensor_file import replace_file, tensor_chunks
 from distqat.errors import CheckpointError
 from distqat.models import full_state_dict
 
@@ -86,10 +85,7 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> Named:
 def write_model(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file in one piece. Raises CheckpointError when it cannot be written."""
     try:
-        with temporary_folder(path.parent, path.name) as temporary:
-            write_tensors(temporary / path.name, tensors, {"format": "pt", **metadata})
-            (temporary / path.name).replace(path)
-            sync_folder(path.parent)
+        replace_file(path, tensor_chunks(tensors, {"format": "pt", **metadata}))
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
 

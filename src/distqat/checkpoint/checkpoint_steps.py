@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from distqat.checkpoint.replica_parts import MARKS_KEPT
+from distqat.checkpoint.manifest import MARKS_KEPT
 from distqat.checkpoint.round_index import RoundFolder
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distqat.checkpoint.atomic_folders import locked, temporary_folder
-from distqat.checkpoint.tensor_file import write_synced
+from distqat.checkpoint.atomic_folders import locked
+from distqat.checkpoint.tensor_file import replace_file
 from distqat.errors import CheckpointError
 
 NOTE = "finished"
@@ -16,10 +16,9 @@ def note_finished(folder: Path, generation: int) -> None:
     """States up to this generation belong to finished runs. Raises CheckpointError: it cannot be noted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder, NOTE) as temporary, locked(folder, wait_s=LOCK_S):
+        with locked(folder, wait_s=LOCK_S):
             newest = max(generation, finished_generation(folder))
-            write_synced(temporary / NOTE, [f"{newest}\n".encode()])
-            (temporary / NOTE).replace(folder / NOTE)
+            replace_file(folder / NOTE, [f"{newest}\n".encode()])
     except OSError as error:
         raise CheckpointError(f"{folder / NOTE} could not be written: {error.strerror or error}") from error
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue
 
-from distqat.checkpoint.atomic_folders import sync_folder, temporary_folder
 from distqat.checkpoint.digested_json import believed, seal, unseal
-from distqat.checkpoint.tensor_file import disk_errors, write_synced
+from distqat.checkpoint.tensor_file import disk_errors, replace_file
 from distqat.errors import CheckpointError
 from distqat.options import Options
 
@@ -63,10 +62,8 @@ def write_card(folder: Path, card: RunCard) -> Path:
     """Put it in place of what is there, in one step. Raises CheckpointError when it cannot be written."""
     path = folder / CARD
     stamped = card.model_copy(update={"written_at": datetime.now(timezone.utc).isoformat(timespec="seconds")})
-    with disk_errors(path), temporary_folder(folder, CARD) as temporary:
-        write_synced(temporary / CARD, [stamped.to_json()])
-        (temporary / CARD).replace(path)
-        sync_folder(folder)
+    with disk_errors(path):
+        replace_file(path, [stamped.to_json()])
     return path
 
 

@@ -1,8 +1,14 @@
-"""One stage of one round: the state that is written, and the state that is read back."""
+"""One stage of one round: written whole or not at all, and read back only as it was written.
+
+A shard is written under a temporary name beside its place, synced and renamed. Replicas of a stage on one
+host write the same shared state: who comes second finds it, verifies it and adds what is its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,13 +16,33 @@ from typing import Any
 
 from torch import Tensor
 
+from distqat.checkpoint.atomic_folders import locked, set_aside, sync_folder, temporary_folder
 from distqat.checkpoint.digested_json import as_json
-from distqat.checkpoint.manifest import SHARED, Manifest, read_manifest
-from distqat.checkpoint.replica_parts import PrivatePart, check_mark, check_words, chosen
-from distqat.checkpoint.tensor_file import FileEntry, read_tensors
+from distqat.checkpoint.manifest import (
+    MANIFEST,
+    SHARED,
+    Manifest,
+    PrivatePart,
+    check_names,
+    chosen,
+    read_manifest,
+    renewed,
+    round_name,
+)
+from distqat.checkpoint.tensor_file import (
+    check_file,
+    disk_errors,
+    read_tensors,
+    write_synced,
+    write_tensors,
+)
 from distqat.diloco.tensor_digest import state_digest
 from distqat.errors import CheckpointError
+from distqat.failpoints import failpoint
 
+logger = logging.getLogger(__name__)
+
+LOCK_S = 30.0  # renames and one digest are done under the lock
 Named = dict[str, Tensor]
 
 
@@ -41,34 +67,6 @@ class ShardState:
     private: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     mark: str | None = None
 
-    def manifest(
-        self, run: str, stage: str, files: Mapping[str, FileEntry], parts: Sequence[PrivatePart] = ()
-    ) -> Manifest:
-        """What is said about it. Raises CheckpointError for names that would leave the folder."""
-        check_words((stage, *self.private))
-        if self.mark is not None:
-            check_mark(self.mark)
-        return Manifest(
-            run=run,
-            stage=stage,
-            generation=self.generation,
-            round=self.round,
-            step=self.step,
-            digest=self.digest,
-            agreement_digest=self.agreement_digest,
-            agreement=as_json(self.agreement, "the agreement"),
-            counters=as_json(self.counters, "counters"),
-            written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            files=dict(files),
-            private=list(parts),
-        )
-
-    def private_part(self, expert: str, entry: FileEntry) -> PrivatePart:
-        """Its name tells the content, so that a newer one never overwrites what the manifest names."""
-        what = f"{self.step:08d}" if self.mark is None else self.mark
-        file = f"inner-{expert}-{what}-{entry.sha256[:12]}.safetensors"
-        return PrivatePart(expert=expert, file=file, step=self.step, mark=self.mark)
-
 
 @dataclass(frozen=True)
 class LoadedShard:
@@ -90,6 +88,40 @@ class SkippedShard:
 
     path: Path
     reason: str
+
+
+def write_shard(folder: Path, run: str, stage: str, state: ShardState) -> Path:
+    """Write a stage of a round, or add to it; its folder, once it survives a power cut.
+
+    Raises CheckpointError when it cannot be written (disk full); what was there before stays, and temporary
+    files go. So too when another state stands for this round: a new history needs a new generation.
+    """
+    own = _manifest(run, stage, state)  # whatever cannot be written is found before anything is
+    place = folder / round_name(state.generation, state.round)
+    target = place / stage
+    try:
+        with disk_errors(target), temporary_folder(place, stage) as temporary:
+            for expert, tensors in state.private.items():
+                _write_private(temporary, own, expert, state.mark, tensors)
+            known = _valid(target)
+            if known is None:
+                own.files[SHARED] = write_tensors(temporary / SHARED, state.shared)
+            with locked(place, wait_s=LOCK_S):
+                standing = _valid(target, known)  # again: another replica may have added to it
+                if standing is None:
+                    if SHARED not in own.files:
+                        own.files[SHARED] = write_tensors(temporary / SHARED, state.shared)
+                    _place(temporary, target, own)
+                else:
+                    own.files[SHARED] = standing.files[SHARED]
+                    _add(temporary, target, standing, own)
+            for each in (folder, folder.parent):
+                sync_folder(each)
+    except CheckpointError:
+        with suppress(OSError):  # a round without any stage; not if others use it
+            place.rmdir()
+        raise
+    return target
 
 
 def load_shard(folder: Path, expert: str | None = None, mark: str | None = None) -> LoadedShard:
@@ -119,3 +151,92 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     missing = object()
     plain = as_json(mine, "the agreement")
     return sorted(key for key in {**plain, **theirs} if plain.get(key, missing) != theirs.get(key, missing))
+
+
+def _manifest(run: str, stage: str, state: ShardState) -> Manifest:
+    """Without files yet. Raises CheckpointError for names that would leave the folder, or what is not JSON."""
+    check_names((stage, *state.private), state.mark)
+    return Manifest(
+        run=run,
+        stage=stage,
+        generation=state.generation,
+        round=state.round,
+        step=state.step,
+        digest=state.digest,
+        agreement_digest=state.agreement_digest,
+        agreement=as_json(state.agreement, "the agreement"),
+        counters=as_json(state.counters, "counters"),
+        written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files={},
+        private=[],
+    )
+
+
+def _write_private(
+    temporary: Path, own: Manifest, expert: str, mark: str | None, tensors: Mapping[str, Tensor]
+) -> None:
+    """Its name tells the content, so that a newer one never overwrites what the manifest names."""
+    entry = write_tensors(temporary / "private", tensors)
+    file = f"inner-{expert}-{own.step:08d}" if mark is None else f"inner-{expert}-{mark}"
+    file += f"-{entry.sha256[:12]}.safetensors"
+    (temporary / "private").rename(temporary / file)
+    own.private.append(PrivatePart(expert=expert, file=file, step=own.step, mark=mark))
+    own.files[file] = entry
+
+
+def _place(temporary: Path, target: Path, manifest: Manifest) -> None:
+    """Nothing valid stands there: the whole folder goes into place in one rename."""
+    failpoint("checkpoint.manifest")
+    write_synced(temporary / MANIFEST, [manifest.to_json()])
+    sync_folder(temporary)
+    if target.exists():
+        logger.warning("%s is broken and is written again", target)
+        set_aside(target)
+    failpoint("checkpoint.rename")
+    temporary.rename(target)
+    sync_folder(target.parent)
+
+
+def _add(temporary: Path, target: Path, standing: Manifest, own: Manifest) -> None:
+    """The state stands there: add private parts; the manifest changes last, and old parts go after it."""
+    for key in ("run", "agreement_digest", "digest"):
+        ours, theirs = getattr(own, key), getattr(standing, key)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{target} holds another state, of {key} {theirs[:12]!r}, not {ours[:12]!r}; "
+                "continue from it, use a new generation, or move it away"
+            )
+    if not own.private:
+        return
+    private = renewed(standing.private, own.private)
+    names = {SHARED, *(part.file for part in private)}
+    files = {name: entry for name, entry in {**standing.files, **own.files}.items() if name in names}
+    merged = own if own.step >= standing.step else standing
+    failpoint("checkpoint.manifest")
+    body = merged.model_copy(update={"private": private, "files": files}).to_json()
+    write_synced(temporary / MANIFEST, [body])
+    for part in own.private:
+        (temporary / part.file).rename(target / part.file)
+    sync_folder(target)
+    failpoint("checkpoint.rename")
+    (temporary / MANIFEST).replace(target / MANIFEST)
+    sync_folder(target)
+    for name in standing.files.keys() - names:
+        (target / name).unlink(missing_ok=True)
+
+
+def _valid(target: Path, known: Manifest | None = None) -> Manifest | None:
+    """The manifest of a shard whose shared state is as written; None if there is none.
+
+    What `known` says was read just before and is not read again.
+    """
+    if not target.exists():
+        return None
+    try:
+        manifest = read_manifest(target)
+        if known is None or manifest.files[SHARED] != known.files[SHARED]:
+            check_file(target / SHARED, manifest.files[SHARED])
+    except CheckpointError as error:
+        logger.info("%s", error)
+        return None
+    return manifest

@@ -16,8 +16,7 @@ from distqat.checkpoint.checkpoint_steps import CheckpointMark, marks_of
 from distqat.checkpoint.manifest import Manifest, read_manifest
 from distqat.checkpoint.pruning import prune
 from distqat.checkpoint.round_index import RoundFolder, list_rounds
-from distqat.checkpoint.shard import LoadedShard, ShardState, SkippedShard, differing, load_shard
-from distqat.checkpoint.shard_writer import write_shard
+from distqat.checkpoint.shard import LoadedShard, ShardState, SkippedShard, differing, load_shard, write_shard
 from distqat.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from distqat.checkpoint.atomic_folders import sync_folder, temporary_folder
 from distqat.errors import CheckpointError
 from distqat.failpoints import failpoint
 from distqat.options import Options
@@ -45,7 +46,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> FileEntry:
     """Write and sync; equal tensors give equal bytes. Raises OSError, CheckpointError for a dtype."""
-    return write_synced(path, _chunks(tensors, metadata))
+    return write_synced(path, tensor_chunks(tensors, metadata))
 
 
 def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
@@ -63,6 +64,19 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
         failpoint("checkpoint.fsync")
         os.fsync(file.fileno())
     return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview], point: str | None = None) -> None:
+    """Put a file in place of what is there, whole or not at all, synced. Raises OSError.
+
+    `point` names the failpoint before the rename.
+    """
+    with temporary_folder(path.parent, path.name) as temporary:
+        write_synced(temporary / path.name, chunks)
+        if point is not None:
+            failpoint(point)
+        (temporary / path.name).replace(path)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -124,9 +138,10 @@ def _check_digest(path: Path, entry: FileEntry, found: str) -> None:
         )
 
 
-def _chunks(
+def tensor_chunks(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> Iterator[bytes | memoryview]:
+    """A safetensors file in pieces: the header, then one per tensor. Raises CheckpointError for a dtype."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES or not name or name == "__metadata__":

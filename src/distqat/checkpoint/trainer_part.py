@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue
 
-from distqat.checkpoint.atomic_folders import remove_leftovers, sync_folder, temporary_folder
+from distqat.checkpoint.atomic_folders import remove_leftovers, sync_folder
 from distqat.checkpoint.digested_json import as_json, believed, seal, unseal
-from distqat.checkpoint.replica_parts import check_mark
-from distqat.checkpoint.tensor_file import disk_errors, write_synced
+from distqat.checkpoint.manifest import check_names
+from distqat.checkpoint.tensor_file import disk_errors, replace_file
 from distqat.errors import CheckpointError
-from distqat.failpoints import failpoint
 from distqat.options import Options
 
 logger = logging.getLogger(__name__)
@@ -64,15 +63,12 @@ def write_trainer_part(folder: Path, part: TrainerPart, keep: int = 4) -> Path:
     """
     if keep < 1:
         raise CheckpointError(f"{folder}: at least one trainer's part must be kept, not {keep}")
-    check_mark(part.mark)
-    trainers = folder / TRAINERS
-    path = trainers / f"{part.mark}.json"
+    check_names((), part.mark)
+    path = folder / TRAINERS / f"{part.mark}.json"
     body = seal(as_json(part.model_dump(mode="python"), f"the trainer's part {part.mark}"))
-    with disk_errors(path), temporary_folder(trainers, part.mark) as temporary:
-        write_synced(temporary / path.name, [body])
-        failpoint("checkpoint.trainer_part.rename")
-        (temporary / path.name).replace(path)
-        for each in (trainers, folder, folder.parent):
+    with disk_errors(path):
+        replace_file(path, [body], "checkpoint.trainer_part.rename")
+        for each in (folder, folder.parent):
             sync_folder(each)
     _prune(folder, part, keep)
     return path

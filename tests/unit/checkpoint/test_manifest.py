@@ -9,8 +9,7 @@ from tests.unit.checkpoint.states import RUN, moments, same_bits, shard_state
 
 from distqat.checkpoint import CheckpointStore
 from distqat.checkpoint.digested_json import seal
-from distqat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from distqat.checkpoint.replica_parts import PrivatePart
+from distqat.checkpoint.manifest import MANIFEST, Manifest, PrivatePart, read_manifest
 from distqat.checkpoint.shard import load_shard
 from distqat.errors import CheckpointError
 

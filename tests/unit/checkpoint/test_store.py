@@ -190,7 +190,7 @@ def test_what_another_replica_did_just_before_the_lock_stays(
 
     if already:
         store.write("front", shard_state(1))
-    monkeypatch.setattr("distqat.checkpoint.shard_writer.locked", late)
+    monkeypatch.setattr("distqat.checkpoint.shard.locked", late)
     store.write("front", shard_state(1, private={"front.0.0.0": moments(10)}))
     assert set(newest(store).private) == {"front.0.0.0", "front.0.1.0"}
     assert not newest(store).refused
@@ -207,7 +207,7 @@ def test_a_shard_that_is_gone_when_the_lock_comes_is_written_whole(
         with locked(place, wait_s=wait_s):
             yield
 
-    monkeypatch.setattr("distqat.checkpoint.shard_writer.locked", late)
+    monkeypatch.setattr("distqat.checkpoint.shard.locked", late)
     store.write("front", shard_state(1))
     assert same_bits(newest(store).shared, shared_tensors(1))
 
@@ -249,10 +249,10 @@ def test_disk_full_leaves_the_old_one(
         raise full
 
     place = {
-        "write": ("distqat.checkpoint.shard_writer.write_tensors", fail),
+        "write": ("distqat.checkpoint.shard.write_tensors", fail),
         "fsync": ("distqat.checkpoint.tensor_file.os.fsync", fail),
-        "rename": ("distqat.checkpoint.shard_writer.Path.rename", fail),
-        "manifest": ("distqat.checkpoint.shard_writer.write_synced", fail),
+        "rename": ("distqat.checkpoint.shard.Path.rename", fail),
+        "manifest": ("distqat.checkpoint.shard.write_synced", fail),
     }[failing]
     with monkeypatch.context() as patch:
         patch.setattr(*place)

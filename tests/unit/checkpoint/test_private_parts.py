@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from distqat.checkpoint.replica_parts import PrivatePart, chosen, renewed
+from distqat.checkpoint.manifest import PrivatePart, chosen, renewed
 
 
 def part(expert: str, step: int, mark: str | None) -> PrivatePart:
