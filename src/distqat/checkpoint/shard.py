@@ -154,7 +154,7 @@ def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _manifest(run: str, stage: str, state: ShardState) -> Manifest:
-    """Without files yet. Raises CheckpointError for names that would leave the folder, or what is not JSON."""
+    """Without files yet. Raises CheckpointError for names that leave the folder, or what is not JSON."""
     check_names((stage, *state.private), state.mark)
     return Manifest(
         run=run,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -25,12 +24,8 @@ from distqat.checkpoint.atomic_folders import sync_folder, temporary_folder
 from distqat.errors import CheckpointError
 from distqat.failpoints import failpoint
 from distqat.options import Options
+from distqat.tensor_bytes import DTYPE_NAMES, flat_bytes
 
-_CODES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
 _CHUNK = 1 << 20
 
 
@@ -144,7 +139,7 @@ def tensor_chunks(
     """A safetensors file in pieces: the header, then one per tensor. Raises CheckpointError for a dtype."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors.items():
-        if tensor.dtype not in _CODES or not name or name == "__metadata__":
+        if tensor.dtype not in DTYPE_NAMES or not name or name == "__metadata__":
             raise CheckpointError(f"tensor {name!r} of {tensor.dtype} cannot be kept in a checkpoint")
     # Wide types first, as the format wants: every tensor then starts at a multiple of its item size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -152,13 +147,11 @@ def tensor_chunks(
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        code = _CODES[tensor.dtype]
+        code = DTYPE_NAMES[tensor.dtype].upper()
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            yield flat.view(torch.uint8).numpy().data
+        yield flat_bytes(tensors[name]).numpy().data

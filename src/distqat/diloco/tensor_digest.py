@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
+
+from distqat.tensor_bytes import flat_bytes
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -17,10 +18,9 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
         digest.update(len(header).to_bytes(8, "little"))  # no two sets give one stream of bytes
         digest.update(header)
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(flat_bytes(tensor).numpy().data)
     return digest.hexdigest()

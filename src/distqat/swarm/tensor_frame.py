@@ -26,7 +26,8 @@ import xxhash
 
 from distqat.codec.activation_codec import Coded, decode_activation
 from distqat.errors import BadContribution, BadFrame, UnknownName
-from distqat.swarm.tensor_spec import DTYPE_NAMES, DTYPES, TensorSpec, parse_spec
+from distqat.swarm.tensor_spec import TensorSpec, parse_spec
+from distqat.tensor_bytes import DTYPE_NAMES, DTYPES, flat_bytes
 
 PROTOCOL_VERSION = 2
 MAGIC = b"DQ"
@@ -93,7 +94,7 @@ def encode(kind: int, request: int, method: str, message: Message) -> list[bytes
             spec += [coded.codec, [[n, _dtype_name(part), part.numel()] for n, part in coded.parts.items()]]
         specs.append(spec)
         for part in (tensor,) if coded is None else coded.parts.values():
-            raw = _bytes_of(part)
+            raw = flat_bytes(part).numpy().data
             padding = bytes(-len(raw) % ALIGNMENT)
             for piece in (raw, padding):
                 if len(piece):
@@ -190,9 +191,3 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     if tensor.dtype not in DTYPE_NAMES:
         raise BadFrame(f"tensors of {tensor.dtype} do not travel; known: {', '.join(DTYPES)}")
     return DTYPE_NAMES[tensor.dtype]
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    flat = flat.as_strided(flat.shape, (1,))  # one element is contiguous with any stride, and no view then
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -9,23 +9,10 @@ from typing import Any
 import torch
 
 from distqat.errors import BadFrame
+from distqat.tensor_bytes import DTYPES
 
 MAX_DIMENSIONS = 8
 MAX_PARTS = 4  # of a coded tensor
-
-DTYPES: dict[str, torch.dtype] = {
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f64": torch.float64,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

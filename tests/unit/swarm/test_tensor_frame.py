@@ -19,7 +19,7 @@ from distqat.errors import BadFrame
 from distqat.swarm import tensor_frame
 from distqat.swarm.frame_reader import FrameReader, ReceivedFrame
 from distqat.swarm.tensor_frame import Message
-from distqat.swarm.tensor_spec import DTYPE_NAMES
+from distqat.tensor_bytes import DTYPE_NAMES
 
 MAX_PAYLOAD = 1 << 20
 

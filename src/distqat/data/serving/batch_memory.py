@@ -15,20 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distqat import tensor_bytes
 from distqat.errors import BadFrame, DataError
 from distqat.tasks.base import Batch
 
 ALIGNMENT = 64
 MAX_DIMENSIONS = 8
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
+_CODES = ("f32", "f16", "bf16", "i64", "i32", "u8", "bool")
+DTYPES = {str(tensor_bytes.DTYPES[code])[6:]: tensor_bytes.DTYPES[code] for code in _CODES}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

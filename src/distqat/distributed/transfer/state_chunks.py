@@ -22,7 +22,8 @@ from distqat.diloco.tensor_digest import state_digest
 from distqat.distributed.network.call_fields import take
 from distqat.errors import BadContribution, BadFrame
 from distqat.swarm.tensor_frame import ALIGNMENT, Message
-from distqat.swarm.tensor_spec import DTYPE_NAMES, DTYPES, MAX_DIMENSIONS
+from distqat.swarm.tensor_spec import MAX_DIMENSIONS
+from distqat.tensor_bytes import DTYPE_NAMES, DTYPES, flat_bytes
 
 Named = dict[str, Tensor]
 
@@ -191,10 +192,7 @@ def _bytes(raw: bytes) -> Tensor:
 def _flat(tensor: Tensor) -> Tensor:
     if tensor.dtype not in DTYPE_NAMES:
         raise BadContribution(f"tensors of {tensor.dtype} do not travel")
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    if not flat.numel():
-        return torch.empty(0, dtype=torch.uint8)
-    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # one element is contiguous with any stride
+    return flat_bytes(tensor)
 
 
 def _view(whole: Tensor, place: TensorPlace) -> Tensor:

@@ -16,7 +16,7 @@ from distqat.distributed.transfer.download import ChunkCache
 from distqat.distributed.transfer.state_chunks import ChunkedState, ChunkedStateDescription
 from distqat.errors import BadContribution, BadFrame
 from distqat.swarm.tensor_frame import Message
-from distqat.swarm.tensor_spec import DTYPES
+from distqat.tensor_bytes import DTYPES
 
 SHAPES = st.lists(st.integers(0, 7), max_size=3)
 TENSORS = st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(SHAPES, st.sampled_from([*DTYPES])))
