@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,3 @@ async def _noticed(replica: ServerLife) -> None:
         await replica.serves(timeout_s=3600.0)
     except DistqatError:
         return  # it was killed before; whoever waits for it hears why
-
-
-def pipelines_through(steps: Sequence[Mapping[str, Any]], peer: str) -> list[int]:
-    """Pipelines whose newest step went through a server."""
-    newest = {int(step["pipeline"]): step for step in steps}
-    return sorted(pipeline for pipeline, step in newest.items() if peer in step["peers"])

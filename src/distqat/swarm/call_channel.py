@@ -96,11 +96,6 @@ class CallChannel(asyncio.BufferedProtocol):
             text = f"{self.peer} did not answer {method!r} in {timeout:.1f} s; it is slow, stopped or cut off"
             answer.set_exception(CallTimeout(text))
 
-    @property
-    def urged(self) -> bool:
-        """Whether a prompt call waits."""
-        return bool(self._prompt)
-
     def doubt(self, silence: float) -> None:
         """The peer is silent, perhaps cut off: prompt calls raise CallTimeout, the stream stays."""
         for request in self._prompt:

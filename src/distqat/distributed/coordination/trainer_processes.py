@@ -46,7 +46,6 @@ class TrainerProcesses:
         self.began: float | None = None
         self.ended = 0.0
         self.samples = 0
-        self.samples_before = 0  # of earlier starts of the run
         self.account: dict[str, Any] = {}  # what the data set leaves out
         self._config = config
         self._argv = list(argv)
@@ -69,7 +68,6 @@ class TrainerProcesses:
         `parts`: what trainers wrote at the checkpoint step that the run goes on from, newest first.
         """
         for part in reversed(parts):
-            self.samples_before += part.samples
             progress = TrainerProgress(part.step, part.taken, part.samples, dict(part.scaler))
             self._keep_up(part.pipeline, part.data, progress.fields())
         if not serve_data:
