@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +368,7 @@ class Client:
             raise RunFailed(failure)
 
 
-async def serve(start: RoleStart, fork_server: ForkServerClient, stop: asyncio.Event) -> int:
+async def serve(fork_server: ForkServerClient, start: RoleStart, stop: asyncio.Event) -> int:
     """Start the peer, run the client, stop."""
     config, args = start.config, start.args
     need_peers(config)
@@ -395,10 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fork_server = ForkServerClient.start(
         (*preload, "distqat.distributed.trainer", "distqat.distributed.data_server")
     )
-
-    async def role(start: RoleStart, stop: asyncio.Event) -> int:
-        return await serve(start, fork_server, stop)
-
+    role = partial(serve, fork_server)
     return run_role_main("client", "Find pipelines and train over them.", role, argv)
 
 

@@ -9,7 +9,6 @@ from distqat.terminal import begin, keeps_clean, leave
 if __name__ == "__main__":  # before all else: what follows imports torch
     begin("monitor", clean="--watch" in sys.argv)
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -20,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from distqat.atomic_files import write_whole
-from distqat.config import Config, ConfigParser
+from distqat.config import Config
 from distqat.distributed.network.other_runs import OtherRuns
 from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir
 from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.errors import ConfigError, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.metrics.status_waits import waits_of
-from distqat.process import RoleParameters, announce_ready, set_up_logging
+from distqat.process import announce_ready, set_up_logging
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
 
 logger = logging.getLogger(__name__)
@@ -158,21 +157,24 @@ def _written_peers(config: Config) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: stopped in order; 1: it could not serve; 2: refused."""
+    return run_role_main(
+        "monitor",
+        "Bootstrap a swarm, or watch one.",
+        _serve_or_watch,
+        argv,
+        flags=lambda parser: parser.add_argument(
+            "--watch", action="store_true", help="print the table of a running swarm instead"
+        ),
+        title=lambda args, told: "monitor --watch" if args.watch else "monitor",
+    )
 
-    def flags(parser: ConfigParser) -> None:
-        parser.add_argument("--watch", action="store_true", help="print the table of a running swarm instead")
 
-    def title(args: argparse.Namespace, parameters: RoleParameters) -> str:
-        return "monitor --watch" if args.watch else "monitor"
-
-    async def role(start: RoleStart, stop: asyncio.Event) -> int:
-        if not start.args.watch:
-            return await serve(start, stop)
-        if not start.given("log_level"):
-            set_up_logging("monitor", "WARNING")
-        return await watch(start.config, stop)
-
-    return run_role_main("monitor", "Bootstrap a swarm, or watch one.", role, argv, flags=flags, title=title)
+async def _serve_or_watch(start: RoleStart, stop: asyncio.Event) -> int:
+    if not start.args.watch:
+        return await serve(start, stop)
+    if not start.given("log_level"):
+        set_up_logging("monitor", "WARNING")
+    return await watch(start.config, stop)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run_role_main(
     serve: Callable[[RoleStart, asyncio.Event], Coroutine[Any, Any, int]],
     argv: Sequence[str] | None,
     *,
-    flags: Callable[[ConfigParser], None] | None = None,
+    flags: Callable[[ConfigParser], object] | None = None,
     title: Callable[[argparse.Namespace, RoleParameters], str] | None = None,
 ) -> int:
     """Run `serve(start, stop)` as the role `name`; its exit code, as `run_role` gives it.

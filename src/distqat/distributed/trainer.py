@@ -7,7 +7,6 @@ from distqat.terminal import begin, leave
 if __name__ == "__main__":  # before all else: what follows imports torch
     begin("trainer", clean=False)
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distqat.config import Config, ConfigParser
+from distqat.config import Config
 from distqat.data.serving.batch_client import DataClient, LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.network.call_fields import Hop
@@ -41,7 +40,7 @@ from distqat.distributed.training.step_size import StepSize
 from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailable, SwarmError, TaskError
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
-from distqat.process import AnnouncedWait, RoleParameters, announce_ready, waiting
+from distqat.process import AnnouncedWait, announce_ready, waiting
 from distqat.swarm.directory import DirectoryWatch
 from distqat.topology.routing import Route
 
@@ -310,18 +309,18 @@ async def serve(start: RoleStart, stop: asyncio.Event) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: the run finished or the trainer was stopped in order; 1: it failed; 2: refused."""
-
-    def flags(parser: ConfigParser) -> None:
-        parser.add_argument(
+    return run_role_main(
+        "trainer",
+        "Train over one pipeline.",
+        serve,
+        argv,
+        flags=lambda parser: parser.add_argument(
             "--run-locally",
             action="store_true",
             help="compute in this process, without servers: the baseline",
-        )
-
-    def title(args: argparse.Namespace, parameters: RoleParameters) -> str:
-        return f"trainer {parameters.pipeline}"
-
-    return run_role_main("trainer", "Train over one pipeline.", serve, argv, flags=flags, title=title)
+        ),
+        title=lambda args, told: f"trainer {told.pipeline}",
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from distqat.launch.launcher_roles import (
     LauncherSettings,
     claim_role_log,
     keep_until_ready,
-    role_command,
+    server_command,
 )
 from distqat.launch.log_folder import claim_folder
 from distqat.launch.monitor_and_client import MonitorAndClient, claim_ports
@@ -41,7 +41,6 @@ from distqat.process import (
     RoleProcess,
     Supervisor,
     claim_port,
-    threads_per_server,
 )
 from distqat.process.restart_policy import USAGE
 from distqat.process.role_endings import ending
@@ -133,26 +132,13 @@ class DrillSwarm:
         config, number = self.settings.config, len(self.replicas)
         port = claim_port(bound_hosts(config.public_ip), config.server_base_port, given=False)
         log = claim_role_log(self.settings, "server", number)
-        command = role_command(
-            "server",
-            self.settings,
-            log,
-            changes={"server_base_port": port.port, "initial_peers": ",".join(self.peers)},
-            parameters=RoleParameters(claimed_port=port.port, server_index=number),
-            env=self.environment,
-            threads=threads_per_server(config.world_size * len(config.stages)),
-        )
-        runs: asyncio.Queue[RoleProcess] = asyncio.Queue()
-        kept = self._servers.start(command, NEVER_AGAIN, runs.put_nowait)
-        began = time.time()
-        started = asyncio.ensure_future(runs.get())
+        count, peers = config.world_size * len(config.stages), {"initial_peers": ",".join(self.peers)}
+        command = server_command(self.settings, log, number, port, count, peers, self.environment)
+        started: asyncio.Future[RoleProcess] = asyncio.get_running_loop().create_future()
+        kept, began = self._servers.start(command, NEVER_AGAIN, started.set_result), time.time()
         either: set[asyncio.Future[Any]] = {kept, started}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not started.done():
-                started.cancel()
-        if started.cancelled() or not started.done():
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
             raise RoleError(f"{command.name} was not started: {await kept}")
         replica = ServerLife(number, started.result(), port, began)
         kept.add_done_callback(lambda _: port.release())

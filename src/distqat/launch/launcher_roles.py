@@ -15,6 +15,7 @@ from distqat.errors import ConfigError, DataError, DistqatError, RoleError
 from distqat.launch.log_folder import no_logs
 from distqat.process import (
     LogClaim,
+    PortClaim,
     RestartPolicy,
     RoleCommand,
     RoleParameters,
@@ -23,6 +24,7 @@ from distqat.process import (
     claim_log,
     resolve_device,
     set_up_logging,
+    threads_per_server,
 )
 from distqat.process.runtime_folder import moved
 from distqat.terminal import log_to
@@ -145,6 +147,27 @@ def role_command(
         log_path=log.path,
         env={**replace(parameters, log_name=log.path.stem).environment(), **(env or {})},
         threads=threads,
+    )
+
+
+def server_command(
+    settings: LauncherSettings,
+    log: LogClaim,
+    index: int,
+    port: PortClaim,
+    count: int,
+    changes: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> RoleCommand:
+    """The command of one of `count` servers that share the cores of this host."""
+    return role_command(
+        "server",
+        settings,
+        log,
+        changes={"server_base_port": port.port, **(changes or {})},
+        parameters=RoleParameters(claimed_port=port.port, server_index=index),
+        env=env,
+        threads=threads_per_server(count),
     )
 
 

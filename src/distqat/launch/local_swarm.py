@@ -61,13 +61,11 @@ class LocalRun:
     def _watching(self) -> RunWatch:
         config, plan = self.plan.settings.config, self.plan
         return RunWatch(
-            run=config.experiment_prefix,
+            config,
             title=f"{config.experiment_prefix} {plan.mode}",
             goal=plan.goal,
-            stages=config.stages if plan.servers else [],
             display=self.display,
             say=self._reporter.say,
-            log_dir=plan.settings.log_dir,
             expected=plan.servers,
             began=self.began,
         )

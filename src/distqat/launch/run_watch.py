@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distqat.errors import DistqatError
 from distqat.launch.display import Display
@@ -17,6 +16,9 @@ from distqat.launch.progress_text import replicas as told
 from distqat.launch.status_poller import StatusFeed
 from distqat.process import RoleProcess
 
+if TYPE_CHECKING:
+    from distqat.config import Config
+
 T = TypeVar("T")
 LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
 
@@ -25,16 +27,14 @@ LOOK_EVERY_S = 0.25  # how often the display moves; the client is asked as often
 class RunWatch:
     """Asks the client of a run how it goes and shows that.
 
-    `stages`: none for a baseline. `expected`: servers that this launcher starts itself; None: others do.
+    `expected`: servers that this launcher starts itself; None: others do.
     """
 
-    run: str
+    config: Config
     title: str
     goal: RunGoal
-    stages: Sequence[str]
     display: Display
     say: Callable[[str], None]
-    log_dir: Path
     expected: int | None = None
     began: float = field(default_factory=time.monotonic)
     phase: str = "starting the monitor"
@@ -42,16 +42,17 @@ class RunWatch:
     _following: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._feed = StatusFeed(self.run)
+        self._status = StatusFeed(self.config.experiment_prefix)
+        self._stages = [] if self.goal.outer_steps is None else self.config.stages  # a baseline has none
 
     async def show(self) -> None:
         """Show how it goes; never returns."""
         reading, pace = ClientStatus(), TimeLeft(self.goal)
         while True:
-            status = await self._feed.ask()
+            status = await self._status.ask()
             elapsed = time.monotonic() - self.began
             if status is not None:
-                before, reading = reading, ClientStatus.of(status, self.stages, time.time())
+                before, reading = reading, ClientStatus.of(status, self._stages, time.time())
                 if before.step == 0 and reading.step > 0:
                     self.say(f"first step after {elapsed:.1f} s")
             left = pace.update(reading, elapsed)
@@ -70,7 +71,7 @@ class RunWatch:
             if showing.done():  # it never returns: only an error ends it
                 showing.result()
             self.display.clear()
-            self.say(f"stopped before the run was finished; logs in {self.log_dir}/")
+            self.say(f"stopped before the run was finished; logs in {self.config.log_dir}/")
             return None
         finally:
             for task in (working, showing, asked):
@@ -86,11 +87,11 @@ class RunWatch:
     async def close(self) -> None:
         for task in self._following:
             task.cancel()
-        await self._feed.close()
+        await self._status.close()
 
     async def _follow(self, client: RoleProcess) -> None:
         try:
-            self._feed.follow(await client.ready(READY_S))
+            self._status.follow(await client.ready(READY_S))
         except DistqatError as error:
             if client.returncode is None:  # its end is told by whoever keeps it running
                 self.say(str(error))
@@ -109,7 +110,7 @@ class RunWatch:
             return reading.wait
         if reading.step:
             return f"nobody serves {', '.join(reading.missing)}" if reading.missing else reading.unsaved
-        return f"{self.phase}: {self._servers(reading)}" if self.stages else self.phase
+        return f"{self.phase}: {self._servers(reading)}" if self._stages else self.phase
 
     def _servers(self, reading: ClientStatus) -> str:
         if self.expected is None:

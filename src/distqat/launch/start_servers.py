@@ -19,7 +19,7 @@ from distqat.launch.launcher_roles import (
     exit_code,
     module_of,
     read_settings,
-    role_command,
+    server_command,
     until,
 )
 from distqat.process import (
@@ -28,14 +28,12 @@ from distqat.process import (
     PortClaim,
     RoleCommand,
     RoleEnded,
-    RoleParameters,
     RoleProcess,
     Supervisor,
     claim_port,
     guarded,
     run_role,
     set_title,
-    threads_per_server,
 )
 from distqat.swarm.role_addresses import bound_hosts
 from distqat.terminal import begin, leave
@@ -87,15 +85,8 @@ def plan_servers(
         raise ConfigError(f"--num-servers {count}: at least 1")
     plans = []
     for index, port in enumerate(ports or claim_server_ports(settings, count)):
-        command = role_command(
-            "server",
-            settings,
-            claim_role_log(settings, "server", index),
-            changes={"server_base_port": port.port},
-            parameters=RoleParameters(claimed_port=port.port, server_index=index),
-            threads=threads_per_server(count),
-        )
-        plans.append(ServerPlan(command, port))
+        log = claim_role_log(settings, "server", index)
+        plans.append(ServerPlan(server_command(settings, log, index, port, count), port))
     return plans
 
 

@@ -141,14 +141,7 @@ class TrainerClient:
 
         config = self._settings.config
         return RunWatch(
-            run=config.experiment_prefix,
-            title=config.experiment_prefix,
-            goal=goal_of(config),
-            stages=config.stages,
-            display=self._display,
-            say=self._reporter.say,
-            log_dir=self._settings.log_dir,
-            began=began,
+            config, config.experiment_prefix, goal_of(config), self._display, self._reporter.say, began=began
         )
 
     def _conclude(self) -> None:

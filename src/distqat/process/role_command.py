@@ -34,26 +34,13 @@ class RoleCommand:
 
     def to_message(self) -> dict[str, Any]:
         log = None if self.log_path is None else str(self.log_path.absolute())
-        return {
-            "name": self.name,
-            "entry": self.entry,
-            "argv": list(self.argv),
-            "log_path": log,
-            "env": dict(self.env),
-            "threads": self.threads,
-        }
+        return {**vars(self), "env": dict(self.env), "log_path": log}
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> RoleCommand:
         log = message["log_path"]
-        return cls(
-            name=message["name"],
-            entry=message["entry"],
-            argv=tuple(message["argv"]),
-            log_path=None if log is None else Path(log),
-            env=message["env"],
-            threads=message["threads"],
-        )
+        path = None if log is None else Path(log)
+        return cls(**{**message, "argv": tuple(message["argv"]), "log_path": path})
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

@@ -23,11 +23,7 @@ class Preflight:
     """
 
     def __init__(
-        self,
-        config: Config,
-        before: Callable[[], Awaitable[None]] | None = None,
-        *,
-        by_servers: bool = False,
+        self, config: Config, before: Callable[[], Awaitable[None]] | None = None, by_servers: bool = False
     ) -> None:
         """`before` is done when all is well, before it opens; `by_servers`: they check."""
         self.told: Told | None = None
