@@ -182,7 +182,7 @@ class NetworkSwarm:
     async def _start_client(self, name: str) -> None:
         peer = self._peer(name)
         self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[name])  # type: ignore[arg-type]
-        self.client.gate.open()  # there is no data server
+        self.client.preflight.open()  # there is no data server
         await peer.transport.serve(self.client._answer, self.client._died)
         self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
         self._run("watching", self.client._watch.run())

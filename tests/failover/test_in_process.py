@@ -63,7 +63,7 @@ async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     directory = MemoryDirectory(Records(), "client", config.experiment_prefix, tuple(config.stages))
     peer: Any = SimpleNamespace(transport=transport, directory=directory, host="", maddrs=())
     client = Client(config, [], peer, None, NullSink())  # type: ignore[arg-type]
-    client.gate.open()
+    client.preflight.open()
     await transport.serve(client._answer, client._died)
 
     def newcomer() -> Newcomer:
@@ -218,22 +218,22 @@ async def test_nobody_gets_a_slot_before_the_checks_are_over(
     """A server that asks early is told to ask again, and hears then what its model is to be checked with."""
     client, newcomer = claims
     monkeypatch.setattr(preflight, "HOLD_S", 0.0)
-    client.gate = preflight.Preflight(mlp())
+    client.preflight = preflight.Preflight(mlp())
     asked = asyncio.ensure_future(newcomer().ask(0))
     held = asyncio.get_running_loop().create_future()
-    passed = client.gate.passed
+    passed = client.preflight.passed
 
     async def seen() -> bool:
         if not held.done():
             held.set_result(None)
         return await passed()
 
-    monkeypatch.setattr(client.gate, "passed", seen)
+    monkeypatch.setattr(client.preflight, "passed", seen)
     await held
     assert not asked.done()
-    client.gate.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
+    client.preflight.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
     monkeypatch.setattr(preflight, "HOLD_S", 10.0)
-    client.gate.open()
+    client.preflight.open()
     slot = await asyncio.wait_for(asked, 10)
     assert slot.expert.stage in ("front", "back")
     assert slot.batch is not None

@@ -16,14 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from distqat.config import Config, agreement, to_argv
 from distqat.config.authority import run_settings
-from distqat.distributed.assembly.evaluation import build_all
 from distqat.distributed.assembly.keep_earlier_runs import note_end
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.assembly.tied_weights import twin_stages
+from distqat.distributed.assembly.tied_weights import tied_stages
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.discarded_rounds import DiscardedRounds
 from distqat.distributed.coordination.failure_broadcast import FailureBroadcast
@@ -85,9 +82,9 @@ class Client:
         path = Path(config.log_dir) / "commit_log.jsonl"
         self._log = CommitLog(path, config.experiment_prefix, resume=parameters.resume)
         self._slots = SlotGrants(self._log, stages, config.max_expert_index)
-        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, twin_stages(config))
+        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, tied_stages(config))
         self._mirror = ParameterMirror(config, self._log, self._rounds, peer.transport)
-        self._evaluating = PeriodicEvaluation(config, self._rounds, peer.transport, sink, self._built)
+        self._evaluating = PeriodicEvaluation(config, self._rounds, peer.transport, sink)
         self._watch = DirectoryWatch(peer.directory, stages)
         self._reach = ReachabilityChecks(peer.transport, peer.host, self._slots, self._gone)
         self._trainers = TrainerProcesses(config, argv, fork_server, sink)
@@ -97,13 +94,12 @@ class Client:
         if not parameters.run_locally:
             note_settings(self._log, config)
         self._start = RunStart.of(config, self._log, parameters)
-        self.gate = Preflight(config, self._start.make_room, by_servers=parameters.servers_check)
+        self.preflight = Preflight(config, self._start.make_room, by_servers=parameters.servers_check)
         self._finished = asyncio.Event()
         self._empty = asyncio.Event()  # no server holds a slot any more
         self._seen = ServersSeen()
         self._farewell = FailureBroadcast()
         self._discarded = DiscardedRounds()
-        self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: the run finished, or the client was stopped in order."""
@@ -153,7 +149,8 @@ class Client:
         if call.method == "beat":
             return Message(self._beat(call.peer, fields))
         if call.method == "report":
-            self._prepare_judgement()
+            if not self._parameters.run_locally:
+                self._evaluating.prepare()
             return Message(self._trainers.report(fields, finished=self._finished.is_set()))
         if call.method == "members":
             return Message(await self._members(call.peer, fields))
@@ -175,7 +172,7 @@ class Client:
         holding = fields.get("holding")
         await self._reach.prove(Hop.parse(fields).address, holding)
         self._gone(peer)
-        if not holding and not await self.gate.passed():
+        if not holding and not await self.preflight.passed():
             return {"wait": "the client still looks at the model and the data"}
         if not holding:
             await self._start.holders_first()
@@ -188,7 +185,7 @@ class Client:
         self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
         founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
         slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
-        told = {"settings": self._settings, "batch": self.gate.told, **self._start.fields()}
+        told = {"settings": self._settings, "batch": self.preflight.told, **self._start.fields()}
         return {**slot, "generation": self._log.generation, **told}
 
     def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -268,7 +265,7 @@ class Client:
 
     async def _until_failure(self) -> None:
         """Raises ConfigError for a run that cannot work, RoleError when a child is given up."""
-        noted = self._start.note_run(self._trainers.data_serves, self.gate.opened, self._log)
+        noted = self._start.note_run(self._trainers.data_serves, self.preflight.opened, self._log)
         await asyncio.gather(self._keep_children(), self._check_start(), noted)
 
     async def _keep_children(self) -> None:
@@ -286,7 +283,7 @@ class Client:
     async def _check_start(self) -> None:
         """Raises ConfigError before any server has joined; a run that goes on needs servers to know where."""
         resumes = self._start.resumption.waiting
-        await self.gate.check(None if resumes else self._trainers.data_serves)
+        await self.preflight.check(None if resumes else self._trainers.data_serves)
 
     async def _training(self) -> None:
         """Until all rounds are committed, or the baseline has finished."""
@@ -337,20 +334,10 @@ class Client:
         wait = told_wait()
         return [] if wait is None else [{"role": "client", "what": wait.what, "since": wait.since}]
 
-    def _prepare_judgement(self) -> None:
-        """Build the model for the end while servers train: its libraries take seconds to import."""
-        if self._modules is None and not self._parameters.run_locally:
-            self._modules = asyncio.ensure_future(asyncio.to_thread(build_all, self._config))
-
-    async def _built(self) -> dict[str, nn.Module]:
-        self._prepare_judgement()
-        assert self._modules is not None
-        return await self._modules
-
     async def _finish(self) -> None:
         """All rounds are done: the model and the summary; let everybody go. RunFailed: it was not judged."""
         await self._trainers.stop()
-        modules = await self._built()
+        modules = await self._evaluating.modules()
         states = await collect_states(self._config, self._peer.transport, self._rounds)
         run = EndedRun(self._config, self._trainers, self._slots, self._peer.transport.traffic.bytes_out)
         async with self._evaluating.using_modules:

@@ -29,7 +29,7 @@ from distqat.launch.launcher_roles import (
 from distqat.launch.log_folder import claim_folder
 from distqat.launch.monitor_and_client import MonitorAndClient, claim_ports
 from distqat.launch.process_survey import RUNTIME, ProcessSurvey, left_behind, shared_memory
-from distqat.launch.status_poller import StatusFeed
+from distqat.launch.status_poller import StatusPoller
 from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import (
     LogClaim,
@@ -109,7 +109,7 @@ class DrillSwarm:
         heard: dict[str, Any] = {"on_end": self._ended, "on_notice": self._noticed}
         self._network = Supervisor(self.fork_servers.network, **heard)
         self._servers = Supervisor(self.fork_servers.servers, **heard)
-        self.status = StatusFeed(self.settings.config.experiment_prefix)
+        self.status = StatusPoller(self.settings.config.experiment_prefix)
 
     async def start(self) -> None:
         """Start monitor and client; returns when both serve. DistqatError: what one of them ended with."""

@@ -13,7 +13,7 @@ from distqat.launch.display import Display
 from distqat.launch.launcher_roles import READY_S
 from distqat.launch.progress_text import ClientStatus, ProgressFrame, RunGoal, TimeLeft
 from distqat.launch.progress_text import replicas as told
-from distqat.launch.status_poller import StatusFeed
+from distqat.launch.status_poller import StatusPoller
 from distqat.process import RoleProcess
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RunWatch:
     _following: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._status = StatusFeed(self.config.experiment_prefix)
+        self._status = StatusPoller(self.config.experiment_prefix)
         self._stages = [] if self.goal.outer_steps is None else self.config.stages  # a baseline has none
 
     async def show(self) -> None:

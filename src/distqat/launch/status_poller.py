@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5.0
 
 
-class StatusFeed:
+class StatusPoller:
     """The status of the client of run `run`."""
 
     def __init__(self, run: str) -> None:

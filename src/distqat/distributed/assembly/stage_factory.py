@@ -13,7 +13,7 @@ from distqat.config import Config
 from distqat.config.schema import StageOptions
 from distqat.data.open_source import open_source
 from distqat.data.source import NoData, Source
-from distqat.distributed.assembly.tied_weights import twin_stages
+from distqat.distributed.assembly.tied_weights import tied_stages
 from distqat.distributed.assembly.vocabulary_check import check_tokenizer, vocabulary
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input, stages_of
@@ -199,7 +199,7 @@ def check_model(config: Config) -> None:
     """
     _check_cuts(config)
     check_tokenizer(config)
-    twin_stages(config)
+    tied_stages(config)
     names: dict[str, dict[str, bool]] = {}
     passed: dict[str, Tensor] | None = None
     spans: dict[str, tuple[int, int]] = {}

@@ -14,7 +14,7 @@ from distqat.swarm.transport import Transport
 AVERAGE = "average"
 
 
-def twin_stages(config: Config) -> tuple[str, str] | None:
+def tied_stages(config: Config) -> tuple[str, str] | None:
     """The two stages whose copies are averaged at outer rounds; None where nothing is kept tied.
 
     Raises ModelError where the stages of a model are told different things.
@@ -31,9 +31,11 @@ def twin_stages(config: Config) -> tuple[str, str] | None:
     return entries[0].stage, entries[-1].stage
 
 
-def twin_of(config: Config, stage: str, module: nn.Module, transport: Transport) -> TiedWeightExchange | None:
+def exchange_of(
+    config: Config, stage: str, module: nn.Module, transport: Transport
+) -> TiedWeightExchange | None:
     """What gives and fetches the copies of a stage; None where it has none."""
-    stages = twin_stages(config)
+    stages = tied_stages(config)
     if stages is None or stage not in stages:
         return None
     return TiedWeightExchange(copies_of(module), transport, config.diloco.averaging_timeout)
@@ -41,10 +43,10 @@ def twin_of(config: Config, stage: str, module: nn.Module, transport: Transport)
 
 def tie(stages: nn.ModuleDict, config: Config) -> None:
     """In one process there is no need of two copies: the last stage gets the first one's parameters."""
-    twins = twin_stages(config)
-    if twins is None:
+    names = tied_stages(config)
+    if names is None:
         return
-    first, last = (stages[name] for name in twins)
+    first, last = (stages[name] for name in names)
     ours, theirs = copies_of(first), copies_of(last)
     for name in ours.keys() & theirs.keys():
         owner, _, attribute = theirs[name].rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from distqat.config import Config
 from distqat.data.source import Source
-from distqat.distributed.assembly.evaluation import EvaluationResult, judge
+from distqat.distributed.assembly.evaluation import EvaluationResult, build_all, judge
 from distqat.distributed.assembly.stage_factory import open_data
 from distqat.distributed.coordination.fetch_committed import collect_states
 from distqat.distributed.coordination.round_service import RoundService
@@ -36,21 +36,30 @@ class PeriodicEvaluation:
         rounds: RoundService,
         transport: Transport,
         sink: Sink,
-        modules: Callable[[], Awaitable[Modules]],
     ) -> None:
-        """`modules` gives the stages that committed states are loaded into."""
         self.latest: dict[str, Any] = {}
         """The last judgement, as the sink got it."""
         self._config = config
         self._rounds = rounds
         self._transport = transport
         self._sink = sink
-        self._modules = modules
+        self._modules: asyncio.Future[dict[str, nn.Module]] | None = None
         self._due = config.eval_every or 0
         self._changed = asyncio.Event()
         self._source: Source | None = None
         self.using_modules = asyncio.Lock()
         """Held while the modules carry a state that is looked at."""
+
+    def prepare(self) -> None:
+        """Build the model while servers train: its libraries take seconds to import."""
+        if self._modules is None:
+            self._modules = asyncio.ensure_future(asyncio.to_thread(build_all, self._config))
+
+    async def modules(self) -> Modules:
+        """The stages that committed states are loaded into."""
+        self.prepare()
+        assert self._modules is not None
+        return await self._modules
 
     def ended(self, record: Mapping[str, Any]) -> None:
         """A round of some stage has ended."""
@@ -73,7 +82,7 @@ class PeriodicEvaluation:
                 notice(f"round {done} is not evaluated: {describe(error)}; training goes on")
 
     async def _look(self, round: int) -> None:
-        modules = await self._modules()
+        modules = await self.modules()
         states = await collect_states(self._config, self._transport, self._rounds)
         async with self.using_modules:
             for stage, module in modules.items():

@@ -19,7 +19,7 @@ class Preflight:
     """Opens when the checks are over; until then servers are asked to wait.
 
     In a local run the servers check: they have imported the model's code already, which takes
-    the client seconds; there the gate opens when the data server has made its first batch, `told` to them.
+    the client seconds; there it opens when the data server has made its first batch, `told` to them.
     """
 
     def __init__(

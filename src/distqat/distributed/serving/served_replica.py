@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distqat.codec import get_codec
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms, quantization_lines
-from distqat.distributed.assembly.tied_weights import twin_of
+from distqat.distributed.assembly.tied_weights import exchange_of
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.bootstrap import Bootstrap
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
@@ -85,7 +85,7 @@ class ServedReplica(ServingObserver):
             config.quant.warmup,
             stands=feeds_norms(config, stage, module),
         )
-        self._tied = twin_of(config, stage, module, peer.transport)
+        self._tied = exchange_of(config, stage, module, peer.transport)
         self._calibrated = asyncio.Event()
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
         self._calls: dict[str, Answer] = {**self.steps.calls, "status": self._status, "chunk": self._chunk}

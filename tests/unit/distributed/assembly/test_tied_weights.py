@@ -9,7 +9,7 @@ import pytest
 from distqat.config import Config
 from distqat.config.schema import PipelineOptions
 from distqat.distributed.assembly.stage_factory import build_module, check_model
-from distqat.distributed.assembly.tied_weights import twin_stages
+from distqat.distributed.assembly.tied_weights import tied_stages
 from distqat.distributed.training.baseline_model import SwarmBaselineModel
 from distqat.errors import ModelError
 from distqat.models import build_stage, copies_of
@@ -35,7 +35,7 @@ def config(*ties: Any) -> Config:
 def test_both_ends_of_the_pipeline_hold_a_copy() -> None:
     run = config(*["average"] * 3)
     check_model(run)
-    assert twin_stages(run) == ("head", "tail")
+    assert tied_stages(run) == ("head", "tail")
     found = [copies_of(build_module(run, name)) for name in NAMES]
     assert found == [{"lm_head.weight": "transformer.wte.weight"}, {}, {"lm_head.weight": "lm_head.weight"}]
 
@@ -47,7 +47,7 @@ def test_in_one_process_they_are_one_parameter() -> None:
     untied = SwarmBaselineModel(config(True, True, True)).stages
     first = untied["head"].get_parameter("transformer.wte.weight")
     assert first is not untied["tail"].get_parameter("lm_head.weight")
-    assert twin_stages(config(True, True, True)) is None
+    assert tied_stages(config(True, True, True)) is None
 
 
 def test_what_cannot_be_tied() -> None:
