@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+import psutil
+
 from benchmarks.failover_recovery import tell_invariants
 from benchmarks.failover_scene import BOUND_S, Counts, Figure, Row, Scene, running
 from distqat.drill.drill_swarm import ServerLife
-from distqat.launch.process_survey import cpu_seconds
+from distqat.launch.process_survey import family
 from distqat.launch.warm_processes import WarmForkServers
 
 TAIL = 0.2  # the loss at N samples is the mean over this share of the samples before
@@ -228,3 +230,15 @@ def _gaps(figure: Figure, disturbed: Mapping[str, Any], calm: Sequence[Mapping[s
         ),
         Row("loss gap at a quarter, half, three quarters of them", "", quarters),
     ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of everything below it, its daemon included, so far."""
+    total = 0.0
+    for process in family(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total

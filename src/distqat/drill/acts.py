@@ -98,29 +98,26 @@ class Drill:
     def __post_init__(self) -> None:
         self.watch = SwarmWatch(self.swarm.settings.log_dir)
         self._stages = self.swarm.settings.config.stages
-        self.swarm.say = self._ended
+        self.swarm.say = self.say
 
     def say(self, what: str, *, awaited: bool = False) -> Event:
         event = self.timeline.add(what, awaited=awaited)
         self.screen.refresh(self.timeline)
         return event
 
-    def _ended(self, line: str) -> None:
-        self.say(line)
-
     async def run(self) -> None:
         """All acts. RoleError: the swarm did not recover within its bound, or a role could not serve."""
         showing = asyncio.ensure_future(self._show())
         try:
             await self._start()
-            await self._train(self.pace.first_s)
+            await asyncio.sleep(self.pace.first_s)
             first = self._choose()
             await self._kill([first])
-            await self._train(self.pace.later_s)
+            await asyncio.sleep(self.pace.later_s)
             await self._add()
-            await self._train(self.pace.later_s)
+            await asyncio.sleep(self.pace.later_s)
             await self._kill(self._of_different_pipelines())
-            await self._train(self.pace.later_s)
+            await asyncio.sleep(self.pace.later_s)
             self.say("the drill is over; everybody is asked to end")
         finally:
             showing.cancel()
@@ -131,15 +128,13 @@ class Drill:
 
     async def _start(self) -> None:
         config = self.swarm.settings.config
-        self.say(f"starting monitor, client and {config.world_size} servers for each of {self._list()}")
+        stages = " and ".join(self._stages)
+        self.say(f"starting monitor, client and {config.world_size} servers for each of {stages}")
         await self.swarm.start()
         await self.swarm.start_servers(config.world_size * len(self._stages), self.pace.bound_s)
         self.say("all servers serve")
         await self._whole()
         self.say(f"{config.world_size} pipelines train, rounds are committed together")
-
-    async def _train(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
     async def _kill(self, victims: list[ServerLife]) -> None:
         """SIGKILL; returns when every affected pipeline has applied a step again."""
@@ -215,9 +210,6 @@ class Drill:
                 lambda stage=stage: self.watch.together(stage, began, members),  # type: ignore[misc]
                 self.pace.bound_s,
             )
-
-    def _list(self) -> str:
-        return " and ".join(self._stages)
 
     async def _show(self) -> None:
         while True:

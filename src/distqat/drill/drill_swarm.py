@@ -94,7 +94,7 @@ class DrillSwarm:
 
     settings: LauncherSettings
     fork_servers: WarmForkServers
-    say: Callable[[str], None] = lambda line: None
+    say: Callable[[str], object] = lambda line: None
     replicas: list[ServerLife] = field(default_factory=list)  # every life so far
     processes: ProcessSurvey = field(default_factory=ProcessSurvey)
     network_policy: RestartPolicy = ONCE_MORE  # of monitor and client

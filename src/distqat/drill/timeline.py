@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from distqat.launch.display import lines_above
+from distqat.launch.display import lines_above, redrawable
 from distqat.terminal import show_through
 
 if TYPE_CHECKING:
@@ -129,14 +129,8 @@ class TimelinePanel:
 
 def open_screen() -> TimelineScreen:
     """The screen for standard output as it is."""
-    from rich.console import Console
-
-    console = Console()
-    return (
-        TimelinePanel(console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else TimelineLines(sys.stdout)
-    )
+    console = redrawable()
+    return TimelineLines(sys.stdout) if console is None else TimelinePanel(console)
 
 
 def _recovery(event: Event) -> str:

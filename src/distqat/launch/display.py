@@ -103,13 +103,13 @@ def lines_above(console: Console) -> None:
 
 def open_display(progress: bool) -> Display:
     """The display for standard output as it is."""
-    if not (progress and sys.stdout.isatty()):
-        return PlainDisplay(sys.stdout, progress=progress)
+    console = redrawable() if progress and sys.stdout.isatty() else None
+    return PlainDisplay(sys.stdout, progress=progress) if console is None else LiveDisplay(console)
+
+
+def redrawable() -> Console | None:
+    """Standard output where it is a terminal whose lines can be drawn again; else None."""
     from rich.console import Console
 
     console = Console()
-    return (
-        LiveDisplay(console)
-        if console.is_terminal and not console.is_dumb_terminal
-        else PlainDisplay(sys.stdout)
-    )
+    return console if console.is_terminal and not console.is_dumb_terminal else None

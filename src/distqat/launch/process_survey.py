@@ -74,18 +74,6 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of everything below it, its daemon included, so far."""
-    total = 0.0
-    for process in family(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system
-    return total
-
-
 def marked(runtime: str) -> list[psutil.Process]:
     """Live processes, this one aside, whose environment names our runtime folder: orphans too."""
     found = []

@@ -25,34 +25,20 @@ VARIABLE = "DISTQAT_ROLE"
 class RoleParameters:
     """The defaults are those of a role that a user started by hand."""
 
-    log_name: str = ""
-    """The log file that the launcher gave to the role, without its ending."""
-    claimed_port: int | None = None
-    """A port whose lock the launcher holds for this role."""
-    server_index: int = 0
-    """Which of the servers of one launcher this is; GPUs are dealt out by it."""
-    resume: bool = False
-    """Client: go on with the run in the log folder, finished or not."""
-    oldest: int = 0
-    """Client: begin anew; states of generations before this Unix time do not count."""
-    run_locally: bool = False
-    """Client: train the baseline, without servers."""
-    servers_check: bool = False
-    """Client: servers check the model and the first batch, and end with their launcher."""
-    samples: int | None = None
-    """Baseline: train on so many samples. None: as many as the swarm's rounds take."""
-    pipeline: int = 0
-    """Trainer: which pipeline it trains over."""
-    data_socket: str = ""
-    """Trainer and data server: the Unix socket between them."""
-    data_position: dict[str, Any] | None = None
-    """Data server: where in the data set to go on."""
-    progress: dict[str, Any] = field(default_factory=dict)
-    """Trainer: what its last life had counted."""
-    client_peer: str = ""
-    """Trainer of a baseline: whom to report its steps to."""
-    generation: int | None = None
-    """Trainer of a baseline: names the run; a model that an earlier life wrote for it is taken up."""
+    log_name: str = ""  # the log file that the launcher gave to the role, without its ending
+    claimed_port: int | None = None  # a port whose lock the launcher holds for this role
+    server_index: int = 0  # which of the servers of one launcher this is; GPUs are dealt out by it
+    resume: bool = False  # client: go on with the run in the log folder, finished or not
+    oldest: int = 0  # client: begin anew; states of generations before this Unix time do not count
+    run_locally: bool = False  # client: train the baseline, without servers
+    servers_check: bool = False  # client: its servers check model and first batch, and its launcher ends them
+    samples: int | None = None  # baseline: train on so many samples. None: as many as the swarm's rounds take
+    pipeline: int = 0  # trainer: which pipeline it trains over
+    data_socket: str = ""  # trainer and data server: the Unix socket between them
+    data_position: dict[str, Any] | None = None  # data server: where in the data set to go on
+    progress: dict[str, Any] = field(default_factory=dict)  # trainer: what its last life had counted
+    client_peer: str = ""  # trainer of a baseline: whom to report its steps to
+    generation: int | None = None  # trainer of a baseline: of the run; a model written for it is taken up
 
     @classmethod
     def take(cls) -> RoleParameters:
