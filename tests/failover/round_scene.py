@@ -102,7 +102,7 @@ class Convening:
                 assert await rounds.holders(STAGE).wait_for_donor(call.peer)
             newest = rounds.round_of(STAGE)
             assert newest is not None
-            members = [hop.fields() for hop in rounds.members(STAGE).values()]
+            members = [hop.fields() for hop in rounds.holders(STAGE).hops.values()]
             return Message({"members": members, "round": newest[0], "digest": newest[1]})
         if call.method == "joined":
             return Message(rounds.join(STAGE, Hop.parse(fields), take(fields, "round", int)))

@@ -215,7 +215,7 @@ class Client:
         newest = self._rounds.round_of(stage)
         if newest is None:  # a server that holds one can say so with `wait`
             return {"members": [], "round": -1, "digest": ""}
-        members = [hop.fields() for hop in self._rounds.members(stage).values()]
+        members = [hop.fields() for hop in self._rounds.holders(stage).hops.values()]
         return {"members": members, "round": newest[0], "digest": newest[1]}
 
     async def _restore(self, stage: str, decision: ResumeDecision | None) -> dict[str, Any]:
@@ -318,6 +318,7 @@ class Client:
     def _status(self) -> dict[str, Any]:
         """Everything that the progress display and the monitor's table show."""
         newest = {stage: self._rounds.round_of(stage) for stage in self._config.stages}
+        own = told_wait()
         return {
             "rounds": {stage: entry[0] if entry else None for stage, entry in newest.items()},
             "outer_steps": self._config.diloco.outer_steps,
@@ -325,14 +326,10 @@ class Client:
             "trainers": self._trainers.latest(),
             "ended_rounds": self._trainers.rounds[-8:],
             "evaluation": self._evaluating.latest,
-            "waits": [*self._trainers.waits(), *self._own_wait()],
+            "waits": [*self._trainers.waits(), *([own.fields("client")] if own else [])],
             "unsaved": self._mirror.trouble,
             "finished": self._finished.is_set(),
         }
-
-    def _own_wait(self) -> list[dict[str, Any]]:
-        wait = told_wait()
-        return [] if wait is None else [{"role": "client", "what": wait.what, "since": wait.since}]
 
     async def _finish(self) -> None:
         """All rounds are done: the model and the summary; let everybody go. RunFailed: it was not judged."""

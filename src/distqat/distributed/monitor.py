@@ -71,11 +71,6 @@ class Monitor:
             return None
 
 
-def write_addresses(path: Path, addresses: Sequence[str]) -> None:
-    """Comma-separated, in one piece."""
-    write_whole(path, ",".join(addresses) + "\n")
-
-
 async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     """Bootstrap the swarm and record its metrics until asked to stop."""
     config = start.config
@@ -91,7 +86,7 @@ async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     sink = open_sinks(config.log_dir, "monitor", config.wandb_project)
     addresses = list(peer.maddrs)
     try:
-        write_addresses(Path(config.store_ip_addresses_path), addresses)
+        write_whole(Path(config.store_ip_addresses_path), ",".join(addresses) + "\n")
     except OSError as error:
         raise ConfigError(
             f"store_ip_addresses_path: the addresses cannot be written to {config.store_ip_addresses_path}: "

@@ -51,11 +51,6 @@ class LauncherSettings:
     def log_dir(self) -> Path:
         return Path(self.config.log_dir)
 
-    @property
-    def log_level(self) -> str | None:
-        """The level that the user asked for; None leaves it to HIVEMIND_VERBOSITY."""
-        return self.config.log_level if "log_level" in self.config.model_fields_set else None
-
     def argv(self, **changes: Any) -> tuple[str, ...]:
         """The flags that give a role these settings, with `changes` (top-level fields) on top."""
         from distqat.config import to_argv
@@ -68,7 +63,8 @@ def read_settings(args: argparse.Namespace) -> LauncherSettings:
     from distqat.config import check_folders, config_from_args
 
     settings = LauncherSettings(config_from_args(args), args.config_path or "", args.config_overrides)
-    set_up_logging("launcher", settings.log_level)
+    given = "log_level" in settings.config.model_fields_set  # else HIVEMIND_VERBOSITY says
+    set_up_logging("launcher", settings.config.log_level if given else None)
     if (elsewhere := moved()) is not None:
         logger.warning(elsewhere)
     check_folders(settings.config)

@@ -47,7 +47,10 @@ class LocalRun:
             self._supervisor(self.fork_servers.servers, self._server_ended) if self.plan.servers else None
         )
         each = [supervisor for supervisor in (network, servers) if supervisor is not None]
-        watching = self._watching()
+        config, plan = self.plan.settings.config, self.plan
+        title = f"{config.experiment_prefix} {plan.mode}"
+        screen = (self.display, self._reporter.say)
+        watching = RunWatch(config, title, plan.goal, *screen, expected=plan.servers, began=self.began)
         try:
             return await watching.during(self._train(network, servers, watching), stop)
         finally:
@@ -57,18 +60,6 @@ class LocalRun:
     def _supervisor(self, fork_server: Any, on_end: Any) -> Supervisor:
         reporter = self._reporter
         return Supervisor(fork_server, on_start=reporter.started, on_end=on_end, on_notice=reporter.noticed)
-
-    def _watching(self) -> RunWatch:
-        config, plan = self.plan.settings.config, self.plan
-        return RunWatch(
-            config,
-            title=f"{config.experiment_prefix} {plan.mode}",
-            goal=plan.goal,
-            display=self.display,
-            say=self._reporter.say,
-            expected=plan.servers,
-            began=self.began,
-        )
 
     async def _train(self, network: Supervisor, servers: Supervisor | None, watching: RunWatch) -> RunSummary:
         settings, kept = self.plan.settings, list[asyncio.Task[int]]()

@@ -20,15 +20,12 @@ SUMMARY = "summary.json"
 class RunSummary:
     """What the user is told when the run is over. Figures that nobody has are None."""
 
-    mode: str
-    """"swarm" or "baseline"."""
+    mode: str  # "swarm" or "baseline"
     metric: str = "accuracy"
-    value: float | None = None
-    """Of the metric, on held-out data; in the file also under the metric's own name."""
+    value: float | None = None  # on held-out data; in the file also under the metric's own name
     heldout_samples: int = 0
     heldout_loss: float | None = None
-    evaluation_error: str = ""
-    """Why the model could not be judged; "" when it was."""
+    evaluation_error: str = ""  # why the model could not be judged; "" when it was
     loss_first: float | None = None
     loss_last: float | None = None
     samples: int = 0
@@ -38,12 +35,10 @@ class RunSummary:
     model: str = ""
     logs: str = ""
     checkpoints: str = ""
-    bytes_sent: dict[str, int] = field(default_factory=dict)
-    """By process: `front.0.0.0`, `trainer 0`, `client`."""
+    bytes_sent: dict[str, int] = field(default_factory=dict)  # by `front.0.0.0`, `trainer 0`, `client`
     digests: dict[str, str] = field(default_factory=dict)
     discarded_rounds: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
-    """What the data set left out (`distqat.data.rows.account_of`)."""
+    data: dict[str, Any] = field(default_factory=dict)  # what was left out: data.rows.account_of
 
     @property
     def failure(self) -> str:

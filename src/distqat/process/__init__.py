@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distqat.process.announced_wait import AnnouncedWait, told_wait, waiting
 from distqat.process.core_sharing import CoreShare
-from distqat.process.device_choice import DeviceChoice, choose_device, resolve_device, threads_per_server
+from distqat.process.device_choice import resolve_device, threads_per_server
 from distqat.process.forkserver_client import PRELOAD, ForkServerClient, RoleProcess
 from distqat.process.launcher_notices import LastWords, announce_ready, notice
 from distqat.process.port_claims import PortClaim, claim_port
@@ -22,7 +22,6 @@ __all__ = [
     "PRELOAD",
     "AnnouncedWait",
     "CoreShare",
-    "DeviceChoice",
     "ForkServerClient",
     "LastWords",
     "LogClaim",
@@ -34,7 +33,6 @@ __all__ = [
     "RoleProcess",
     "Supervisor",
     "announce_ready",
-    "choose_device",
     "claim_log",
     "claim_port",
     "guarded",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from distqat.process.launcher_notices import notice, tell_wait
 
@@ -21,6 +22,10 @@ class AnnouncedWait:
     what: str
     since: float
     told: bool = False
+
+    def fields(self, role: str) -> dict[str, Any]:
+        """For a status: who waits for what, since when."""
+        return {"role": role, "what": self.what, "since": self.since}
 
 
 _waits: list[AnnouncedWait] = []

@@ -32,13 +32,11 @@ def die_with_parent(parent: int | None = None, signum: int = signal.SIGKILL) -> 
         os._exit(1)
 
 
-def follow_parent_of_environment() -> bool:
-    """`die_with_parent` where DISTQAT_PARENT_PID says so; True if it did. The variable is taken out."""
+def follow_parent_of_environment() -> None:
+    """`die_with_parent` where DISTQAT_PARENT_PID says so. The variable is taken out."""
     text = os.environ.pop(PARENT_PID, "")
-    if not text.isdigit():
-        return False
-    die_with_parent(int(text))
-    return True
+    if text.isdigit():
+        die_with_parent(int(text))
 
 
 def adopt_orphans() -> None:

@@ -17,6 +17,8 @@ from distqat.process.role_endings import GIVEN_UP, RoleEnded, ending
 
 logger = logging.getLogger(__name__)
 
+OnStart = Callable[[RoleProcess], None]
+
 
 class Supervisor:
     """Starts roles from one fork_server, restarts those that crash, and ends all of them on `stop`."""
@@ -25,7 +27,7 @@ class Supervisor:
         self,
         fork_server: ForkServerClient,
         *,
-        on_start: Callable[[RoleProcess], None] | None = None,
+        on_start: OnStart | None = None,
         on_end: Callable[[RoleEnded], None] | None = None,
         on_notice: Callable[[RoleCommand, str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -49,10 +51,7 @@ class Supervisor:
         return self._ends.get(command.name)
 
     def start(
-        self,
-        command: RoleCommand,
-        policy: RestartPolicy | None = None,
-        on_start: Callable[[RoleProcess], None] | None = None,
+        self, command: RoleCommand, policy: RestartPolicy | None = None, on_start: OnStart | None = None
     ) -> asyncio.Task[int]:
         """`keep` as a task, which `stop` waits for."""
         task = asyncio.create_task(self.keep(command, policy, on_start))
@@ -60,10 +59,7 @@ class Supervisor:
         return task
 
     async def keep(
-        self,
-        command: RoleCommand,
-        policy: RestartPolicy | None = None,
-        on_start: Callable[[RoleProcess], None] | None = None,
+        self, command: RoleCommand, policy: RestartPolicy | None = None, on_start: OnStart | None = None
     ) -> int:
         """Run a role until it finishes, is given up, or `stop` ends it; its last exit code."""
         rules, history, code = policy or RestartPolicy(), CrashHistory(), 0

@@ -21,7 +21,7 @@ async def fetch_committed(
         newest = rounds.round_of(stage)
         if newest is None:
             break
-        donors = list(rounds.members(stage).values())
+        donors = list(rounds.holders(stage).hops.values())
         try:
             return await fetch_snapshot(transport, donors, round=newest[0], digest=newest[1], window=window)
         except StageUnavailable:

@@ -78,10 +78,6 @@ class RoundService:
         """The last committed round and its digest."""
         return self._log.newest_round(stage)
 
-    def members(self, stage: str) -> dict[str, Hop]:
-        """Who holds the committed state of a stage."""
-        return dict(self._stages[stage].holders.hops)
-
     def zero(self, stage: str, digest: str) -> None:
         """The founder of a stage publishes round 0. The first one stands."""
         if self._log.commit_round(stage, 0, digest) != digest:

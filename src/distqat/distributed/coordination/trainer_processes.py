@@ -52,8 +52,6 @@ class TrainerProcesses:
         self._sink = sink
         self._supervisor = Supervisor(fork_server)
         self._wanted: set[int] = set()
-        self._kept: dict[int, asyncio.Task[int]] = {}
-        self._data: asyncio.Task[int] | None = None
         self._data_ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._data_there = asyncio.Event()
         self._starting: list[asyncio.Future[None]] = []
@@ -83,8 +81,8 @@ class TrainerProcesses:
             self._given(DATA_SERVER),
             threads=1,
         )
-        self._data = self._supervisor.start(command, on_start=self._data_started)
-        self._data.add_done_callback(lambda task: self._give_up(command, task))
+        serving = self._supervisor.start(command, on_start=self._data_started)
+        serving.add_done_callback(lambda task: self._give_up(command, task))
 
     def _data_started(self, role: RoleProcess) -> None:
         """Trainers wait for the (newest) data server: without it they could only crash."""
@@ -201,14 +199,13 @@ class TrainerProcesses:
             logger.info("Spawned trainer %d with PID %d", pipeline, role.pid)
 
         task = self._supervisor.start(command, on_start=said)
-        self._kept[pipeline] = task
         task.add_done_callback(lambda done: self._give_up(command, done))
         return task
 
     def waits(self) -> list[dict[str, Any]]:
         """What children say that they wait for: who, what, since when (Unix time)."""
-        told = [(role.command.name, role.wait_told) for role in self._supervisor.live]
-        return [{"role": name, "what": wait.what, "since": wait.since} for name, wait in told if wait]
+        live = self._supervisor.live
+        return [role.wait_told.fields(role.command.name) for role in live if role.wait_told]
 
     def _give_up(self, command: RoleCommand, task: asyncio.Task[int]) -> None:
         if task.cancelled() or self._failed.done() or task.result() == 0:
