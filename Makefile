@@ -6,7 +6,7 @@ FAULT_SEEDS ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests docs run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks
+SOURCES := src tests docs run_local.py start_trainer_client.py start_servers.py test_failover.py benchmarks examples
 
 .PHONY: setup run test test-all test-faults simulate check docs format clean
 

@@ -133,6 +133,15 @@ def distqat(commands: Commands, words: list[str]) -> None:
     commands.distqat(words[1:])
 
 
+def custom_loop(commands: Commands, words: list[str]) -> None:
+    """The flags lead to a swarm; tests/integration/test_custom_loop.py trains one."""
+    stubs = {"SwarmModel": mock.MagicMock(), "local_swarm": mock.MagicMock(), "train": lambda *_: [1.0]}
+    with mock.patch.multiple("examples.custom_loop", **stubs), contextlib.redirect_stdout(io.StringIO()):
+        commands.python(words[1:])
+    assert stubs["local_swarm"].called == ("--initial-peers" not in words)
+    assert stubs["SwarmModel"].connect.called
+
+
 def checkpoint(commands: Commands, words: list[str]) -> None:
     """Over a small checkpoint of two stages, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:

@@ -45,6 +45,11 @@ EXERCISES: dict[str, Exercise] = {
     _CLIENT: exercise.python,
     f"{_CLIENT} --disable-quant": exercise.python,
     f"{_CLIENT} --fresh": exercise.python,
+    f"{_CLIENT} --no-spawn-trainers": exercise.python,
+    "python examples/custom_loop.py": exercise.custom_loop,
+    'python examples/custom_loop.py --initial-peers "${INITIAL_PEERS}" --config-path configs/resnet18.yaml': (
+        exercise.custom_loop
+    ),
     f'{_SERVERS} --public-ip "${{PUBLIC_IP}}" --num-servers 2 --initial-peers "${{INITIAL_PEERS}}"': (
         exercise.python
     ),

@@ -30,6 +30,7 @@ AUTHORITY: dict[str, Authority] = {
     "device": "own",
     "world_size": "client",
     "eval_every": "client",
+    "spawn_trainers": "client",
     "max_expert_index": "client",
     "initial_peers": "own",
     "host_maddrs": "own",

@@ -133,6 +133,8 @@ class Config(Options):
     """Pipelines that run_local.py starts: replicas per stage."""
     eval_every: PositiveInt | None = None
     """Rounds between two looks of the client at the held-out data; null: only at the end."""
+    spawn_trainers: bool = True
+    """Start a trainer for each complete pipeline; false: loops of one's own train (docs/custom_loop.md)."""
     max_expert_index: PositiveInt = 128
     """Expert indices stay below this."""
     initial_peers: Addresses = Field(default_factory=list)

@@ -112,7 +112,7 @@ class TrainerProcesses:
     def want(self, pipelines: list[int]) -> None:
         """One trainer per complete pipeline; a trainer whose pipeline broke pauses and stays."""
         for pipeline in pipelines:
-            if pipeline not in self._wanted:
+            if pipeline not in self._wanted and self._config.spawn_trainers:
                 self._wanted.add(pipeline)
                 self._starting.append(asyncio.ensure_future(self._start_when_data_serves(pipeline)))
 
