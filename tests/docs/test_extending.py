@@ -11,11 +11,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.docs.pages import ROOT, Block, blocks
 from tests.plugin_scene import forgotten_plugins
+from tests.swarm_scene import MemorySwarm
 
 from distqat import models
 from distqat.config import load_config, plugins
@@ -170,6 +172,41 @@ def test_a_loss_of_its_own(mine: Path) -> None:
     assert own is not None
     own.backward()
     assert model.get_parameter("stages.middle.middle.weight").grad is not None
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_a_loss_at_the_trainer(mine: Path) -> None:
+    """Only the trainer asks the teacher, and servers get no labels."""
+    (mine / "distillation.py").write_text(texts()["mine/distillation.py"])
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    any_batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(teacher, (torch.rand(2, 1, 8, 8),), dynamic_shapes=any_batch)
+    torch.export.save(exported, mine / "teacher.pt2")
+    options = {"teacher": str(mine / "teacher.pt2")}
+    data = {"task_type": "distillation", "num_channels": 1, "img_size": 8, "options": options}
+    given = {
+        "plugins": [str(mine / "mymodel.py"), str(mine / "distillation.py")],
+        "data": {"dataset_name": "digits", **data},
+        "quant.enabled": False,
+        "diloco.inner_optim.adam_lr": 1e-2,
+        "model_pipeline.pipeline": [{"model_name": n} for n in ("mymodel.head", "mymodel.tail")],
+    }
+    config = load_config(None, given)
+    check_model(config)
+    task, source = build_task(config), open_source(config.data, seed=config.seed)
+    check_batch(config, tell(task, task.collate([item.sample for item in source.take(4)])))
+    calls: list[str] = []
+    async with MemorySwarm(config) as swarm:
+        for stage in swarm.stages:
+            stage.passage = calls.append
+        swarm.stepper.task = task
+        batch = task.collate([item.sample for item in source.take(32)]).microbatches(2)
+        losses = [(await swarm.step(batch)).loss for _ in range(20)]
+        servers: list[Any] = [stage.replica.task for stage in swarm.stages if stage.replica.task is not None]
+    assert losses[-1] < losses[0] - 0.05
+    assert "call.labels" not in calls
+    assert "teacher" in vars(task)
+    assert all("teacher" not in vars(server) for server in servers)
 
 
 def test_the_model_the_task_and_the_data_set_train(mine: Path) -> None:
