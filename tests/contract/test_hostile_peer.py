@@ -189,3 +189,32 @@ async def test_a_socket_file_that_nobody_listens_on_is_a_gone_peer(tmp_path: Pat
     caller = StreamTransport(Admission("run", "caller"), [UnixStreams(tmp_path, "caller", "here")])
     with pytest.raises(PeerGone, match="cannot be connected"):
         await caller.link(PeerAddress("dead", "here"))
+
+
+@pytest.mark.parametrize("claim", ["nothing", "the dialler's own proof", "another token"])
+async def test_who_does_not_know_the_token_is_never_called(tmp_path: Path, claim: str) -> None:
+    """Anybody may announce itself as the client or a server of a closed swarm; it learns nothing by that."""
+    heard: list[bytes] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = await reader.readexactly(handshake.HELLO.size)
+        link, own = hello[8:24], hello[40:72]
+        proof = {
+            "nothing": b"",
+            "the dialler's own proof": own,
+            "another token": Admission("run", "server", "guessed").proof(
+                link, "caller", "server", answering=True
+            ),
+        }[claim]
+        magic, version = handshake.MAGIC, tensor_frame.PROTOCOL_VERSION
+        writer.write(handshake.ANSWER.pack(magic, version, 1, proof))
+        heard.append(await reader.read())
+        writer.close()
+
+    impostor = await asyncio.start_unix_server(accept, str(tmp_path / "server.sock"))
+    caller = StreamTransport(Admission("run", "caller", "secret"), [UnixStreams(tmp_path, "caller", "here")])
+    with pytest.raises(PeerGone, match="does not know the run's token"):
+        await caller.link(PeerAddress("server", "here"))
+    await caller.close()
+    impostor.close()
+    assert not any(heard)  # not a byte behind the hello

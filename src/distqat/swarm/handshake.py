@@ -1,10 +1,10 @@
 """The first bytes of a stream: fixed sizes both ways, so that nothing is read past them.
 
     dialler   magic(4) version(2) purpose(1) pad(1) link(16) run(16) proof(32) peer(64)     136 bytes
-    answer    magic(4) version(2) verdict(1) pad(1) reason(120)                             128 bytes
+    answer    magic(4) version(2) verdict(1) pad(1) reason(120), or a proof in its place    128 bytes
 
-`proof` is HMAC-SHA256 of link, dialler and acceptor under the run's token (all zero without one); libp2p
-authenticates both peers, so a proof cannot be replayed by another.
+Both sides prove that they know the run's token: HMAC-SHA256 of link, dialler and acceptor, and whose proof it
+is (all zero without a token). libp2p authenticates both peers, so a proof cannot be replayed by another.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class Admission:
     def run_digest(self) -> bytes:
         return hashlib.sha256(self.run.encode()).digest()[:16]
 
-    def proof(self, link: bytes, dialler: str, acceptor: str) -> bytes:
+    def proof(self, link: bytes, dialler: str, acceptor: str, *, answering: bool = False) -> bytes:
+        """32 bytes that take the token to make, for this link alone; `answering`: those of the acceptor."""
         if self.token is None:
             return bytes(32)
-        text = link + f"|{dialler}|{acceptor}".encode()
+        text = link + f"|{dialler}|{acceptor}{'|welcome' if answering else ''}".encode()
         return hmac.new(self.token.encode(), text, hashlib.sha256).digest()
 
 
@@ -66,7 +67,10 @@ class Hello:
 async def greet(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Admission, to: str, hello: Hello
 ) -> None:
-    """Dial side. Raises ProtocolMismatch or Refused with the peer's reason, PeerGone, CallTimeout."""
+    """Dial side. Raises ProtocolMismatch or Refused with the peer's reason, PeerGone, CallTimeout.
+
+    Anybody may announce itself in the DHT, so a peer that does not prove the token is as good as gone.
+    """
     proof = me.proof(hello.link, me.peer, to)
     writer.write(
         HELLO.pack(
@@ -87,6 +91,8 @@ async def greet(
         text = reason.rstrip(b"\0").decode(errors="replace")
         kind = Refused if version == PROTOCOL_VERSION else ProtocolMismatch
         raise kind(f"{to} refused the connection: {text}")
+    if not hmac.compare_digest(reason[:32], me.proof(hello.link, me.peer, to, answering=True)):
+        raise PeerGone(f"{to} does not know the run's token, so it does not belong to the run")
 
 
 async def receive(
@@ -104,7 +110,7 @@ async def receive(
     dialler = peer or claimed.rstrip(b"\0").decode(errors="replace")
     if version != PROTOCOL_VERSION:
         reason = f"it speaks protocol version {version}, this peer {PROTOCOL_VERSION}: update one of them"
-        _answer(writer, _NO, reason)
+        refuse(writer, reason)
         raise ProtocolMismatch(f"{dialler}: {reason}")
     reason = ""
     if run != me.run_digest():
@@ -114,23 +120,23 @@ async def receive(
     elif purpose not in (DATA, CONTROL):
         reason = f"a channel of unknown purpose {purpose}"
     if reason:
-        _answer(writer, _NO, reason)
+        refuse(writer, reason)
         raise Refused(f"{dialler}: {reason}")
     return Hello(dialler, purpose, link)
 
 
-def welcome(writer: asyncio.StreamWriter) -> None:
-    """Accept: to be called once the stream's frames can be received."""
-    _answer(writer, _WELCOME, "")
+def welcome(writer: asyncio.StreamWriter, me: Admission, hello: Hello) -> None:
+    """Accept, and prove the token: to be called once the stream's frames can be received."""
+    _answer(writer, _WELCOME, me.proof(hello.link, hello.peer, me.peer, answering=True))
 
 
 def refuse(writer: asyncio.StreamWriter, reason: str) -> None:
     """Say no, and why."""
-    _answer(writer, _NO, reason)
+    _answer(writer, _NO, reason.encode())
 
 
-def _answer(writer: asyncio.StreamWriter, verdict: int, reason: str) -> None:
-    writer.write(ANSWER.pack(MAGIC, PROTOCOL_VERSION, verdict, reason.encode()[:120]))
+def _answer(writer: asyncio.StreamWriter, verdict: int, text: bytes) -> None:
+    writer.write(ANSWER.pack(MAGIC, PROTOCOL_VERSION, verdict, text[:120]))
 
 
 async def _read(reader: asyncio.StreamReader, size: int, peer: str) -> bytes:

@@ -29,7 +29,7 @@ from distqat.errors import BadContribution, BadFrame, UnknownName
 from distqat.swarm.tensor_spec import TensorSpec, parse_spec
 from distqat.tensor_bytes import DTYPE_NAMES, DTYPES, flat_bytes
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAGIC = b"DQ"
 PREFIX = struct.Struct(">2sBBIIQ")
 MAX_HEADER_BYTES = 64 * 1024

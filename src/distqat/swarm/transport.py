@@ -276,7 +276,7 @@ class StreamTransport:
         assert self._answer is not None
         channel = self._channel(writer, greeting.peer, self._answer)
         self._inbound.add(greeting, channel)
-        handshake.welcome(writer)
+        handshake.welcome(writer, self._admission, greeting)
         await channel.closed
 
     async def _greeted(
