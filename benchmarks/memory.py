@@ -105,15 +105,13 @@ class Child:
         from distqat.distributed.serving.forward_precision import ForwardPrecision
         from distqat.distributed.serving.replica import StageReplica
 
-        config, device = self.config, torch.device("cpu")
-        precision = ForwardPrecision.resolve("fp32", device)
+        config, precision = self.config, ForwardPrecision()
         shared = initial(module)
         replica = StageReplica(
             module,
             config.diloco,
             config.quant,
             stage=self.stage,
-            device=device,
             precision=precision,
             task=None,
         )
@@ -143,6 +141,7 @@ class Child:
         import torch
 
         from distqat.distributed.assembly.stage_factory import stage_kwargs
+        from distqat.distributed.serving.replica import MicrobatchWeight
         from distqat.models import sample_input
 
         entry = self.config.model_pipeline.pipeline[self.config.stages.index(self.stage)]
@@ -153,7 +152,7 @@ class Child:
         replica.begin(f"memory|{step}")
         needs = frozenset(name for name, tensor in inputs.items() if tensor.is_floating_point())
         outputs = replica.forward(0, inputs, needs).tensors
-        replica.backward(0, {name: torch.ones_like(tensor) for name, tensor in outputs.items()})
+        replica.backward(0, {n: torch.ones_like(t) for n, t in outputs.items()}, MicrobatchWeight())
         replica.prepare()
         replica.commit(1.0)
 

@@ -64,7 +64,7 @@ async def diloco(work: Work, quant: Mapping[str, Any] | None) -> nn.Module:
             swarm.check()
             founder = swarm.replicas[0]
             module = copy.deepcopy(founder.replica.module)
-            as_local(founder.member.shared).load(module)
+            as_local(founder.member.committed).load(module)
     return module
 
 
@@ -76,7 +76,7 @@ class WorkReplica(Replica):
         self._work = work
 
     async def found(self, client: Convening) -> None:
-        await self.transport.serve(self.answer, self.steps.gone)
+        await self.transport.serve(self.answer, self.steps.attempts.gone)
         for batch in self._work.batches(self._work.seed + 10_000, CALIBRATION):
             if self.replica.calibrating:
                 self._steps += 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.distributed.network.call_fields import Hop
@@ -14,6 +12,7 @@ from distqat.distributed.serving.activation_encoder import ActivationEncoder
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
@@ -32,7 +31,6 @@ class Stage:
             config.diloco,
             config.quant,
             stage=stage,
-            device=torch.device("cpu"),
             precision=ForwardPrecision(),
             task=build_task(config) if stage == config.stages[-1] else None,
             activations=config.model_pipeline.activations,
@@ -43,24 +41,15 @@ class Stage:
             self.replica,
             self._compute,
             transport,
+            ServingObserver(),
             uid=self.uid,
             run=config.experiment_prefix,
             lease_s=LEASE_S,
         )
-        self._calls = {
-            "open": self._steps.open,
-            "prepare": self._steps.prepare,
-            "decide": self._steps.decide,
-            "outcome": self._steps.outcome,
-            "commit": self._steps.commit,
-            "abort": self._steps.abort,
-            "evaluate": self._steps.evaluate,
-            "status": self._status,
-            "state": self._state,
-        }
+        self._calls = {**self._steps.calls, "status": self._status, "state": self._state}
 
     async def answer(self, call: IncomingCall) -> Message:
-        return await self._calls.get(call.method, self._steps.microbatch)(call)
+        return await self._calls[call.method](call)
 
     def send(self, activations: str) -> None:
         """From now on what leaves goes in this form."""

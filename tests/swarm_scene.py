@@ -53,7 +53,6 @@ class Stage(ServingObserver):
             config.diloco,
             config.quant,
             stage=stage,
-            device=torch.device("cpu"),
             precision=ForwardPrecision.resolve(config.data.precision, torch.device("cpu")),
             task=build_task(config) if last else None,
             activations=config.model_pipeline.activations,
@@ -121,7 +120,7 @@ class MemorySwarm:
             for stage in self.config.stages
         ]
         for stage in self.stages:
-            await stage.transport.serve(stage.answer, stage.steps.gone)
+            await stage.transport.serve(stage.answer, stage.steps.attempts.gone)
         self.trainer = MemoryTransport(network, "trainer")
         self.hops = self.route()
         self.stepper = StepDriver(

@@ -143,7 +143,7 @@ class Replica(Stage):
 
     async def found(self, client: Convening) -> None:
         """Calibrate on real batches, then publish round 0."""
-        await self.transport.serve(self.answer, self.steps.gone)
+        await self.transport.serve(self.answer, self.steps.attempts.gone)
         for batch in batches(self.config, 50):
             if not self.replica.calibrating:
                 break
@@ -155,7 +155,7 @@ class Replica(Stage):
 
     async def join(self) -> None:
         """As a server does that comes later."""
-        await self.transport.serve(self.answer, self.steps.gone)
+        await self.transport.serve(self.answer, self.steps.attempts.gone)
         got = await fetch_newest(self.transport, self.coordinator, STAGE, own_uid=self.uid)
         assert got is not None
 

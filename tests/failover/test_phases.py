@@ -92,7 +92,7 @@ async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_tra
                 await asyncio.Event().wait()
             return await deaf.answer(call)
 
-        await deaf.transport.serve(hears_no_commit, deaf.steps.gone)
+        await deaf.transport.serve(hears_no_commit, deaf.steps.attempts.gone)
         await asyncio.wait_for(swarm.step(second, frozen=PHASES[0]), 10)
         assert fault.fired
         front, back = (swarm.stage(uid).steps.tally for uid in (FRONT, BACK))
@@ -101,5 +101,5 @@ async def test_who_hears_of_a_commit_from_another_stage_knows_itself_what_it_tra
         assert (front.counts["applied"], back.counts["frozen"]) == (1, 0)
         for server in swarm.stages:
             assert equal(state(swarm, server.uid), state(expected, server.uid)), server.uid
-        await deaf.transport.serve(deaf.answer, deaf.steps.gone)
+        await deaf.transport.serve(deaf.answer, deaf.steps.attempts.gone)
         await next_trainer(swarm, third)

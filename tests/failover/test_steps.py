@@ -186,7 +186,7 @@ async def test_a_decided_step_reaches_a_stage_that_hears_no_commit(monkeypatch: 
                 await asyncio.Event().wait()
             return await deaf.answer(call)
 
-        await deaf.transport.serve(hears_no_commit, deaf.steps.gone)
+        await deaf.transport.serve(hears_no_commit, deaf.steps.attempts.gone)
         result = await asyncio.wait_for(swarm.step(second), 10)
         assert fault.fired
         assert set(result.lost) == {FRONT, BACK}  # as far as the dead could tell
@@ -194,7 +194,7 @@ async def test_a_decided_step_reaches_a_stage_that_hears_no_commit(monkeypatch: 
         for server in swarm.stages:
             assert server.steps.tally.counts["applied"] == sum(server.applied.values()) == 2, server.uid
             assert equal(state(swarm, server.uid), state(undisturbed_swarm, server.uid)), server.uid
-        await deaf.transport.serve(deaf.answer, deaf.steps.gone)
+        await deaf.transport.serve(deaf.answer, deaf.steps.attempts.gone)
         await next_trainer(swarm, third)
 
 
@@ -236,7 +236,7 @@ async def test_a_trainer_that_is_cut_off_in_its_commit_splits_nothing(
             return await asyncio.Event().wait()  # type: ignore[return-value]
 
         monkeypatch.setattr(swarm.trainer, "link", no_link)
-        await front.transport.serve(breaks, front.steps.gone)
+        await front.transport.serve(breaks, front.steps.attempts.gone)
         step = asyncio.wait_for(swarm.step(second), 10)
         if recorded:
             assert (await step).lost == (() if reachable else (FRONT,))

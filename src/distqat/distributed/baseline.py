@@ -234,7 +234,7 @@ class BaselineTrainer:
         return total, finite
 
     def _outputs(self, part: Batch) -> dict[str, Tensor]:
-        with self._precision.context(self._device):
+        with self._precision.context():
             return self.model.outputs(*(tensor.to(self._device) for tensor in part.inputs.values()))
 
 

@@ -152,7 +152,7 @@ class Server:
 
     def _gone(self, peer: str, silent: bool) -> None:
         if self._held is not None:
-            self._held.served.steps.gone(peer, silent)
+            self._held.served.steps.attempts.gone(peer, silent)
 
 
 async def serve(start: RoleStart, stop: asyncio.Event) -> int:

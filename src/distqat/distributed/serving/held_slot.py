@@ -73,7 +73,9 @@ class HeldSlot:
         """
         self.state.state = "draining"
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(asyncio.gather(self.served.become("draining"), self.served.steps.idle()), DRAIN_S)
+            await within(
+                asyncio.gather(self.served.become("draining"), self.served.steps.attempts.idle()), DRAIN_S
+            )
 
     def _lease_over(self, silent_s: float) -> None:
         if self.state.shown != "unknown":
@@ -84,7 +86,7 @@ class HeldSlot:
         try:
             self.state.admit()
         except Refused as error:
-            self.served.steps.refuse_waiting(error)
+            self.served.steps.attempts.refuse_waiting(error)
 
     async def _beat(self) -> str:
         """Tell the client that we live; hear whether the run is finished or we are to move."""

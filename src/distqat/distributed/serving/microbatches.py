@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from distqat.models.auxiliary_loss import AUXILIARY
 from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
+
+T = TypeVar("T")
 
 STANDS = "stands"
 """In a message with activations: no weights up to here move any more."""
@@ -76,14 +79,11 @@ class Microbatches:
         number = _number(attempt, message)
         labels: Mapping[str, Tensor] = await attempt.labels_of(number)
         weighing = weighing_of(message)
-        await attempt.forward_turns.mine(number)
-        job = self._compute.submit(
-            Priority.FORWARD,
-            "forward",
+        gradients, scores = await self._in_turn(
+            attempt,
+            number,
             lambda: self._replica.loss(number, message.tensors, message.needs_grad, labels, weighing),
         )
-        attempt.forward_turns.through(number)
-        gradients, scores = await job
         failpoint("stage.backward.before_answer")
         return Message({"scores": scores}, gradients)
 
@@ -113,15 +113,17 @@ class Microbatches:
 
     async def _observe(self, attempt: OpenAttempt, message: Message) -> Message:
         number = _number(attempt, message)
-        await attempt.forward_turns.mine(number)
-        job = self._compute.submit(
-            Priority.FORWARD, "forward", lambda: self._replica.observe(number, message.tensors)
-        )
-        attempt.forward_turns.through(number)
-        outputs = await job
+        outputs = await self._in_turn(attempt, number, lambda: self._replica.observe(number, message.tensors))
         if attempt.last:
             return Message({"scores": {}})
         return await self._call_next(attempt, outputs.message(message.fields))
+
+    async def _in_turn(self, attempt: OpenAttempt, number: int, job: Callable[[], T]) -> T:
+        """Run a forward job once those of all lower microbatches are queued."""
+        await attempt.forward_turns.mine(number)
+        running = self._compute.submit(Priority.FORWARD, "forward", job)
+        attempt.forward_turns.through(number)
+        return await running
 
     async def _call_next(self, attempt: OpenAttempt, message: Message, method: str = "train") -> Message:
         assert attempt.next_link is not None
@@ -145,10 +147,7 @@ class Microbatches:
             outputs = self._replica.forward(number, message.tensors, message.needs_grad)
             return outputs, self._replica.auxiliary(number)
 
-        await attempt.forward_turns.mine(number)
-        job = self._compute.submit(Priority.FORWARD, "forward", forward)
-        attempt.forward_turns.through(number)
-        outputs, own = await job
+        outputs, own = await self._in_turn(attempt, number, forward)
         if attempt.last:
             return Message({AUXILIARY: own}, outputs.tensors)
         reply = await self._call_next(attempt, outputs.message(message.fields), "forward")

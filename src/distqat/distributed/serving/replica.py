@@ -96,14 +96,13 @@ class StageReplica:
         quant: QuantOptions,
         *,
         stage: str,
-        device: torch.device,
         precision: ForwardPrecision,
         task: Task | None,
         activations: str = "auto",
     ) -> None:
-        self.module = module.to(device).train()
+        self.module = module.to(precision.device).train()
         self.stage = stage
-        self.device = device
+        self.device = precision.device
         self.precision = precision
         self.task = task  # of the last stage only: it computes the loss
         self.options = options
@@ -337,7 +336,7 @@ class StageReplica:
     def _call(self, tensors: Mapping[str, Tensor]) -> tuple[Named, Tensor | None]:
         """What the module makes of its inputs, and its own loss."""
         inputs: Sequence[Tensor] = [tensor.to(self.device) for tensor in tensors.values()]
-        with self.precision.context(self.device):
+        with self.precision.context():
             outputs = named_tensors(self.module(*inputs))
         return outputs, take_auxiliary_loss(self.module)
 

@@ -56,7 +56,7 @@ class RoundMember:
         self._due = asyncio.Event()
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
-        self._pause = StepPause(steps)  # of whoever has the lock
+        self._pause = StepPause(steps.attempts)  # of whoever has the lock
         if tied is not None:
             tied.keep(committed)
         self.look_again()

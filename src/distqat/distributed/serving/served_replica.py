@@ -55,7 +55,6 @@ class ServedReplica(ServingObserver):
             config.diloco,
             config.quant,
             stage=stage,
-            device=server.device,
             precision=ForwardPrecision.resolve(config.data.precision, server.device),
             task=build_task(config) if stage == config.stages[-1] else None,
             activations=options.activations,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distqat.distributed.network.call_fields import parse_step, take
+from distqat.distributed.serving.attempt_queue import AttemptQueue
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.microbatches import Microbatches, about
@@ -23,15 +24,7 @@ from distqat.errors import Refused, StaleAttempt, SwarmError
 from distqat.failpoints import failpoint
 from distqat.protocol.prepared_outcome import ASK_AGAIN_S, PreparedOutcome
 from distqat.protocol.step_attempts import StepId
-from distqat.protocol.step_lock import (
-    Action,
-    LockExpired,
-    LockGrant,
-    LockQuiet,
-    LockRefused,
-    ResolvePrepared,
-    StepLock,
-)
+from distqat.protocol.step_lock import StepLock
 from distqat.swarm.incoming_call import Answer, IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
@@ -86,13 +79,8 @@ class StepService:
         self._run = run
         self._work = work
         self._lock = StepLock(lease_s=lease_s)
-        self._granted: dict[StepId, asyncio.Future[None]] = {}
-        self._attempt: OpenAttempt | None = None  # the work of the lock's holder, once that has begun
+        self.attempts = AttemptQueue(self._lock, uid, self._undo, self._resolving)
         self._commits: dict[StepId, _Commit] = {}  # the last ones
-        self._quiet = asyncio.Event()
-        self._free = asyncio.Event()  # set while no attempt is at work
-        self._free.set()
-        self._timer: asyncio.TimerHandle | None = None
 
     # the calls
 
@@ -101,19 +89,10 @@ class StepService:
         fields = call.message.fields
         id = parse_step(fields)
         attempt = OpenAttempt.parse(id, fields, self._uid)
-        if self._attempt is not None and self._lock.holder == id:
+        if self.attempts.current is not None and self._lock.holder == id:
             return Message({"calibrating": self._replica.calibrating})
         self._observer.admit()
-        granted = self._granted.setdefault(id, asyncio.get_running_loop().create_future())
-        try:
-            self._act(self._lock.request(id, time.monotonic()))
-            await granted
-        finally:
-            self._granted.pop(id, None)
-        if self._lock.holder != id:
-            raise StaleAttempt(f"{id} lost the lock of {self._uid} before it could begin")
-        self._attempt, attempt.began = attempt, time.monotonic()
-        self._free.clear()
+        await self.attempts.enter(attempt)
         draw = fields.get("draw") or f"{id.trainer}|{id.step}"  # names the step over restarts of its trainer
         seed = f"{self._run}|{self._replica.stage}|{draw}"
         await self._on_replica(lambda: self._replica.begin(seed, frozen=attempt.frozen))
@@ -121,20 +100,20 @@ class StepService:
             try:
                 attempt.next_link = await self._transport.link(attempt.following.address)
             except SwarmError as error:
-                await self._drop(id)
+                await self.attempts.drop(id)
                 raise about(error, attempt.following.uid) from error
         return Message({"calibrating": self._replica.calibrating})
 
     async def microbatch(self, call: IncomingCall) -> Message:
         """`train`, `labels`, `forward` or `backward` of one microbatch of the open attempt."""
-        attempt = self._attempt_of(parse_step(call.message.fields))
+        attempt = self.attempts.work_of(parse_step(call.message.fields))
         task = asyncio.current_task()
         assert task is not None
         attempt.running.add(task)
         try:
             return await self._work.run(call.method, attempt, call.message)
         except asyncio.CancelledError:
-            if self._attempt is attempt:
+            if self.attempts.current is attempt:
                 raise
             raise StaleAttempt(f"{attempt.id} was aborted at {self._uid}") from None
         finally:
@@ -144,7 +123,7 @@ class StepService:
 
     async def prepare(self, call: IncomingCall) -> Message:
         """Count and gradient norms; from here on only commit or abort end the step."""
-        attempt = self._attempt_of(parse_step(call.message.fields))
+        attempt = self.attempts.work_of(parse_step(call.message.fields))
         failpoint("stage.prepare")
         answer: PreparedStep = await self._on_replica(self._replica.prepare)
         expected = take(call.message.fields, "microbatches", int)
@@ -168,7 +147,7 @@ class StepService:
 
     async def abort(self, call: IncomingCall) -> Message:
         """Undo the attempt; repeating it changes nothing."""
-        await self._drop(parse_step(call.message.fields))
+        await self.attempts.drop(parse_step(call.message.fields))
         return Message()
 
     async def outcome(self, call: IncomingCall) -> Message:
@@ -179,47 +158,21 @@ class StepService:
             verdict = "unknown"
         return Message({"verdict": verdict, "commit": commit.asked if commit else {}})
 
-    # what the server does with the lock
-
-    def gone(self, trainer: str, silent: bool = False) -> None:
-        """A trainer's link is lost; it makes no difference here how."""
-        self._act(self._lock.gone(trainer, time.monotonic()))
-
-    async def pause(self) -> None:
-        """Let the running step end, grant no other; returns between two inner steps."""
-        self._quiet.clear()
-        self._act(self._lock.pause(time.monotonic()))
-        await self._quiet.wait()
-
-    def resume(self) -> None:
-        """Grant steps again after `pause`."""
-        self._act(self._lock.resume(time.monotonic()))
-
-    def refuse_waiting(self, error: SwarmError) -> None:
-        """Nobody gets the lock soon: those who wait for it may go elsewhere."""
-        for id in self._lock.waiting:
-            self._settle(id, error)
-            self._act(self._lock.abort(id, time.monotonic()))
-
     def follow(self, lease_s: float) -> None:
         """How many seconds a step may be silent from here on."""
         self._lock.lease_s = lease_s
 
-    async def idle(self) -> None:
-        """Return between two attempts."""
-        await self._free.wait()
-
     async def close(self) -> None:
         """Let a decided commit be applied; undo any other attempt."""
-        if self._attempt is not None:
-            if self._attempt.resolving is not None:
-                self._attempt.resolving.cancel()
-            if self._attempt.id in self._commits:
-                await asyncio.wait({self._commits[self._attempt.id].applying})
+        attempt = self.attempts.current
+        if attempt is not None:
+            if attempt.resolving is not None:
+                attempt.resolving.cancel()
+            if attempt.id in self._commits:
+                await asyncio.wait({self._commits[attempt.id].applying})
             else:
-                await self._drop(self._attempt.id)
-        if self._timer is not None:
-            self._timer.cancel()
+                await self.attempts.drop(attempt.id)
+        self.attempts.close()
 
     # a commit
 
@@ -228,7 +181,7 @@ class StepService:
         id = parse_step(fields)
         if self._lock.verdict(id) == "committed":
             return
-        attempt = self._attempt_of(id)
+        attempt = self.attempts.work_of(id)
         if not self._lock.prepared:
             raise Refused(f"commit of {id} at {self._uid}: it was never prepared")
         asked = {key: fields[key] for key in COMMIT_FIELDS if key in fields}
@@ -267,8 +220,7 @@ class StepService:
         marks = attempt.train and not skip and asked.get("mark")  # whole on all stages, frozen ones included
         self._observer.step_ended(id, outcome, samples, take(asked, "mark", str) if marks else "")
         failpoint("stage.commit.after_apply")
-        self._over()
-        self._act(self._lock.commit(id, time.monotonic()))
+        self.attempts.committed(id)
         return answer
 
     def _check_applied(self, applying: asyncio.Future[Message]) -> None:
@@ -304,74 +256,13 @@ class StepService:
                 self._decide(attempt, found[0] if found else told or {})
                 return
             if conclusion == "abort":
-                await self._drop(id)
+                await self.attempts.drop(id)
                 return
             await asyncio.sleep(ASK_AGAIN_S)
 
-    # the lock
-
-    def _attempt_of(self, id: StepId) -> OpenAttempt:
-        if self._attempt is None or self._lock.holder != id:
-            raise StaleAttempt(f"{id} does not hold the lock of {self._uid}")
-        return self._attempt
-
-    async def _drop(self, id: StepId) -> None:
-        actions = self._lock.abort(id, time.monotonic())
-        undone = self._undo(id)
-        self._act(actions)
-        if undone is not None:
-            await undone
-
-    def _undo(self, id: StepId) -> asyncio.Future[None] | None:
-        """Undo the work of an attempt that has lost the lock.
-
-        The lock may pass on at once: jobs keep their order, so this is done before the next attempt begins.
-        """
-        attempt = self._attempt
-        if attempt is None or attempt.id != id:
-            return None
-        self._over()
-        attempt.cancel()
+    def _undo(self) -> asyncio.Future[None]:
         self.tally.counts["aborted"] += 1
         return self._on_replica(self._replica.abort)
-
-    def _over(self) -> None:
-        self._attempt = None
-        self._free.set()
-
-    def _act(self, actions: list[Action]) -> None:
-        for action in actions:
-            if isinstance(action, LockQuiet):
-                self._quiet.set()
-            elif isinstance(action, LockGrant):
-                self._settle(action.id, None)
-            elif isinstance(action, LockRefused):
-                self._settle(action.id, StaleAttempt(f"{action.id} at {self._uid}: {action.reason}"))
-            elif isinstance(action, LockExpired):
-                self._undo(action.id)
-            elif isinstance(action, ResolvePrepared) and self._attempt is not None:
-                self._resolving(self._attempt)
-        self._set_timer()
-
-    def _settle(self, id: StepId, error: SwarmError | None) -> None:
-        granted = self._granted.get(id)
-        if granted is None or granted.done():
-            return
-        if error is None:
-            granted.set_result(None)
-        else:
-            granted.set_exception(error)
-
-    def _set_timer(self) -> None:
-        """Look at the lock again when its holder will have been silent for too long."""
-        if self._timer is not None:
-            self._timer.cancel()
-        deadline, loop = self._lock.next_deadline, asyncio.get_running_loop()
-        wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-        self._timer = None if wait is None else loop.call_later(wait, self._tick)
-
-    def _tick(self) -> None:
-        self._act(self._lock.tick(time.monotonic()))
 
     def _on_replica(self, job: Any) -> asyncio.Future[Any]:
         return self._compute.submit(Priority.CONTROL, "control", job)

@@ -73,6 +73,10 @@ class Steps:
 
     tally = StepTally()
 
+    @property
+    def attempts(self) -> Steps:
+        return self
+
     async def pause(self) -> None: ...
 
     def resume(self) -> None: ...

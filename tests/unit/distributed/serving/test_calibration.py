@@ -39,11 +39,8 @@ def gated(gate: float) -> StageReplica:
     options = QuantOptions.model_validate({"skip": [], "warmup": {"calibrate_batches": BATCHES}})
     module = Gated(gate)
     quantize_module(module, options, stage="full", first=True, last=True)
-    cpu = torch.device("cpu")
-    precision = ForwardPrecision.resolve("fp32", cpu)
-    return StageReplica(
-        module, DilocoOptions(), options, stage="full", device=cpu, precision=precision, task=None
-    )
+    precision = ForwardPrecision()
+    return StageReplica(module, DilocoOptions(), options, stage="full", precision=precision, task=None)
 
 
 def show(replica: StageReplica, number: int, *, commit: bool = True) -> None:

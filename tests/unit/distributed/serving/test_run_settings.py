@@ -59,7 +59,7 @@ def test_a_batch_size_that_was_a_flag_of_the_server_bounds_its_steps(
 
 @pytest.mark.parametrize(("most", "scaled"), [(None, False), (4, True)])
 def test_what_a_trainer_must_know_of_a_server_is_in_its_record(most: int | None, scaled: bool) -> None:
-    replica = SimpleNamespace(precision=ForwardPrecision(torch.float16 if scaled else None, scaled=scaled))
+    replica = SimpleNamespace(precision=ForwardPrecision(scaled=scaled))
     limits = _limits(most, replica)  # type: ignore[arg-type]
     assert limits == ({} if most is None else {"batch_size": 4.0, FP16: 1.0})
     record = ServerRecord("p", "front", 0, 1, "serving", 0.0, 0, 0, "", "", metrics=limits)
@@ -72,7 +72,6 @@ def replica_of(settings: Config) -> StageReplica:
         settings.diloco,
         settings.quant,
         stage="front",
-        device=torch.device("cpu"),
         precision=ForwardPrecision(),
         task=None,
     )

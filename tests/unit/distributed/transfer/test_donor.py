@@ -95,7 +95,6 @@ def _replica() -> StageReplica:
         DilocoOptions(),
         QuantOptions(enabled=False),
         stage="full",
-        device=torch.device("cpu"),
         precision=ForwardPrecision(),
         task=None,
     )

@@ -1,0 +1,83 @@
+"""What the step lock decides is carried out at once, by events and at its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from distqat.distributed.network.call_fields import Hop
+from distqat.distributed.serving.attempt_queue import AttemptQueue
+from distqat.distributed.serving.attempt_state import OpenAttempt
+from distqat.errors import StaleAttempt
+from distqat.protocol.step_attempts import StepId
+from distqat.protocol.step_lock import StepLock
+from distqat.swarm.peer_link import PeerAddress
+
+UID = "front.0.0.0"
+
+
+def attempt(trainer: str, step: int = 1) -> OpenAttempt:
+    fields = {"route": [Hop(UID, PeerAddress("p")).fields()], "microbatches": 1, "train": True}
+    return OpenAttempt.parse(StepId(trainer, 1, step, 0), fields, UID)
+
+
+class Replica:
+    """A queue with the work that it had undone, and the attempts whose route was to be asked."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.lock, self.undone, self.asked = StepLock(lease_s=lease_s), 0, list[OpenAttempt]()
+        self.queue = AttemptQueue(self.lock, UID, self.undo, self.asked.append)
+
+    def undo(self) -> asyncio.Future[None]:
+        self.undone += 1
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+async def test_who_is_silent_for_the_lease_loses_the_lock_to_the_next() -> None:
+    replica, silent, following = Replica(0.1), attempt("a"), attempt("b")
+    began = time.monotonic()
+    await replica.queue.enter(silent)
+    await replica.queue.enter(following)
+    assert 0.1 <= time.monotonic() - began < 0.9  # at the deadline; it was looked at every second once
+    assert (replica.queue.current, replica.undone) == (following, 1)
+    with pytest.raises(StaleAttempt):
+        replica.queue.work_of(silent.id)
+    replica.queue.close()
+
+
+async def test_work_moves_the_deadline() -> None:
+    replica, only = Replica(0.05), attempt("a")
+    await replica.queue.enter(only)
+    replica.lock.touch(only.id, time.monotonic() + 30.0)
+    await asyncio.sleep(0.2)  # past the deadline that the timer was set for
+    assert replica.queue.work_of(only.id) is only
+    replica.queue.close()
+
+
+async def test_the_route_of_a_silent_attempt_that_is_prepared_is_asked_again_and_again() -> None:
+    replica, only = Replica(0.05), attempt("a")
+    await replica.queue.enter(only)
+    replica.lock.prepare(only.id, time.monotonic())
+    while len(replica.asked) < 2:  # noqa: ASYNC110  ended by the timeout of the test
+        await asyncio.sleep(0.01)
+    assert (replica.asked[0], replica.undone, replica.queue.current) == (only, 0, only)
+    replica.queue.close()
+
+
+async def test_idle_returns_when_the_attempt_is_over() -> None:
+    replica, only = Replica(30.0), attempt("a")
+    await replica.queue.idle()
+    await replica.queue.enter(only)
+    leaving = asyncio.ensure_future(replica.queue.idle())
+    await asyncio.sleep(0)
+    assert not leaving.done()
+    await replica.queue.drop(only.id)
+    await asyncio.wait_for(leaving, 1)
+    assert replica.undone == 1
+    await replica.queue.drop(only.id)  # may be repeated
+    assert replica.undone == 1
+    replica.queue.close()
