@@ -120,7 +120,7 @@ class Task:
     name: str
     """The task type, without aliases."""
     loss_at: Literal["last_stage", "trainer"] = "last_stage"
-    """Where the loss is computed; at the last stage the outputs never travel."""
+    """Where the loss is computed: at the last stage outputs never travel, at the trainer labels do not."""
     metric: str
     """What `summarize` gives, e.g. `accuracy`."""
     heldout_batch: int | None = None
