@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.config import Config, ConfigParser, add_config_arguments, config_from_args
-from distqat.data.source import open_source
+from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.model import SwarmModel
 from distqat.tasks import Batch
