@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.quantization_work import Work
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.serving.committed_state import as_local, initial
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.models import named_tensors
 from distqat.quant.ptq import end_observing, load_float, start_observing
 

@@ -18,9 +18,9 @@ import torch
 from benchmarks.driver import Driver
 from benchmarks.scene import Case, any_config, batches, config_of
 from benchmarks.stage import Stage
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.role_peer import RolePeer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.process import run_role
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.peer_link import PeerAddress

@@ -25,8 +25,8 @@ from distqat.data.open_source import open_source
 from distqat.distributed.assembly.evaluation import evaluate, judge
 from distqat.distributed.assembly.model_check import check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.training.baseline_model import SwarmBaselineModel
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.models import MODEL_TYPES
 from distqat.models.auxiliary_loss import take_auxiliary_loss
 from distqat.tasks import Batch

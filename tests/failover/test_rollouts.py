@@ -14,9 +14,9 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import check_model
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.trainer import Trainer
 from distqat.distributed.training.baseline_batches import batch_feed
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
 from distqat.distributed.training.rollout import RolloutFeed
 

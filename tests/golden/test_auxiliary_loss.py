@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.batch_phases import PhaseStep
 from distqat.distributed.training.event_loop_thread import EventLoopThread
 from distqat.models import register_expert_class

@@ -10,7 +10,7 @@ from tests.failover.memory_scene import equal, state
 from tests.golden.test_exactness import batches, config_of, largest_relative_difference
 from tests.swarm_scene import MemorySwarm
 
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.batch_phases import PhaseStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")

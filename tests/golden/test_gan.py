@@ -13,7 +13,7 @@ from distqat.config import Config
 from distqat.data.open_source import open_source
 from distqat.distributed.assembly.evaluation import judge
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.tasks import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ from tests.swarm_scene import MemorySwarm
 from distqat.config import Config
 from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.swarm.tensor_frame import Message
 
 

@@ -10,7 +10,7 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.tasks.base import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

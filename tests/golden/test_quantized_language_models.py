@@ -9,7 +9,7 @@ import torch
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.quant import quantizers
 from distqat.tasks.base import Batch
 

@@ -13,7 +13,7 @@ from tests.swarm_scene import MemorySwarm
 from distqat.config import Config
 from distqat.distributed.assembly.model_check import check_batch, tell
 from distqat.distributed.assembly.stage_factory import build_task, check_model
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.event_loop_thread import EventLoopThread
 from distqat.errors import ConfigError, ModelError
 from distqat.models import build_stage

@@ -12,8 +12,8 @@ from tests.golden.test_exactness import batches, config_of, largest_relative_dif
 from tests.swarm_scene import MemorySwarm
 from torch import Tensor
 
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.training import custom_steps
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.event_loop_thread import EventLoopThread
 from distqat.errors import StaleAttempt, SwarmError
 from distqat.tasks.base import Batch

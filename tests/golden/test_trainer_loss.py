@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distqat.distributed import trainer
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import RunFailed
 from distqat.tasks.base import Batch
 

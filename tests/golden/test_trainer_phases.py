@@ -14,9 +14,9 @@ from tests.golden.test_gan import batches, config_of
 from tests.swarm_scene import MemorySwarm
 
 from distqat.data.serving.batch_client import LeasedBatch
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.serving.replica import PreparedStep
 from distqat.distributed.trainer import Trainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import DataServerGone
 
 GENERATOR, DISCRIMINATOR = "generator.0.0.0", "discriminator.0.0.0"
@@ -108,7 +108,7 @@ async def test_a_batch_is_consumed_before_its_first_commit_and_counted_once(scen
 async def test_only_a_whole_batch_is_a_checkpoint_step_and_frozen_stages_write_it_too(
     scene: Scene, tmp_path: Any
 ) -> None:
-    scene.trainer._marker._due = True
+    scene.trainer._checkpoints._due = True
     first, second = batches(scene.swarm.config, 2)
     await scene.train(0, first)
     marks = [mark for server in scene.swarm.stages for mark in server.marks]

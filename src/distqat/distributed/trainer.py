@@ -83,7 +83,7 @@ class Trainer:
         assert data is not None
         self._data = data
         self._life = int(time.time() * 1000)
-        self._marker = CheckpointSchedule(pipeline, self._life, config.param_mirror.refresh_every)
+        self._checkpoints = CheckpointSchedule(pipeline, self._life, config.param_mirror.refresh_every)
         self._parts = PartWriter(config, pipeline, self._life)
         self._told: asyncio.Future[bool] | None = None  # the last report to the client
         self._step_size = StepSize(config.diloco.batch_size_per_step)
@@ -202,7 +202,7 @@ class Trainer:
                     continue
                 number = self._count.step + 1
                 # A checkpoint holds whole batches, so only the last of the phases may be marked.
-                mark = self._marker.next(number) if planned.last else ""
+                mark = self._checkpoints.next(number) if planned.last else ""
                 draw = f"{self._pipeline}|{number}{planned.name and '|'}{planned.name}"
                 alone = len(self._watch.snapshot.servers) == len(hops)
                 told = mark if alone else ""  # with replicas a run goes on from rounds, not from steps
@@ -240,7 +240,7 @@ class Trainer:
 
     def _mark(self, mark: str, result: StepResult, *, told: bool) -> None:
         """Write our part of a checkpoint step while the stages write theirs."""
-        self._marker.committed(mark, result.standing, told=told)
+        self._checkpoints.committed(mark, result.standing, told=told)
         if mark:
             self._parts.begin(mark, result.standing, self._count, self._data.last_position)
 

@@ -14,7 +14,7 @@ from distqat.data.open_source import open_source
 from distqat.distributed.assembly.model_check import check_served
 from distqat.distributed.assembly.post_training import quantize_and_judge
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.baseline import BaselineTrainer
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import ConfigError, QuantError
 from distqat.launch.evaluate_command import main as evaluate
 from distqat.launch.run_local import main as run_local

@@ -13,9 +13,9 @@ from tests.swarm_scene import MemorySwarm
 from torch import Tensor, nn
 
 from distqat.diloco.options import DilocoOptions
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import QuantError, RemoteFault, RunFailed, SwarmError
 from distqat.quant import QuantOptions, quantize_module, quantizers
 

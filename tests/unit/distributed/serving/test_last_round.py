@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, feeds_norms
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.serving.committed_state import as_local
 from distqat.distributed.serving.replica_state import load_own_state, own_state
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.quant import quantizers, tracked_norms
 from distqat.tasks.base import Batch
 

@@ -10,8 +10,8 @@ import torch
 
 from distqat.config import Config, load_config
 from distqat.distributed.assembly.stage_factory import build_task, open_data
-from distqat.distributed.baseline import BaselineTrainer
 from distqat.distributed.training import nonfinite_steps
+from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
 from distqat.distributed.training.step_failures import SKIPS_END
 from distqat.errors import RunFailed
