@@ -88,6 +88,11 @@ class StepLock:
         return self._prepared
 
     @property
+    def paused(self) -> bool:
+        """Whether nothing new is granted."""
+        return self._paused
+
+    @property
     def waiting(self) -> tuple[StepId, ...]:
         """Who waits, next first."""
         return tuple(self._waiting)

@@ -7,8 +7,9 @@ and the work of an attempt that loses the lock is undone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.errors import StaleAttempt, SwarmError
@@ -84,15 +85,26 @@ class AttemptQueue:
         """A trainer's link is lost; it makes no difference here how."""
         self._act(self._lock.gone(trainer, time.monotonic()))
 
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """A block that begins between two inner steps. However it ends, steps go on after it."""
+        try:
+            await self.pause()
+            yield
+        finally:
+            self.resume()
+
     async def pause(self) -> None:
-        """Let the running step end, grant no other; returns between two inner steps."""
-        self._quiet.clear()
-        self._act(self._lock.pause(time.monotonic()))
+        """Let the running step end, grant no other; returns between two inner steps. May be repeated."""
+        if not self._lock.paused:
+            self._quiet.clear()
+            self._act(self._lock.pause(time.monotonic()))
         await self._quiet.wait()
 
     def resume(self) -> None:
-        """Grant steps again after `pause`."""
-        self._act(self._lock.resume(time.monotonic()))
+        """Grant steps again after `pause`. May be repeated."""
+        if self._lock.paused:
+            self._act(self._lock.resume(time.monotonic()))
 
     def refuse_waiting(self, error: SwarmError) -> None:
         """Nobody gets the lock soon: those who wait for it may go elsewhere."""

@@ -161,10 +161,9 @@ class RoundArithmetic:
         """
         if self.measuring(new.round):
             return ReplicaWeights(dict(new.anchor), dict(new.steps), dict(new.buffers))
-        floats = {n for n, t in new.buffers.items() if t.is_floating_point()}
-        moved = pseudo_gradient.merge(
-            *({n: t for n, t in b.items() if n in floats} for b in _buffers(new, now, base))
-        )
+        floats = [name for name, tensor in new.buffers.items() if tensor.is_floating_point()]
+        buffers = new.buffers, now.buffers, base.buffers
+        moved = pseudo_gradient.merge(*({name: each[name] for name in floats} for each in buffers))
         merged = ReplicaWeights(
             weights=pseudo_gradient.merge(new.anchor, now.weights, base.weights),
             steps=pseudo_gradient.merge(new.steps, now.steps, base.steps),
@@ -183,9 +182,8 @@ class RoundArithmetic:
         for name, own, theirs in (("step", shared.steps, parts["step"]), ("buffer", moving, parts["buffer"])):
             if pseudo_gradient.schema_of(own) != pseudo_gradient.schema_of(theirs):
                 raise BadContribution(f"the {name}s of a contribution have other names or shapes")
-            pseudo_gradient.mean_buffers(
-                [own, theirs], [0.5, 0.5]
-            )  # raises unless dtypes agree and all is finite
+            # Raises unless dtypes agree and all is finite.
+            pseudo_gradient.mean_buffers([own, theirs], [0.5, 0.5])
         self._waiting.check(shared.buffers, parts["seen"])
         schema = pseudo_gradient.schema_of(shared.anchor)
         delta = decode_tensors(self._codec, parts["delta"], schema)
@@ -203,7 +201,3 @@ class _Decoded:
     seen: Named
     samples: int
     norm: float
-
-
-def _buffers(new: CommittedState, now: ReplicaWeights, base: ReplicaWeights) -> tuple[Named, Named, Named]:
-    return new.buffers, now.buffers, base.buffers

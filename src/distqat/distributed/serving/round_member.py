@@ -14,7 +14,6 @@ from distqat.distributed.serving.replica_state import ReplicaProgress
 from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_exchange import RoundExchange
 from distqat.distributed.serving.serving_observer import ServingObserver
-from distqat.distributed.serving.step_pause import StepPause
 from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.transfer.snapshot_exchange import FetchedState, StageLost, fetch_newest
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
@@ -45,6 +44,7 @@ class RoundMember:
         self.committed = committed
         self.exchange = RoundExchange(host, rounds, tied)
         self._host = host
+        self._attempts = steps.attempts  # paused by whoever has the lock
         self._tally = steps.tally
         self._rounds = rounds
         self._observer = observer
@@ -56,7 +56,6 @@ class RoundMember:
         self._due = asyncio.Event()
         self._advanced = asyncio.Event()  # set, and replaced, at each new committed state
         self._lock = asyncio.Lock()  # one round, or one re-sync, at a time
-        self._pause = StepPause(steps.attempts)  # of whoever has the lock
         if tied is not None:
             tied.keep(committed)
         self.look_again()
@@ -108,11 +107,11 @@ class RoundMember:
             # The round that was under way has ended here as well; for the others it may be over for long.
             if self.committed.round > known and not await self._is_behind():
                 return
-            async with self._pause:
+            async with self._attempts.paused():
                 await self.catch_up()
 
     async def _one_round(self) -> None:
-        async with self._lock, self._pause:
+        async with self._lock, self._attempts.paused():
             try:
                 opened = await self._until_open()
                 if opened.get("behind"):
@@ -138,9 +137,9 @@ class RoundMember:
         hold = max(hold, ALONE_HOLD_S) if self._in_step and self._alone else hold
         done, _ = await asyncio.wait({ready}, timeout=hold)
         if not done:
-            self._pause.let_go()
+            self._attempts.resume()
             await asyncio.wait({ready})
-            await self._pause.take()
+            await self._attempts.pause()
         return await ready
 
     async def _take_part(self, round: int, attempt: int) -> None:
@@ -155,7 +154,7 @@ class RoundMember:
         sent = await self._host.between_steps(lambda: self._rounds.contribution(self.committed, base))
         own = self.exchange.publish(round, attempt, sent, samples)
         if self._rounds.options.overlap:
-            self._pause.let_go()
+            self._attempts.resume()
         failpoint("round.before_contribute")
         answer = await self.exchange.contribute(own)
         result, members = None, []
@@ -164,7 +163,7 @@ class RoundMember:
             result = await self.exchange.result(own, self.committed, answer["set"], answer.get("copy"))
             failpoint("round.before_vote")
             answer = await self.exchange.vote(own, result)
-        await self._pause.take()
+        await self._attempts.pause()
         digest = answer.get("committed")
         ours = result is not None and digest == result.digest
         if answer.get("behind"):

@@ -81,3 +81,56 @@ async def test_idle_returns_when_the_attempt_is_over() -> None:
     await replica.queue.drop(only.id)  # may be repeated
     assert replica.undone == 1
     replica.queue.close()
+
+
+async def test_steps_are_paused_within_a_block_and_go_on_after_it() -> None:
+    replica = Replica(30.0)
+    async with replica.queue.paused():
+        entering = asyncio.ensure_future(replica.queue.enter(attempt("a")))
+        await asyncio.sleep(0)
+        assert replica.lock.paused
+        replica.queue.resume()
+        replica.queue.resume()
+        await asyncio.wait_for(entering, 1)  # let go within the block
+        pausing = asyncio.ensure_future(replica.queue.pause())
+        await asyncio.sleep(0)
+        assert not pausing.done()  # a step is at work
+        await replica.queue.drop(attempt("a").id)
+        await asyncio.wait_for(pausing, 1)
+        await replica.queue.pause()
+        assert replica.lock.paused
+    assert not replica.lock.paused
+    replica.queue.close()
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+async def test_an_error_leaves_steps_going(let_go: bool) -> None:
+    replica = Replica(30.0)
+
+    async def block() -> None:
+        async with replica.queue.paused():
+            if let_go:
+                replica.queue.resume()
+            raise ValueError("as the test wants")
+
+    with pytest.raises(ValueError, match="as the test wants"):  # and no other error in its place
+        await block()
+    assert not replica.lock.paused
+
+
+async def test_who_is_cancelled_before_steps_stand_still_leaves_them_going() -> None:
+    replica = Replica(30.0)
+    await replica.queue.enter(attempt("a"))
+
+    async def block() -> None:
+        async with replica.queue.paused():
+            raise AssertionError("they never stand still")
+
+    task = asyncio.ensure_future(block())
+    await asyncio.sleep(0)
+    assert replica.lock.paused
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not replica.lock.paused
+    replica.queue.close()
