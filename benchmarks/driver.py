@@ -9,9 +9,9 @@ from typing import Any
 from distqat.config import Config
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.step_driver import StepDriver, StepResult
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import Answer
 from distqat.swarm.incoming_call import ByteCount
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Gone, LinkLike, Transport
 from distqat.tasks.base import Batch

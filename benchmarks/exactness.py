@@ -38,7 +38,7 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.process import run_role
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.tasks.base import Batch
 
 T = TypeVar("T")

@@ -22,8 +22,8 @@ from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.process import run_role
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 

@@ -28,9 +28,9 @@ from distqat.distributed.training.route_choice import RouteChoice
 from distqat.distributed.training.route_step import StepSettings
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId

@@ -21,10 +21,10 @@ import pytest
 from tests.fakes.memory_directory import MemoryDirectory, MemorySwarm
 
 from distqat.errors import DirectoryUnavailable
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.dht_node import DhtNode, EngineOptions, dht_time
 from distqat.swarm.directory import DhtDirectory, DirectoryWatch, keep_announced
 from distqat.swarm.peer_identity import PeerIdentity
-from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.snapshot import ServerRecord
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.enable_socket]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from distqat.errors import PeerGone, Refused, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.peer_silence import Heartbeat
 from distqat.swarm import handshake, tensor_frame, transport
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import CONTROL, DATA, Admission, Hello
-from distqat.swarm.peer_link import MAX_LINKS_PER_PEER, PeerAddress
+from distqat.swarm.peer_link import MAX_LINKS_PER_PEER
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 

@@ -22,9 +22,9 @@ from distqat.distributed.transfer.snapshot_exchange import FetchedState, fetch
 from distqat.distributed.transfer.state_chunks import ChunkedState
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import PeerGone, StageUnavailable
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 

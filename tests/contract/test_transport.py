@@ -15,11 +15,11 @@ from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from distqat.codec.activation_codec import encode_activation
 from distqat.codec.aligned import CodeGrid
 from distqat.errors import CallTimeout, PeerGone, ProtocolMismatch, Refused, StaleAttempt, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.dht_node import DhtNode, EngineOptions, P2PStreams
 from distqat.swarm.handshake import Admission
 from distqat.swarm.peer_identity import PeerIdentity
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
 

@@ -28,9 +28,10 @@ from distqat.distributed.client import Client
 from distqat.distributed.server import Server
 from distqat.distributed.serving.held_slot import HeldSlot
 from distqat.distributed.trainer import Trainer
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.directory import keep_announced
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import PeerAddress, gone
+from distqat.swarm.peer_link import gone
 from distqat.swarm.transport import OnStream, StreamTransport
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId

@@ -31,10 +31,10 @@ from distqat.distributed.training.step_driver import StepDriver
 from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_newest, inner_state, load_inner_state
 from distqat.errors import BadFrame
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import FinishedWord
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 STAGE, CLIENT = "full", "client"

@@ -31,7 +31,7 @@ from distqat.distributed.serving.committed_state import initial
 from distqat.distributed.serving.slot_request import GrantedSlot, ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import NullSink
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK = "front.0.0.0", "back.0.0.0"

@@ -12,9 +12,9 @@ from tests.failover.memory_scene import mlp
 from tests.failover.network_scene import NetworkSwarm, RelayStreams, quiet_titles, until
 from tests.failover.relay import BadNetwork
 
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport
 

@@ -14,9 +14,9 @@ from tests.swarm_scene import MemorySwarm
 
 from distqat.distributed.network.call_fields import step_fields
 from distqat.errors import PeerGone, StaleAttempt, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 

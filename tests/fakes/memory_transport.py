@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from distqat.errors import CallTimeout, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm import tensor_frame
 from distqat.swarm.frame_reader import FrameReader
 from distqat.swarm.incoming_call import Answer, ByteCount, IncomingCall, error_fields, error_of
-from distqat.swarm.peer_link import PeerAddress, gone
+from distqat.swarm.peer_link import gone
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Gone, Unreached
 

@@ -12,6 +12,7 @@ from tests.simulation.world import World
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.round_answers import RoundAnswers, RoundCommitted, RoundDiscarded, RoundMissed
 from distqat.protocol.round_convener import (
     Action,
@@ -24,7 +25,6 @@ from distqat.protocol.round_convener import (
     TellBehind,
 )
 from distqat.protocol.round_grace import RoundGrace
-from distqat.swarm.peer_link import PeerAddress
 from distqat.topology.snapshot import SwarmSnapshot
 
 STAGE = "back"
@@ -443,7 +443,7 @@ class Server(Caller):
             self.discarded()
             return
         held = digest_of(*result) if result is not None else None
-        if isinstance(answer, RoundCommitted) and answer.digest == held and result is not None and attempt:
+        if isinstance(answer, RoundCommitted) and answer.committed == held and result is not None and attempt:
             self.take(self.generation, attempt[0], *result)
             self.steps = self.samples = 0
             if not self.behind:

@@ -109,7 +109,7 @@ class Swarm:
             died = any(node.died_at > self.world.now - 15 for node in route)
             self.require(died or not self.gentle, f"{replica.name} is not left alone with {id} by short cuts")
         if how == "applied":
-            key = (replica.stage, id.trainer, id.incarnation, id.step)
+            key = (replica.stage, id.trainer, id.life, id.step)
             self.applied[key] += 1
             self.require(
                 self.applied[key] == 1 or id in self.alone, f"I2: {id} twice at stage {replica.stage}"

@@ -51,9 +51,9 @@ from distqat.process import (
     announce_ready,
     told_wait,
 )
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import DirectoryWatch, keep_announced
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.topology.expert import ExpertId
 
@@ -196,7 +196,7 @@ class Client:
         newest = self._rounds.round_of(ExpertId.parse(holder.grant.uid).stage)
         serving = fields.get("state") in ("serving", "unknown")
         behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
-        told = {"finished": self._finished.is_set(), "move": holder.leaving, "behind": behind}
+        told = {"finished": self._finished.is_set(), "move": holder.state == "leaving", "behind": behind}
         said = {"notice": self._reach.notice_for(peer), **self._farewell.fields(holder.grant.uid)}
         return {**told, "generation": self._log.generation, **said}
 
@@ -305,8 +305,8 @@ class Client:
             move = self._slots.next_move(snapshot)
             if move is not None:
                 holder = self._slots.of_peer(move.server.peer_id)
-                if holder is not None and not holder.leaving:
-                    holder.leaving = True
+                if holder is not None and holder.state == "held":
+                    holder.enter("move")
                     logger.info("asking %s to move to stage %s", holder.grant.uid, move.target.stage)
 
     def _record(self, record: dict[str, Any]) -> None:

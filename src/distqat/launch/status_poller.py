@@ -39,7 +39,7 @@ class StatusPoller:
                 None, importlib.import_module, "distqat.swarm.transport"
             )
             self._transport = self._open()
-        from distqat.swarm.peer_link import PeerAddress
+        from distqat.protocol.hop import PeerAddress
 
         try:
             link = await self._transport.link(PeerAddress(self._client, host_id()))

@@ -1,8 +1,6 @@
 """The outer rounds of one stage as its convener sees them: a pure state machine; the shell obeys.
 
-    gathering ── all ready, or grace over ──> collecting ── all sent, or time up ──> voting
-        ^                                          |                                    |
-        └────────── discard ───────────────────────┴──── discard, or quorum: commit ────┘
+TRANSITIONS is what it runs on.
 
 A round waits, for a grace period, for members in step: those of the last opening, and whoever begins with
 everybody else. Who is out of step (a joiner, or one that was waited for in vain) reports ready as soon as it
@@ -33,6 +31,13 @@ from distqat.protocol.convener_actions import (
 from distqat.protocol.round_grace import RoundGrace
 
 Phase = Literal["gathering", "collecting", "voting"]
+TRANSITIONS: dict[tuple[Phase, str], Phase] = {
+    ("gathering", "open"): "collecting",  # all who are waited for are ready, or the grace period is over
+    ("collecting", "exchange"): "voting",  # all contributed, or more than half did and the time is up
+    ("collecting", "discard"): "gathering",  # the time is up, and not more than half contributed
+    ("voting", "commit"): "gathering",  # more than half have the same result
+    ("voting", "discard"): "gathering",  # all voted, or the time is up, and there is no such majority
+}
 
 
 @dataclass
@@ -161,7 +166,8 @@ class RoundConvener:
         awaited = self._in_step - self._ready.keys()
         if not self._punctual() or now < self.settled_at or (awaited and now < self._grace_over()):
             return []
-        self.phase, self._opened_at, self._began = "collecting", now, True
+        self._enter("open")
+        self._opened_at, self._began = now, True
         self._frozen, self._first_ready = tuple(sorted(self._ready)), min(self._ready.values())
         self._in_step = set(self._frozen)
         self._ready.clear()
@@ -177,7 +183,8 @@ class RoundConvener:
         offers = {uid: self._offers[uid] for uid in self._frozen if uid in self._offers and uid in present}
         if 2 * len(offers) <= len(self._frozen):
             return [self._discard(f"{len(offers)} of {len(self._frozen)} members contributed", now)]
-        self.phase, self._opened_at = "voting", now
+        self._enter("exchange")
+        self._opened_at = now
         self._offers = offers
         return [ExchangeContributions(self.round + 1, self.attempt, self._frozen, offers)]
 
@@ -209,7 +216,7 @@ class RoundConvener:
         self._in_step -= behind
         self.round, self.digest, self.attempt = commit.round, digest, 0
         self._ready.clear()
-        self._gather(now)
+        self._gather("commit", now)
         return [commit, TellBehind(commit.round, tuple(sorted(behind)))] if behind else [commit]
 
     def _discard(self, reason: str, now: float) -> DiscardRound:
@@ -217,12 +224,15 @@ class RoundConvener:
         discard = DiscardRound(self.round + 1, self.attempt, self._frozen, reason, took)
         self.attempt += 1
         self._ready = dict.fromkeys(self._ready, now)
-        self._gather(now)
+        self._gather("discard", now)
         return discard
 
-    def _gather(self, now: float) -> None:
-        self.phase, self._phase_began = "gathering", now
-        self._frozen = ()
+    def _gather(self, event: str, now: float) -> None:
+        self._enter(event)
+        self._phase_began, self._frozen = now, ()
+
+    def _enter(self, event: str) -> None:
+        self.phase = TRANSITIONS[self.phase, event]
 
     def _present(self) -> set[str]:
         """Who is in the open round and did not leave."""

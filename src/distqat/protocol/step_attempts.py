@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from distqat.protocol.call_schema import Bounds, Count
 
 Verdict = Literal["committed", "aborted", "undecided", "unknown"]
 """What a replica says of an attempt. `unknown`: it never held it, forgot it, or is another process by now."""
@@ -15,20 +17,20 @@ _STEPS_REMEMBERED = 16  # per trainer: far more than its steps in flight
 class StepId:
     """One attempt at one step of one life of a trainer."""
 
-    trainer: str
-    incarnation: int
-    step: int
-    attempt: int
+    trainer: Annotated[str, Bounds(0, 100)]
+    life: Count  # of the trainer: a later one has a higher number
+    step: Count
+    attempt: Count
 
     def __str__(self) -> str:
-        return f"step {self.step} attempt {self.attempt} of trainer {self.trainer} (life {self.incarnation})"
+        return f"step {self.step} attempt {self.attempt} of trainer {self.trainer} (life {self.life})"
 
     def supersedes(self, other: StepId) -> bool:
         """Whether this ends `other`: a later attempt at the same step, or a later life of the trainer."""
         if self.trainer != other.trainer:
             return False
-        if self.incarnation != other.incarnation:
-            return self.incarnation > other.incarnation
+        if self.life != other.life:
+            return self.life > other.life
         return self.step == other.step and self.attempt > other.attempt
 
 
@@ -36,7 +38,7 @@ class StepId:
 class TrainerLife:
     """What is over at this replica for one life of a trainer."""
 
-    incarnation: int
+    life: int
     committed: tuple[int, int] = (-1, -1)  # step, attempt
     closed: dict[int, int] = field(default_factory=dict)  # step -> highest attempt that is over
     oldest: int = 0  # steps below are over
@@ -58,8 +60,8 @@ class TrainerLife:
 
     def is_over(self, id: StepId) -> bool:
         """Whether nothing may happen for `id` any more."""
-        if id.incarnation != self.incarnation:
-            return id.incarnation < self.incarnation
+        if id.life != self.life:
+            return id.life < self.life
         if id.step <= self.committed[0] or id.step < self.oldest:
             return True
         return id.attempt <= self.closed.get(id.step, -1)

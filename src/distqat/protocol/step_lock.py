@@ -4,9 +4,7 @@ A pure state machine: events are methods that carry `now` (monotonic seconds), a
 shell. What a peer does wrong raises Refused, StaleAttempt or Busy and changes nothing; what only our own
 code can do wrong raises RuntimeError.
 
-    idle ── request ──> held ── prepare ──> prepared ── abort ─────────────> idle, next waiter
-                         │                      └── decide ──> decided ── commit ──> idle, next waiter
-                         └── abort, silence, newer attempt ──> idle, next waiter
+TRANSITIONS is what it runs on; a lock that becomes idle is granted to the next who waits.
 
 `verdict` says what became of an attempt; what it says once of a commit or an abort it says for good.
 """
@@ -15,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from distqat.errors import Busy, Refused, StaleAttempt
 from distqat.protocol.step_attempts import AttemptEndings, StepId, TrainerLife, Verdict
@@ -59,6 +58,25 @@ class LockQuiet:
 Action = LockGrant | LockExpired | LockRefused | ResolvePrepared | LockQuiet
 
 
+LockState = Literal["idle", "held", "prepared", "decided"]
+TRANSITIONS: dict[tuple[LockState, str], LockState] = {
+    ("idle", "grant"): "held",  # to the first who waits, unless paused
+    ("held", "prepare"): "prepared",
+    ("held", "abort"): "idle",
+    ("held", "expire"): "idle",  # silent for a lease, its trainer gone, or a newer attempt came
+    ("prepared", "prepare"): "prepared",
+    ("prepared", "resolve"): "prepared",  # its trainer is silent, gone or in a newer life: ask the route
+    ("prepared", "decide"): "decided",
+    ("prepared", "abort"): "idle",
+    ("prepared", "expire"): "idle",  # a newer attempt of the same life came
+    ("decided", "prepare"): "decided",
+    ("decided", "decide"): "decided",
+    ("decided", "resolve"): "decided",  # it is being applied: there is nothing to ask
+    ("decided", "commit"): "idle",
+}
+"""What an event of the holder makes of the lock; any other event is an error of our own code."""
+
+
 class StepLock:
     """Who may work on one replica. At most one holder; waiters are granted in the order of their requests."""
 
@@ -68,8 +86,7 @@ class StepLock:
         self.lease_s = lease_s
         self._max_waiting = max_waiting
         self._holder: StepId | None = None
-        self._prepared = False
-        self._decided = False  # its commit is accepted and being applied
+        self.state: LockState = "idle"
         self._endings = AttemptEndings()
         self._deadline = 0.0
         self._waiting: list[StepId] = []
@@ -85,7 +102,7 @@ class StepLock:
     @property
     def prepared(self) -> bool:
         """Whether the holder is prepared, so that only a commit or an abort ends it."""
-        return self._prepared
+        return self.state in ("prepared", "decided")
 
     @property
     def paused(self) -> bool:
@@ -119,16 +136,16 @@ class StepLock:
         if len(kept) >= self._max_waiting:
             raise Busy(f"{len(kept)} steps wait for this replica; {id} should take another or retry later")
         trainer = self._trainers.get(id.trainer)
-        if trainer is None or trainer.incarnation < id.incarnation:
-            self._trainers[id.trainer] = trainer = TrainerLife(id.incarnation)
+        if trainer is None or trainer.life < id.life:
+            self._trainers[id.trainer] = trainer = TrainerLife(id.life)
         trainer.close(id.step, id.attempt - 1)
         actions: list[Action] = [LockRefused(o, f"{id} came") for o in self._waiting if o not in kept]
         self._waiting = [*kept, id]
         holder = self._holder
         if holder is not None and id.supersedes(holder):
-            if self._prepared and holder.incarnation < id.incarnation:
+            if self.state != "held" and holder.life < id.life:
                 actions += self._resolve(holder)
-            elif not self._decided:
+            elif self.state != "decided":
                 actions += self._expire(holder, f"{id} came")
         return actions + self._advance(now)
 
@@ -140,32 +157,33 @@ class StepLock:
     def prepare(self, id: StepId, now: float) -> None:
         """`id` is complete here; from now on it ends by commit or abort only, never by silence."""
         self.touch(id, now)
-        self._prepared = True
+        self._enter("prepare")
 
     def decide(self, id: StepId, now: float) -> None:
         """The commit of `id` is accepted: whatever comes now, it ends by `commit`. May be repeated."""
         if self._endings.verdict(id) == "committed":
             return
         self._check_holds(id, "commit")
-        if not self._prepared:
+        if self.state == "held":
             raise Refused(f"commit of {id} in state {self._state()}: it was never prepared")
-        self._decided, self._deadline = True, now + self.lease_s
+        self._enter("decide")
+        self._deadline = now + self.lease_s
         self._endings.add(id, "committed")
 
     def verdict(self, id: StepId) -> Verdict:
         """What became of `id` here. An ending binds: an aborted attempt is never committed afterwards."""
-        return "undecided" if id == self._holder and not self._decided else self._endings.verdict(id)
+        return "undecided" if id == self._holder and self.state != "decided" else self._endings.verdict(id)
 
     def commit(self, id: StepId, now: float) -> list[Action]:
         """`id` is applied: release the lock. A repeated commit of the trainer's last step does nothing."""
         trainer = self._trainers.get(id.trainer)
-        if trainer and trainer.incarnation == id.incarnation and trainer.committed == (id.step, id.attempt):
+        if trainer and trainer.life == id.life and trainer.committed == (id.step, id.attempt):
             return []
         self._check_holds(id, "commit")
         self.decide(id, now)
-        self._release()
+        self._release("commit")
         late: list[StepId] = []
-        if trainer and trainer.incarnation == id.incarnation:
+        if trainer and trainer.life == id.life:
             trainer.commit(id.step, id.attempt)
             late = [other for other in self._of(id.trainer) if other.step <= id.step]
         return self._drop(late, f"{id} is committed") + self._advance(now)
@@ -174,16 +192,16 @@ class StepLock:
         """`id` is over without effect, holding, waiting or not yet seen. May be repeated."""
         if self._endings.verdict(id) == "committed":
             raise StaleAttempt(f"abort of {id} in state {self._state()}: it is committed here")
-        trainer = self._trainers.setdefault(id.trainer, TrainerLife(id.incarnation))
-        if trainer.incarnation < id.incarnation:
-            trainer = self._trainers[id.trainer] = TrainerLife(id.incarnation)
-        if trainer.incarnation == id.incarnation:
+        trainer = self._trainers.setdefault(id.trainer, TrainerLife(id.life))
+        if trainer.life < id.life:
+            trainer = self._trainers[id.trainer] = TrainerLife(id.life)
+        if trainer.life == id.life:
             if trainer.committed == (id.step, id.attempt):
                 raise StaleAttempt(f"abort of {id} in state {self._state()}: it is committed here")
             trainer.close(id.step, id.attempt)
         self._endings.add(id, "aborted")
         if id == self._holder:
-            self._release()
+            self._release("abort")
         self._waiting = [other for other in self._waiting if other != id]
         return self._advance(now)
 
@@ -193,7 +211,7 @@ class StepLock:
         holder = self._holder
         if holder is not None and holder.trainer == trainer:
             actions += (
-                self._resolve(holder) if self._prepared else self._expire(holder, "its trainer is gone")
+                self._expire(holder, "its trainer is gone") if self.state == "held" else self._resolve(holder)
             )
         return actions + self._advance(now)
 
@@ -202,7 +220,7 @@ class StepLock:
         holder = self._holder
         if holder is None or now < self._deadline:
             return []
-        if self._prepared:
+        if self.state != "held":
             self._deadline = now + self.lease_s
             return self._resolve(holder)
         return self._expire(holder, f"silent for {self.lease_s:g} s") + self._advance(now)
@@ -229,20 +247,28 @@ class StepLock:
             return [] if said else [LockQuiet()]
         if not self._waiting:
             return []
+        self._enter("grant")
         self._holder, self._deadline = self._waiting.pop(0), now + self.lease_s
         return [LockGrant(self._holder, self._deadline)]
 
     def _resolve(self, holder: StepId) -> list[Action]:
-        return [] if self._decided else [ResolvePrepared(holder)]
+        self._enter("resolve")
+        return [] if self.state == "decided" else [ResolvePrepared(holder)]
 
     def _expire(self, holder: StepId, reason: str) -> list[Action]:
         self._close(holder)
         self._endings.add(holder, "aborted")
-        self._release()
+        self._release("expire")
         return [LockExpired(holder, reason)]
 
-    def _release(self) -> None:
-        self._holder, self._prepared, self._decided = None, False, False
+    def _release(self, event: str) -> None:
+        self._enter(event)
+        self._holder = None
+
+    def _enter(self, event: str) -> None:
+        if (self.state, event) not in TRANSITIONS:
+            raise RuntimeError(f"{event} in state {self._state()}")
+        self.state = TRANSITIONS[self.state, event]
 
     def _drop(self, ids: Iterable[StepId], reason: str) -> list[Action]:
         gone = list(ids)
@@ -254,7 +280,7 @@ class StepLock:
 
     def _close(self, id: StepId) -> None:
         trainer = self._trainers[id.trainer]
-        if trainer.incarnation == id.incarnation:
+        if trainer.life == id.life:
             trainer.close(id.step, id.attempt)
 
     def _of(self, trainer: str) -> list[StepId]:
@@ -275,5 +301,4 @@ class StepLock:
         paused = ", paused" if self._paused else ""
         if self._holder is None:
             return f"idle{paused}"
-        how = "decided" if self._decided else "prepared" if self._prepared else "held"
-        return f"{how} by {self._holder}{paused}"
+        return f"{self.state} by {self._holder}{paused}"

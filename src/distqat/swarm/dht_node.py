@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from distqat.errors import ClockSkew, ConfigError, DirectoryUnavailable, RoleError
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm import hivemind_patches
 from distqat.swarm.clock_skew import check_clock, read_clocks
 from distqat.swarm.deadline import within
 from distqat.swarm.dht_rejoin import KnownPeers
 from distqat.swarm.dial_back import dial_afresh, dial_problem, end_daemon
 from distqat.swarm.peer_identity import PeerIdentity, peer_of_public_key
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.record_validator import MAX_RECORD_BYTES, MAX_TTL_S, OWNER, SignedRecord, record_is_bounded
 from distqat.swarm.transport import OnStream
 

@@ -11,9 +11,10 @@ import re
 from typing import Any
 
 from distqat.errors import RoleError
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm import hivemind_patches
 from distqat.swarm.deadline import within
-from distqat.swarm.peer_link import PeerAddress, gone
+from distqat.swarm.peer_link import gone
 
 DIAL_S = 6.0  # libp2p itself gives a TCP connection five seconds
 START_S, STOP_S = 30.0, 2.0

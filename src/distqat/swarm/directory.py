@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from distqat.errors import DirectoryUnavailable
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.record_validator import MAX_TTL_S, SignedRecord
 from distqat.topology.snapshot import ServerRecord, SwarmSnapshot
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from distqat.errors import PeerGone, Refused
 from distqat.protocol.peer_silence import STALL_S, Heartbeat, PeerSilence
@@ -19,15 +18,6 @@ from distqat.swarm.tensor_frame import Message
 
 MAX_LINKS_PER_PEER = 16  # one is usual; a redial overlaps with a link that is not yet known to be dead
 TOO_SLOW = "a frame that it began does not get done"
-
-
-@dataclass(frozen=True)
-class PeerAddress:
-    """Where a peer can be reached: its libp2p identity, its physical host, its multiaddrs."""
-
-    peer: str
-    host: str = ""
-    maddrs: tuple[str, ...] = ()
 
 
 class PeerLink:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from distqat.errors import Busy, CallTimeout, PeerGone, Refused, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.peer_silence import Heartbeat
 from distqat.swarm import handshake
 from distqat.swarm.call_channel import MAX_PAYLOAD_BYTES, Answer, ByteCount, CallChannel
 from distqat.swarm.deadline import within
 from distqat.swarm.handshake import Admission, Hello
-from distqat.swarm.peer_link import InboundLinks, PeerAddress, PeerLink, gone
+from distqat.swarm.peer_link import InboundLinks, PeerLink, gone
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)

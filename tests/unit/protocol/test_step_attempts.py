@@ -23,7 +23,7 @@ def test_what_supersedes_what(new: StepId, old: StepId, ends: bool) -> None:
 
 
 def test_closed_attempts_and_committed_steps_are_over() -> None:
-    life = TrainerLife(incarnation=2)
+    life = TrainerLife(life=2)
     life.close(5, 1)
     life.close(5, 0)
     assert life.is_over(StepId("a", 2, 5, 1))
@@ -37,7 +37,7 @@ def test_closed_attempts_and_committed_steps_are_over() -> None:
 
 
 def test_memory_is_bounded_and_what_is_forgotten_stays_over() -> None:
-    life = TrainerLife(incarnation=0)
+    life = TrainerLife(life=0)
     for step in range(1000):
         life.close(step, 0)
     assert len(life.closed) <= 16

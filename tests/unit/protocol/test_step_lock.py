@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distqat.errors import Busy, Refused, StaleAttempt
 from distqat.protocol.step_attempts import StepId
 from distqat.protocol.step_lock import (
+    TRANSITIONS,
     Action,
     LockExpired,
     LockGrant,
@@ -333,8 +334,8 @@ def test_no_attempt_is_granted_again_after_it_was_over(
         if kind == "commit" and held is not None:
             id = held
             watched.windows.prepare(id, watched.now)
-            assert (id.trainer, id.incarnation, id.step) not in committed
-            committed.add((id.trainer, id.incarnation, id.step))
+            assert (id.trainer, id.life, id.step) not in committed
+            committed.add((id.trainer, id.life, id.step))
         watched.feed(kind, id)
 
 
@@ -387,3 +388,37 @@ def test_a_repeated_commit_of_an_older_step_releases_nobody() -> None:
     with pytest.raises(StaleAttempt):
         windows.commit(A0, 4.0)
     assert windows.holder == C0
+
+
+def test_every_entry_of_the_table_happens_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[str, str]] = set()
+    enter = StepLock._enter
+
+    def watched(self: StepLock, event: str) -> None:
+        seen.add((self.state, event))
+        enter(self, event)
+
+    monkeypatch.setattr(StepLock, "_enter", watched)
+    for end in ("abort", "newer", "newer life", "gone"):
+        for begun in ("held", "prepared", "decided"):
+            windows = held_by_a()
+            if begun != "held":
+                windows.prepare(A0, 1.0)
+                windows.prepare(A0, 1.0)
+            if begun == "decided":
+                windows.decide(A0, 1.0)
+                windows.prepare(A0, 1.0)
+            if end == "abort" and begun != "decided":
+                windows.abort(A0, 2.0)
+            elif end == "newer":
+                windows.request(step("a", attempt=1), 2.0)
+            elif end == "newer life":
+                windows.request(step("a", life=1), 2.0)
+            elif end == "gone":
+                windows.gone("a", 2.0)
+            if begun == "decided":
+                windows.commit(A0, 3.0)
+    assert seen | {("decided", "decide")} == TRANSITIONS.keys()
+    idle = StepLock(lease_s=10.0)
+    with pytest.raises(RuntimeError, match="decide in state idle"):
+        idle._enter("decide")

@@ -13,7 +13,7 @@ from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import PeerGone, RoleError, Unreachable
 from distqat.process import notice
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.role_addresses import outside
 from distqat.swarm.transport import Transport
 

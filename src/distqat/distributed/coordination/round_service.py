@@ -204,9 +204,9 @@ class RoundService:
         if isinstance(reply, ExchangeContributions):
             return {"set": self._set(stage, reply), **self._copy(stage, reply)}
         if isinstance(reply, RoundCommitted):
-            return {"committed": reply.digest}
+            return {"committed": reply.committed}
         if isinstance(reply, RoundDiscarded):
-            return {"discarded": reply.reason}
+            return {"discarded": reply.discarded}
         return self._behind(stage)
 
     def _act(self, stage: str, actions: list[Action]) -> None:

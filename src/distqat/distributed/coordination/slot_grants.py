@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from distqat.distributed.coordination.commit_log import CommitLog, SlotGrant
 from distqat.distributed.network.call_fields import Hop
@@ -20,6 +20,15 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 3.0  # how long a stage must have been missing before somebody is asked to move
 
 
+SlotState = Literal["free", "held", "leaving"]
+TRANSITIONS: dict[tuple[SlotState, str], SlotState] = {
+    ("free", "grant"): "held",  # with an epoch, from the commit log
+    ("held", "move"): "leaving",  # asked to leave for a stage that nobody serves
+    ("held", "free"): "free",  # its server is gone, leaves or asks anew
+    ("leaving", "free"): "free",
+}
+
+
 @dataclass
 class SlotHolder:
     """A server that holds a slot."""
@@ -27,7 +36,11 @@ class SlotHolder:
     grant: SlotGrant
     hop: Hop
     status: dict[str, Any] = field(default_factory=dict)
-    leaving: bool = False  # asked to move
+    state: SlotState = "free"
+
+    def enter(self, event: str) -> None:
+        """Something happened to its slot; KeyError for what cannot."""
+        self.state = TRANSITIONS[self.state, event]
 
 
 class SlotGrants:
@@ -59,12 +72,16 @@ class SlotGrants:
         else:
             expert = choose_slot(self.live(snapshot), granted, self._max_expert_index)
         holder = SlotHolder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
+        holder.enter("grant")
         self._holders[peer] = holder
         return holder
 
     def free(self, peer: str) -> SlotHolder | None:
         """The peer is gone, leaves or asks anew; the slot that it held."""
-        return self._holders.pop(peer, None)
+        holder = self._holders.pop(peer, None)
+        if holder is not None:
+            holder.enter("free")
+        return holder
 
     def next_move(self, snapshot: SwarmSnapshot) -> Move | None:
         """Whom to ask to move to a stage that has nobody, if anybody can be spared."""

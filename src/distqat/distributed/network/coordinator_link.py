@@ -21,9 +21,9 @@ from distqat.errors import (
     SwarmError,
 )
 from distqat.process import waiting
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import Directory
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 

@@ -7,7 +7,7 @@ import contextlib
 
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.errors import SwarmError
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.transport import Transport
 
 EVERY_S = 5.0

@@ -36,9 +36,9 @@ from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Don
 from distqat.distributed.transfer.snapshot_exchange import inner_state
 from distqat.errors import BadFrame, SwarmError
 from distqat.process import announce_ready
+from distqat.protocol.hop import PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.incoming_call import Answer, IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.topology.snapshot import ServerState
 

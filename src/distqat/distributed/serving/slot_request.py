@@ -16,7 +16,7 @@ from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.serving.checkpoint_loop import held_on_disk
 from distqat.errors import RunFinished
 from distqat.process import waiting
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)

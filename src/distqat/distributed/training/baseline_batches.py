@@ -24,8 +24,8 @@ from distqat.distributed.training.batch_source import BatchFeed
 from distqat.distributed.training.rollout import RolloutFeed, check_play
 from distqat.errors import SwarmError
 from distqat.process import RoleParameters, host_id, runtime_dir
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.handshake import Admission
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 

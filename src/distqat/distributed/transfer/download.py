@@ -23,7 +23,7 @@ from distqat.distributed.transfer.donor import MOMENTS, SHARED
 from distqat.distributed.transfer.state_chunks import ChunkedStateDescription, Named
 from distqat.errors import BadContribution, Busy, CallTimeout, StageUnavailable, SwarmError
 from distqat.failpoints import failpoint
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 

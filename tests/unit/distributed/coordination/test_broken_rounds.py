@@ -14,7 +14,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 
 
 async def test_a_log_that_cannot_be_written_breaks_the_rounds(

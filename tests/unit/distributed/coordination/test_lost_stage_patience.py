@@ -14,7 +14,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.stage_holders import DEAD_S, LOST_S
 from distqat.distributed.network.call_fields import Hop
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 
 STAGE, HOLDER, OTHER = "front", "front.0.0.0", "front.0.1.0"
 

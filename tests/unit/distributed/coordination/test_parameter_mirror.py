@@ -25,8 +25,8 @@ from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer.donor import DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_mirrored
 from distqat.errors import StageUnavailable
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 STAGE, UID = "full", "full.0.0.0"

@@ -14,7 +14,8 @@ from distqat.distributed.coordination.reachability import ReachabilityChecks
 from distqat.distributed.coordination.slot_grants import SlotGrants
 from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError, Unreachable
-from distqat.swarm.peer_link import PeerAddress, gone
+from distqat.protocol.hop import PeerAddress
+from distqat.swarm.peer_link import gone
 from distqat.topology.snapshot import SwarmSnapshot
 
 pytestmark = pytest.mark.timeout(20)

@@ -10,7 +10,7 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.network.call_fields import Hop
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 
 UID = "front.0.0.0"
 

@@ -27,8 +27,8 @@ from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_tally import StepTally
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadContribution, StageUnavailable
+from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.peer_link import PeerAddress
 from distqat.swarm.tensor_frame import Message
 
 HEAD, TAIL, TIED = "head", "tail", "lm_head.weight"

@@ -9,7 +9,7 @@ import torch
 
 from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.batch_phases import BatchTally, phase_steps
-from distqat.swarm.peer_link import PeerAddress
+from distqat.protocol.hop import PeerAddress
 from distqat.tasks import Batch, Phase, TaskSettings, get_task
 from distqat.tasks.cv import ImageClassification
 

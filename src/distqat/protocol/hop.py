@@ -1,0 +1,44 @@
+"""Where a peer is, and one stage of a step's route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from distqat.protocol.call_schema import FLAT, fields_of, parse
+from distqat.topology.expert import ExpertId
+from distqat.topology.snapshot import ServerRecord
+
+
+@dataclass(frozen=True)
+class PeerAddress:
+    """Where a peer can be reached: its libp2p identity, its physical host, its multiaddrs."""
+
+    peer: str
+    host: str = ""  # a peer of the same host is reached over a Unix socket
+    maddrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One stage of a step's route: who, and where. ValueError when `uid` names no replica."""
+
+    uid: str
+    address: Annotated[PeerAddress, FLAT]
+
+    def __post_init__(self) -> None:
+        ExpertId.parse(self.uid)
+
+    @classmethod
+    def of(cls, record: ServerRecord) -> Hop:
+        """The hop over a server of the directory."""
+        return cls(str(record.expert), PeerAddress(record.peer_id, record.host, record.addresses))
+
+    def fields(self) -> dict[str, Any]:
+        """As it travels."""
+        return fields_of(self)
+
+    @classmethod
+    def parse(cls, fields: Any) -> Hop:
+        """Raises BadFrame."""
+        return parse(cls, fields)
