@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.docs import configuration_page
+from tests.docs import configuration_page, protocol_page
 from tests.docs.log_lines import LOG_LINES
 from tests.docs.pages import ROOT, Block, blocks, pages
 
@@ -41,6 +41,11 @@ def test_every_shipped_config_loads_and_is_documented(name: str) -> None:
 def test_the_configuration_page_is_that_of_the_schema() -> None:
     written = configuration_page.PAGE.read_text(encoding="utf-8")
     assert written == configuration_page.page(), f"run {configuration_page.COMMAND}"
+
+
+def test_the_protocol_page_is_that_of_the_calls_and_tables() -> None:
+    written = protocol_page.PAGE.read_text(encoding="utf-8")
+    assert written == protocol_page.page(), f"run {protocol_page.COMMAND}"
 
 
 def test_every_key_has_a_meaning() -> None:
