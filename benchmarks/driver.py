@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from distqat.config import Config
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.step_driver import StepDriver, StepResult
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.call_schema import fields_of
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.swarm.call_channel import Answer
 from distqat.swarm.incoming_call import ByteCount
 from distqat.swarm.tensor_frame import Message
@@ -61,7 +61,7 @@ class Driver:
         answers = []
         for position, hop in enumerate(self.hops):
             following = self.hops[position + 1 : position + 2]
-            asked = Message({"next": following[0].fields()} if following else {})
+            asked = Message({"next": fields_of(following[0])} if following else {})
             link = await self._transport.link(hop.address)
             answers.append(dict((await link.call("status", asked, timeout=TIMEOUT_S, urgent=True)).fields))
         return answers

@@ -34,11 +34,10 @@ from benchmarks.report import describe, facts, output, write_json
 from benchmarks.scene import QUICK_CASES, Case, any_config, batches, chosen_cases, config_of
 from benchmarks.stage import Stage
 from distqat.config import Config
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.process import run_role
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.tasks.base import Batch
 
 T = TypeVar("T")

@@ -16,9 +16,10 @@ import psutil
 
 from benchmarks.report import ROOT
 from benchmarks.scene import Case
-from distqat.distributed.network.call_fields import Hop
 from distqat.process.parent_death import PARENT_PID
 from distqat.process.runtime_folder import HOST_ID
+from distqat.protocol.call_schema import fields_of, parse
+from distqat.protocol.hop import Hop
 
 START_S = 120.0
 ANSWER_S = 900.0
@@ -107,7 +108,7 @@ class Stages:
 
     def ready(self) -> None:
         """Wait until all serve."""
-        self.hops = [Hop.parse(worker.answer(START_S)) for worker in self.workers]
+        self.hops = [parse(Hop, worker.answer(START_S)) for worker in self.workers]
 
     def take(self, case: Case) -> None:
         """Build the stages of a case."""
@@ -140,7 +141,7 @@ class Pipeline:
     def take(self, case: Case) -> None:
         """Build the stages of a case and calibrate them."""
         self._stages.take(case)
-        self._trainer.ask(case=case.dumps(), hops=[hop.fields() for hop in self._stages.hops])
+        self._trainer.ask(case=case.dumps(), hops=[fields_of(hop) for hop in self._stages.hops])
 
     def send(self, activations: str) -> None:
         """As `Stages.send`."""

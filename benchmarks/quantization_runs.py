@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tests.failover.round_scene import STAGE, Convening, Replica, RoundSwarm
+from tests.fakes.direct_calls import from_peer
 from tests.fakes.memory_transport import MemoryNetwork
 from torch import nn
 
@@ -19,6 +20,7 @@ from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.serving.committed_state import as_local, initial
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.models import named_tensors
+from distqat.protocol.calls.round_calls import FoundStage
 from distqat.quant.ptq import end_observing, load_float, start_observing
 
 CALIBRATION = 16  # batches
@@ -82,7 +84,7 @@ class WorkReplica(Replica):
                 self._steps += 1
                 await self._stepper.calibrate(batch, [self.hop], self._steps, 0)
         shared = await self._compute(lambda: initial(self.replica.module))
-        client.service.zero(STAGE, shared.digest)
+        await client.service.found(FoundStage(STAGE, self.uid, shared.digest), from_peer(self.uid))
         await self._begin(shared)
 
     async def take_steps(self, count: int, seed: int) -> None:

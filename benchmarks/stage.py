@@ -7,14 +7,16 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.activation_encoder import ActivationEncoder
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
+from distqat.protocol.call_schema import parse
+from distqat.protocol.hop import Hop
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -46,10 +48,11 @@ class Stage:
             run=config.experiment_prefix,
             lease_s=LEASE_S,
         )
-        self._calls = {**self._steps.calls, "status": self._status, "state": self._state}
+        self._calls = {"status": self._status, "state": self._state}
+        self._handlers = CallHandlers(self.uid, self._steps.handlers)
 
     async def answer(self, call: IncomingCall) -> Message:
-        return await self._calls[call.method](call)
+        return await self._calls.get(call.method, self._handlers.answer)(call)
 
     def send(self, activations: str) -> None:
         """From now on what leaves goes in this form."""
@@ -71,7 +74,7 @@ class Stage:
             "link": [0, 0],
         }
         if "next" in call.message.fields:
-            link = await self._transport.link(Hop.parse(call.message.fields["next"]).address)
+            link = await self._transport.link(parse(Hop, call.message.fields["next"]).address)
             fields["link"] = [link.bytes_out(), link.bytes_in()]
         return Message(fields)
 

@@ -11,7 +11,9 @@ from tests.swarm_scene import MemorySwarm
 from torch import Tensor
 
 from benchmarks.wire_cases import WireCase, wire_batches
+from distqat.protocol.calls.step_calls import EvaluateBatch
 from distqat.quant import leaving
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.tensor_frame import Message
 
 GOAL = 0.26
@@ -49,8 +51,8 @@ async def passed(case: WireCase, activations: str, steps: int, *, quick: bool) -
             await swarm.step(batch)
         sent = [(link.bytes_out() - old) / steps for link, old in zip(links, before, strict=True)]
         link = await swarm.trainer.link(hops[0].address)
-        fields = {"route": [hop.fields() for hop in hops[1:]], "budget": 60.0}
-        reply = await link.call("evaluate", Message(fields, data[-1][0].inputs), timeout=60.0)
+        request = EvaluateBatch(tuple(hops[1:]), 60.0)
+        _, reply = await exchange(link, request, Message(tensors=data[-1][0].inputs), timeout=60.0)
         declares = [leaving(stage.replica.module) is not None for stage in stages[:-1]]
         outputs = next(iter(reply.tensors.values()))
         return Passed(outputs, swarm.floats(), gradients, sent, declares)

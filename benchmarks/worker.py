@@ -18,11 +18,11 @@ import torch
 from benchmarks.driver import Driver
 from benchmarks.scene import Case, any_config, batches, config_of
 from benchmarks.stage import Stage
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.process import run_role
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.call_schema import fields_of, parse
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
@@ -43,7 +43,7 @@ async def stage(name: str, commands: Reader) -> None:
 
     await peer.transport.serve(answer)
     hop = Hop(f"{name}.0.0.0", PeerAddress(peer.identity.peer, peer.host, peer.maddrs))
-    say(hop.fields())
+    say(fields_of(hop))
     while line := await commands.readline():
         command = json.loads(line)
         if "case" in command:
@@ -67,7 +67,7 @@ async def trainer(name: str, commands: Reader) -> None:
         if "case" in command:
             config = config_of(Case.loads(command["case"]))
             data = batches(config, BATCHES)
-            driver = Driver(config, peer.transport, [Hop.parse(hop) for hop in command["hops"]])
+            driver = Driver(config, peer.transport, [parse(Hop, hop) for hop in command["hops"]])
             while await driver.calibrating():
                 await driver.calibrate(data[0])
             say({})

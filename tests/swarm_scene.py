@@ -15,7 +15,6 @@ from typing_extensions import Self
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.distributed.model import SwarmModel
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
@@ -28,9 +27,10 @@ from distqat.distributed.training.route_choice import RouteChoice
 from distqat.distributed.training.route_step import StepSettings
 from distqat.distributed.training.step_driver import StepDriver, StepResult
 from distqat.errors import SwarmError
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
@@ -100,7 +100,7 @@ class Stage(ServingObserver):
         if call.method in self._fail:
             self._fail.discard(call.method)
             raise SwarmError(f"{self.uid} fails {call.method} as the test wants")
-        return await self.steps.calls[call.method](call)
+        return await CallHandlers(self.uid, self.steps.handlers).answer(call)
 
 
 class MemorySwarm:

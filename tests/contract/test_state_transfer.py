@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.fakes.direct_calls import from_peer
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.diloco.outer_optimizer import OuterState
@@ -22,8 +24,10 @@ from distqat.distributed.transfer.snapshot_exchange import FetchedState, fetch
 from distqat.distributed.transfer.state_chunks import ChunkedState
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import PeerGone, StageUnavailable
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk
 from distqat.protocol.hop import PeerAddress
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.handshake import Admission
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, Transport, UnixStreams
@@ -61,12 +65,11 @@ class Server:
 
     async def answer(self, call: IncomingCall) -> Message:
         fields = call.message.fields
-        answers = {"snapshot": self.donor.snapshot, "chunk": self.donor.chunk}
-        reply = await answers[call.method](fields)
+        reply = await CallHandlers("a donor", self.donor.handlers).answer(call)
         if self.spoil is not None:
             reply = await self.spoil(call, reply)
         self.sent.append(
-            f"{call.method} {str(fields['digest'])[:8]} {fields.get('index', fields.get('part'))}"
+            f"{call.method} {str(fields['digest'])[:8]} {fields.get('index', fields.get('part', 'shared'))}"
         )
         return reply
 
@@ -260,7 +263,7 @@ async def test_wrong_bytes_in_a_chunk_set_a_donor_aside(scene: Scene) -> None:
 
 
 def _of_another(reply: Message) -> Message:
-    return ChunkedState(state(seed=9).tensors(), state().digest, CHUNK).description.message(reply.fields)
+    return ChunkedState(state(seed=9).tensors(), state().digest, CHUNK).description.message(3, 42)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +272,8 @@ def _of_another(reply: Message) -> Message:
         (lambda r: Message({**r.fields, "round": 4}, r.tensors), "describes round 4"),
         (lambda r: Message({**r.fields, "digest": "0" * 64}, r.tensors), "describes round 3, 000000000000"),
         (lambda r: Message(r.fields, {"schema": r.tensors["schema"]}), "lacks its hashes"),
-        (lambda r: Message({**r.fields, "chunk_bytes": 7}, r.tensors), "chunks of 7 bytes"),
-        (lambda r: Message({}, r.tensors), "chunk_bytes"),
+        (lambda r: Message({**r.fields, "chunk_bytes": 7}, r.tensors), "chunk_bytes"),
+        (lambda r: Message({}, r.tensors), "round"),
         (_of_another, "has no chunk|other bytes|digest"),
     ],
 )
@@ -295,16 +298,16 @@ async def test_a_donor_that_gives_another_state_throughout_is_found_out_at_the_e
     liar, honest = await scene.add(other), await scene.add()
     lies = []
 
-    async def as_if(fields: Mapping[str, Any]) -> Message:
-        reply = await snapshot({**fields, "digest": other.digest})
-        lies.append(fields["digest"])
+    async def as_if(request: DescribeState, call: IncomingCall) -> Message:
+        reply = await donor.describe(replace(request, digest=other.digest), call)
+        lies.append(request.digest)
         return Message({**reply.fields, "digest": state().digest}, reply.tensors)
 
-    async def other_chunk(fields: Mapping[str, Any]) -> Message:
-        return await chunk({**fields, "digest": other.digest})
+    async def other_chunk(request: FetchChunk, call: IncomingCall) -> Message:
+        return await donor.chunk(replace(request, digest=other.digest), call)
 
-    snapshot, chunk = liar.donor.snapshot, liar.donor.chunk
-    liar.donor.snapshot, liar.donor.chunk = as_if, other_chunk  # type: ignore[method-assign]
+    donor = liar.donor
+    donor.handlers = {DescribeState: as_if, FetchChunk: other_chunk}
     got = await scene.fetch(liar, honest, moments=False)
     assert got.shared.digest == state().digest
     scene.pieces = ChunkCache()
@@ -359,12 +362,12 @@ async def test_moments_start_anew_at_the_next_donor_when_theirs_dies(scene: Scen
 async def test_a_frozen_state_is_let_go_after_silence(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await scene.add()
     await scene.fetch()
-    chunk = {"digest": state().digest, "index": 0}
-    await server.donor.chunk(chunk)
+    chunk = FetchChunk(state().digest, 0)
+    await server.donor.chunk(chunk, from_peer("joiner"))
     monkeypatch.setattr(donor_module, "SILENCE_S", -1.0)
     server.donor.sweep()
     with pytest.raises(StageUnavailable, match="not held here any more"):
-        await server.donor.chunk(chunk)
+        await server.donor.chunk(chunk, from_peer("joiner"))
 
 
 async def test_joiners_wait_for_a_busy_donor(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from tests.swarm_scene import AT, MemorySwarm
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving import microbatches, round_exchange, round_member, step_service
 from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
+from distqat.protocol.hop import Hop
 from distqat.tasks.base import Batch
 from distqat.topology.expert import ExpertId
 from distqat.topology.routing import Router

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tests.failover.memory_scene import batches
+from tests.fakes.direct_calls import from_peer, hop_of
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from tests.swarm_scene import AT, Stage
 from typing_extensions import Self
@@ -19,7 +20,6 @@ from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import feeds_norms
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
 from distqat.distributed.serving.compute_thread import Priority
@@ -30,10 +30,13 @@ from distqat.distributed.serving.step_tally import StepOutcome
 from distqat.distributed.training.step_driver import StepDriver
 from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_newest, inner_state, load_inner_state
-from distqat.errors import BadFrame
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.round_calls import FetchContribution, FoundStage
+from distqat.protocol.calls.slot_calls import AskMembers, StageMembers
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.directory import FinishedWord
 from distqat.swarm.tensor_frame import Message
 
@@ -86,7 +89,7 @@ class Convening:
         self.records: list[dict[str, Any]] = []
         self.passage: Callable[[str], None] = lambda point: None
         self.log = CommitLog(folder / "log.jsonl", config.experiment_prefix)
-        self.service = RoundService([STAGE], config.diloco, self.log, self.records.append)
+        self.service = RoundService([STAGE], config.diloco, self.log, self.records.append, hop_of)
         self.transport = MemoryTransport(network, CLIENT)
         self._gone: set[str] = set()
 
@@ -96,23 +99,16 @@ class Convening:
     async def answer(self, call: IncomingCall) -> Message:
         AT.set(call.peer)
         self.passage(f"client.{call.method}")
-        fields, rounds = dict(call.message.fields), self.service
-        if call.method == "members":
-            if fields.get("wait"):
-                assert await rounds.holders(STAGE).wait_for_donor(call.peer)
-            newest = rounds.round_of(STAGE)
-            assert newest is not None
-            members = [hop.fields() for hop in rounds.holders(STAGE).hops.values()]
-            return Message({"members": members, "round": newest[0], "digest": newest[1]})
-        if call.method == "joined":
-            return Message(rounds.join(STAGE, Hop.parse(fields), take(fields, "round", int)))
-        if call.method == "ready":
-            return Message(await rounds.ready(STAGE, call.peer, take(fields, "round", int)))
-        if call.method == "contribute":
-            return Message(await rounds.contribute(STAGE, call.peer, fields))
-        if call.method == "vote":
-            return Message(await rounds.vote(STAGE, call.peer, fields))
-        raise BadFrame(call.method)
+        handlers = {AskMembers: self.members, **self.service.handlers}
+        return await CallHandlers("the client", handlers).answer(call)
+
+    async def members(self, request: AskMembers, call: IncomingCall) -> StageMembers:
+        rounds = self.service
+        if request.wait:
+            assert await rounds.holders(STAGE).wait_for_donor(call.peer)
+        newest = rounds.round_of(STAGE)
+        assert newest is not None
+        return StageMembers(tuple(rounds.holders(STAGE).hops.values()), *newest)
 
 
 class Replica(Stage):
@@ -150,7 +146,7 @@ class Replica(Stage):
             self._steps += 1
             await self._stepper.calibrate(batch, [self.hop], self._steps, 0)
         shared: CommittedState = await self._compute(lambda: initial(self.replica.module))
-        client.service.zero(STAGE, shared.digest)
+        await client.service.found(FoundStage(STAGE, self.uid, shared.digest), from_peer(self.uid))
         await self._begin(shared)
 
     async def join(self) -> None:
@@ -200,14 +196,12 @@ class Replica(Stage):
             assert math.isfinite(result.loss)
 
     async def answer(self, call: IncomingCall) -> Message:
-        if call.method == "contribution":
+        if call.method == FetchContribution.method:
             AT.set(self.uid)
             self.passage("call.contribution")
-            return await self.member.exchange.contribution(call)
-        if call.method == "snapshot":
-            return await self.donor.snapshot(call.message.fields)
-        if call.method == "chunk":
-            return await self.donor.chunk(call.message.fields)
+        if call.method in (FetchContribution.method, DescribeState.method, FetchChunk.method):
+            handlers = {FetchContribution: self.member.exchange.contribution, **self.donor.handlers}
+            return await CallHandlers(self.uid, handlers).answer(call)
         return await super().answer(call)
 
     def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:

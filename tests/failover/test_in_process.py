@@ -28,9 +28,10 @@ from distqat.distributed.coordination import preflight
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
 from distqat.distributed.serving.committed_state import initial
-from distqat.distributed.serving.slot_request import GrantedSlot, ask_for_slot
+from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import NullSink
+from distqat.protocol.calls.slot_calls import AskStatus, GrantedSlot
 from distqat.protocol.hop import PeerAddress
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
@@ -177,7 +178,7 @@ async def test_who_is_refused_does_not_wait_for_the_client(error: SwarmError) ->
     directory = LateDirectory()
     coordinator = CoordinatorLink(transport, directory)  # type: ignore[arg-type]
     with pytest.raises(type(error), match="another"):
-        await asyncio.wait_for(coordinator.insist("slot", {}), 10)
+        await asyncio.wait_for(coordinator.insist(AskStatus()), 10)
     assert directory.looks == 2
 
 

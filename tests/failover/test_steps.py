@@ -12,11 +12,12 @@ from tests.failover.memory_scene import TRAINER, Driver, Fault, arm, batches, eq
 from tests.fakes.memory_transport import MemoryLink, MemoryNetwork, MemoryTransport
 from tests.swarm_scene import MemorySwarm
 
-from distqat.distributed.network.call_fields import step_fields
 from distqat.errors import PeerGone, StaleAttempt, SwarmError
+from distqat.protocol.calls.step_calls import AbortStep, PrepareStep
 from distqat.protocol.hop import PeerAddress
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import ask
 from distqat.swarm.tensor_frame import Message
 from distqat.tasks.base import Batch
 
@@ -312,8 +313,8 @@ async def test_an_older_attempt_and_an_abort_after_the_commit_are_refused() -> N
         with pytest.raises(StaleAttempt):
             await swarm.step(batch, attempt=3)
         link = await swarm.trainer.link(PeerAddress(BACK))
-        for method in ("abort", "prepare"):
-            fields = {**step_fields(StepId(TRAINER, 1, 1, 4)), "microbatches": MICROBATCHES}
+        id = StepId(TRAINER, 1, 1, 4)
+        for request in (AbortStep(id), PrepareStep(id, MICROBATCHES)):
             with pytest.raises(StaleAttempt):
-                await link.call(method, Message(fields), timeout=5)
+                await ask(link, request, timeout=5)
         assert all(equal(before[server.uid], state(swarm, server.uid)) for server in swarm.stages)

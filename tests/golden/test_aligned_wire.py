@@ -12,6 +12,8 @@ from tests.swarm_scene import MemorySwarm
 from torch import Tensor
 
 from distqat.config import Config
+from distqat.protocol.calls.step_calls import EvaluateBatch
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.tensor_frame import Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,8 +53,8 @@ async def run(config: Config, activations: str, *, disturbed: bool = False) -> R
             strict=True,
         )
         link = await swarm.trainer.link(hops[0].address)
-        fields = {"route": [hop.fields() for hop in hops[1:]], "budget": 5.0}
-        reply = await link.call("evaluate", Message(fields, data[0][0].inputs), timeout=5.0)
+        request = EvaluateBatch(tuple(hops[1:]), 5.0)
+        _, reply = await exchange(link, request, Message(tensors=data[0][0].inputs), timeout=5.0)
         return Run(swarm.floats(), losses, reply.tensors["x"], list(out), list(back))
 
 

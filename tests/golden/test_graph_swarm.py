@@ -12,6 +12,8 @@ from distqat.config import Config
 from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task, check_model
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
+from distqat.protocol.calls.step_calls import EvaluateBatch
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.tensor_frame import Message
 
 
@@ -52,8 +54,8 @@ async def test_a_pipeline_of_stages_is_the_unsplit_network() -> None:
             torch.testing.assert_close(tensor, swarm.floats()[name.removeprefix("stages.")])
         whole = task.collate(list(source.heldout()))
         link = await swarm.trainer.link(swarm.hops[0].address)
-        fields = {"route": [hop.fields() for hop in swarm.hops[1:]], "budget": 5.0}
-        reply = await link.call("evaluate", Message(fields, whole.inputs), timeout=5.0)
+        request = EvaluateBatch(tuple(swarm.hops[1:]), 5.0)
+        _, reply = await exchange(link, request, Message(tensors=whole.inputs), timeout=5.0)
         with torch.no_grad():
             outputs = plain.model.eval().outputs(*whole.inputs.values())
         torch.testing.assert_close(reply.tensors["x"], outputs["x"])

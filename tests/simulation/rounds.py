@@ -11,8 +11,7 @@ from tests.simulation.world import World
 
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.slot_grants import SlotGrants
-from distqat.distributed.network.call_fields import Hop
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.protocol.round_answers import RoundAnswers, RoundCommitted, RoundDiscarded, RoundMissed
 from distqat.protocol.round_convener import (
     Action,

@@ -30,14 +30,12 @@ from distqat.distributed.coordination.periodic_evaluation import PeriodicEvaluat
 from distqat.distributed.coordination.preflight import Preflight
 from distqat.distributed.coordination.reachability import ReachabilityChecks
 from distqat.distributed.coordination.resume_decision import ResumeDecision
-from distqat.distributed.coordination.round_calls import round_call
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.run_end import EndedRun, conclude
 from distqat.distributed.coordination.run_start import RunStart, note_settings
 from distqat.distributed.coordination.servers_seen import ServersSeen
 from distqat.distributed.coordination.slot_grants import SlotGrants, check_agreement
 from distqat.distributed.coordination.trainer_processes import TrainerProcesses
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.role_peer import RolePeer, first_failure, first_of, need_log_dir, need_peers
 from distqat.distributed.role_main import RoleStart, run_role_main
 from distqat.distributed.training.rollout import check_play
@@ -51,8 +49,30 @@ from distqat.process import (
     announce_ready,
     told_wait,
 )
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.call_schema import CLIENT, fields_of
+from distqat.protocol.calls.slot_calls import (
+    AskMembers,
+    AskStatus,
+    Beat,
+    BeatAnswer,
+    GrantedSlot,
+    Leave,
+    Mirrored,
+    ReportHeard,
+    ReportStep,
+    ReportUnreached,
+    RequestSlot,
+    Restore,
+    RunOver,
+    SlotWait,
+    StageMembers,
+    StatusFigures,
+)
+from distqat.protocol.calls.step_calls import Done
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.directory import DirectoryWatch, keep_announced
 from distqat.swarm.tensor_frame import Message
 from distqat.topology.expert import ExpertId
@@ -82,7 +102,9 @@ class Client:
         path = Path(config.log_dir) / "commit_log.jsonl"
         self._log = CommitLog(path, config.experiment_prefix, resume=parameters.resume)
         self._slots = SlotGrants(self._log, stages, config.max_expert_index)
-        self._rounds = RoundService(list(stages), config.diloco, self._log, self._record, tied_stages(config))
+        self._rounds = RoundService(
+            list(stages), config.diloco, self._log, self._record, self._slots.hop_of, tied_stages(config)
+        )
         self._mirror = ParameterMirror(config, self._log, self._rounds, peer.transport)
         self._evaluating = PeriodicEvaluation(config, self._rounds, peer.transport, sink)
         self._watch = DirectoryWatch(peer.directory, stages)
@@ -100,6 +122,22 @@ class Client:
         self._seen = ServersSeen()
         self._farewell = FailureBroadcast()
         self._discarded = DiscardedRounds()
+        self._handlers = CallHandlers(
+            "the client",
+            {
+                RequestSlot: self._slot,
+                Beat: self._beat,
+                Leave: self._left,
+                AskMembers: self._members,
+                ReportUnreached: self._reach.heard,
+                ReportStep: self._stepped,
+                AskStatus: self._status,
+                DescribeState: self._mirror.describe,
+                FetchChunk: self._mirror.chunk,
+                **self._rounds.handlers,
+            },
+            CLIENT,
+        )
 
     async def run(self, stop: asyncio.Event) -> int:
         """Exit code 0: the run finished, or the client was stopped in order."""
@@ -143,70 +181,68 @@ class Client:
 
     async def _answer(self, call: IncomingCall) -> Message:
         failpoint(f"client.{call.method}")
-        fields = dict(call.message.fields)
-        if call.method == "slot":
-            return Message(await self._slot(call.peer, fields))
-        if call.method == "beat":
-            return Message(self._beat(call.peer, fields))
-        if call.method == "report":
-            if not self._parameters.run_locally:
-                self._evaluating.prepare()
-            return Message(self._trainers.report(fields, finished=self._finished.is_set()))
-        if call.method == "members":
-            return Message(await self._members(call.peer, fields))
-        if call.method == "leave":
-            self._gone(call.peer, for_good=True)
-            return Message()
-        if call.method == "unreached":
-            return Message(self._reach.heard(call.peer, fields))
-        if call.method == "status":
-            return Message(self._status())
-        if call.method in ("snapshot", "chunk"):
-            return await self._mirror.answer(call)
-        return Message(await round_call(self._rounds, self._slots, call.method, call.peer, fields))
+        return await self._handlers.answer(call)
 
-    async def _slot(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
-        check_agreement(self._agreements, fields.get("agreements"), peer)
+    async def _slot(self, request: RequestSlot, call: IncomingCall) -> RunOver | SlotWait | GrantedSlot:
+        peer, holding = call.peer, request.holding
+        check_agreement(self._agreements, request.agreements, peer)
         if self._finished.is_set():
-            return {"finished": True}
-        holding = fields.get("holding")
-        await self._reach.prove(Hop.parse(fields).address, holding)
+            return RunOver()
+        await self._reach.prove(request.hop.address, holding)
         self._gone(peer)
         if not holding and not await self.preflight.passed():
-            return {"wait": "the client still looks at the model and the data"}
+            return SlotWait("the client still looks at the model and the data")
         if not holding:
             await self._start.holders_first()
-        holder = self._slots.grant(
-            peer, Hop.parse(fields), self._watch.snapshot, str(holding) if holding else None
-        )
-        stage = ExpertId.parse(holder.grant.uid).stage
-        logger.info("granted %s to %s, epoch %d", holder.grant.uid, peer, holder.grant.epoch)
+        holder = self._slots.grant(peer, request.hop, self._watch.snapshot, holding or None)
+        uid, stage = holder.grant.uid, ExpertId.parse(holder.grant.uid).stage
+        logger.info("granted %s to %s, epoch %d", uid, peer, holder.grant.epoch)
         alone = len(self._slots.of_stage(stage)) == 1
-        self._start.offered(holder.grant.uid, fields, founded=self._rounds.began)
-        founder = alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting
-        slot = {"uid": holder.grant.uid, "epoch": holder.grant.epoch, "founder": founder}
-        told = {"settings": self._settings, "batch": self.preflight.told, **self._start.fields()}
-        return {**slot, "generation": self._log.generation, **told}
+        self._start.offered(uid, request, founded=self._rounds.began)
+        return GrantedSlot(
+            uid,
+            holder.grant.epoch,
+            founder=alone and self._rounds.round_of(stage) is None and not self._start.resumption.waiting,
+            generation=self._log.generation,
+            settings=self._settings,
+            batch=self.preflight.told,
+            counts_from=self._start.counts_from,
+            goes_on=self._start.goes_on,
+        )
 
-    def _beat(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
-        holder = self._slots.of_peer(peer)
-        if holder is None or holder.grant.uid != fields.get("uid"):
-            return {"unknown": True, "finished": self._finished.is_set()}
-        holder.status = fields
-        newest = self._rounds.round_of(ExpertId.parse(holder.grant.uid).stage)
-        serving = fields.get("state") in ("serving", "unknown")
-        behind = serving and newest is not None and int(fields.get("round", 0)) < newest[0]
-        told = {"finished": self._finished.is_set(), "move": holder.state == "leaving", "behind": behind}
-        said = {"notice": self._reach.notice_for(peer), **self._farewell.fields(holder.grant.uid)}
-        return {**told, "generation": self._log.generation, **said}
+    async def _beat(self, request: Beat, call: IncomingCall) -> BeatAnswer:
+        holder = self._slots.of_peer(call.peer)
+        if holder is None or holder.grant.uid != request.uid:
+            return BeatAnswer(unknown=True, finished=self._finished.is_set())
+        holder.status = fields_of(request)
+        newest = self._rounds.round_of(ExpertId.parse(request.uid).stage)
+        serving = request.state in ("serving", "unknown")
+        return BeatAnswer(
+            self._log.generation,
+            finished=self._finished.is_set(),
+            move=holder.state == "leaving",
+            behind=serving and newest is not None and request.round < newest[0],
+            notice=self._reach.notice_for(call.peer),
+            failed=self._farewell.said_to(request.uid),
+        )
 
-    async def _members(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
-        stage = take(fields, "stage", str)
+    async def _left(self, request: Leave, call: IncomingCall) -> Done:
+        self._gone(call.peer, for_good=True)
+        return Done()
+
+    async def _stepped(self, request: ReportStep, call: IncomingCall) -> ReportHeard:
+        if not self._parameters.run_locally:
+            self._evaluating.prepare()
+        self._trainers.report(request)
+        return ReportHeard(self._finished.is_set())
+
+    async def _members(self, request: AskMembers, call: IncomingCall) -> Restore | StageMembers:
+        stage = request.stage
         if stage not in self._config.stages:
             raise Refused(f"this run has no stage {stage!r}")
-        if fields.get("wait"):
-            holder = self._slots.of_peer(peer)
-            uid = holder.grant.uid if holder else peer
+        if request.wait:
+            holder = self._slots.of_peer(call.peer)
+            uid = holder.grant.uid if holder else call.peer
             decision = await self._decided()
             holders = self._rounds.holders(stage)
             appointed = decision is not None and holders.appointed(uid)
@@ -214,11 +250,10 @@ class Client:
                 return await self._restore(stage, decision if appointed else None)
         newest = self._rounds.round_of(stage)
         if newest is None:  # a server that holds one can say so with `wait`
-            return {"members": [], "round": -1, "digest": ""}
-        members = [hop.fields() for hop in self._rounds.holders(stage).hops.values()]
-        return {"members": members, "round": newest[0], "digest": newest[1]}
+            return StageMembers((), -1, "")
+        return StageMembers(tuple(self._rounds.holders(stage).hops.values()), *newest)
 
-    async def _restore(self, stage: str, decision: ResumeDecision | None) -> dict[str, Any]:
+    async def _restore(self, stage: str, decision: ResumeDecision | None) -> Restore:
         """What a server is told that is to bring a stage back: from where, and what our mirror has."""
         oldest, oldest_copy, mark = self._log.first_generation, self._log.first_generation, ""
         if decision is not None:
@@ -227,8 +262,8 @@ class Client:
             oldest_copy = state.generation if state else max(self._start.oldest, self._start.over + 1)
         copy = None if mark else await self._mirror.newest(stage, oldest_copy)
         own = Hop("mirror.0.0.0", PeerAddress(self._peer.identity.peer, self._peer.host, self._peer.maddrs))
-        mirror = None if copy is None else {**own.fields(), **copy}
-        return {"restore": True, "oldest": oldest, "mark": mark, "mirror": mirror}
+        mirror = None if copy is None else Mirrored(copy.generation, copy.round, copy.digest, own)
+        return Restore(oldest, mark, mirror)
 
     def _died(self, peer: str, silent: bool) -> None:
         """A link ended without a word of leaving before."""
@@ -315,11 +350,11 @@ class Client:
         self._evaluating.ended(record)
         self._discarded.ended(record)
 
-    def _status(self) -> dict[str, Any]:
+    async def _status(self, request: AskStatus, call: IncomingCall) -> StatusFigures:
         """Everything that the progress display and the monitor's table show."""
         newest = {stage: self._rounds.round_of(stage) for stage in self._config.stages}
         own = told_wait()
-        return {
+        figures = {
             "rounds": {stage: entry[0] if entry else None for stage, entry in newest.items()},
             "outer_steps": self._config.diloco.outer_steps,
             "servers": [h.status for h in self._slots.holders if h.status],
@@ -330,6 +365,7 @@ class Client:
             "unsaved": self._mirror.trouble,
             "finished": self._finished.is_set(),
         }
+        return StatusFigures(figures)
 
     async def _finish(self) -> None:
         """All rounds are done: the model and the summary; let everybody go. RunFailed: it was not judged."""

@@ -27,6 +27,8 @@ from distqat.errors import ConfigError, SwarmError
 from distqat.metrics import Sink, open_sinks
 from distqat.metrics.status_waits import waits_of
 from distqat.process import announce_ready, set_up_logging
+from distqat.protocol.calls.slot_calls import AskStatus
+from distqat.swarm.call_messages import ask
 from distqat.swarm.directory import DirectoryWatch, address_of, keep_announced
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Monitor:
     async def _ask(self, address: Any) -> dict[str, Any] | None:
         try:
             link = await self._peer.transport.link(address)
-            return dict((await link.call("status", timeout=ASK_TIMEOUT, urgent=True)).fields)
+            return dict((await ask(link, AskStatus(), timeout=ASK_TIMEOUT)).figures)
         except SwarmError as error:
             logger.debug("no status from %s: %s", address.peer, error)
             return None

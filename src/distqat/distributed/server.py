@@ -47,6 +47,7 @@ from distqat.process import (
     set_title,
     threads_per_server,
 )
+from distqat.protocol.calls.slot_calls import Leave
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
@@ -101,7 +102,7 @@ class Server:
                 task.cancel()
             with contextlib.suppress(SwarmError):
                 if self._coordinator.connected:
-                    await self._coordinator.call("leave", {}, timeout=2.0)
+                    await self._coordinator.ask(Leave(), timeout=2.0)
             self._compute.stop()
             await asyncio.gather(*background, return_exceptions=True)
 

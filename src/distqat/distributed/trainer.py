@@ -19,7 +19,6 @@ from torch import Tensor
 from distqat.config import Config
 from distqat.data.serving.batch_client import DataClient, LeasedBatch
 from distqat.distributed.assembly.stage_factory import build_task
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer, first_of
 from distqat.distributed.network.unreachable_peers import UnreachablePeers
@@ -41,6 +40,9 @@ from distqat.errors import ConfigError, DataError, DataServerGone, HubUnavailabl
 from distqat.failpoints import failpoint
 from distqat.metrics import Sink, open_sinks
 from distqat.process import AnnouncedWait, announce_ready, waiting
+from distqat.protocol.call_schema import parse
+from distqat.protocol.calls.slot_calls import ReportStep
+from distqat.protocol.hop import Hop
 from distqat.swarm.directory import DirectoryWatch
 from distqat.topology.routing import Route
 
@@ -254,7 +256,7 @@ class Trainer:
 
     async def _tell(self, record: dict[str, Any]) -> bool:
         try:
-            return bool((await self._coordinator.call("report", record)).get("finished"))
+            return (await self._coordinator.ask(parse(ReportStep, record))).finished
         except SwarmError as error:
             logger.warning("the client does not answer: %s", error)
             self._failures.report_failed(error)

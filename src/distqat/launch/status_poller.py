@@ -39,11 +39,13 @@ class StatusPoller:
                 None, importlib.import_module, "distqat.swarm.transport"
             )
             self._transport = self._open()
+        from distqat.protocol.calls.slot_calls import AskStatus
         from distqat.protocol.hop import PeerAddress
+        from distqat.swarm.call_messages import ask
 
         try:
             link = await self._transport.link(PeerAddress(self._client, host_id()))
-            return dict((await link.call("status", timeout=TIMEOUT_S, urgent=True)).fields)
+            return dict((await ask(link, AskStatus(), timeout=TIMEOUT_S)).figures)
         except (SwarmError, DistqatError):
             return None
 

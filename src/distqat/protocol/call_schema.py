@@ -226,7 +226,7 @@ def _exactly(kind: type) -> Convert:
 
 
 def _number(value: Any) -> float:
-    if type(value) is float:
+    if isinstance(value, float):
         return value
     if type(value) is not int:
         raise ValueError(f"must be float, got {value!r:.80}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from distqat.protocol.call_schema import FLAT, fields_of, parse
+from distqat.protocol.call_schema import FLAT
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import ServerRecord
 
@@ -33,12 +33,3 @@ class Hop:
     def of(cls, record: ServerRecord) -> Hop:
         """The hop over a server of the directory."""
         return cls(str(record.expert), PeerAddress(record.peer_id, record.host, record.addresses))
-
-    def fields(self) -> dict[str, Any]:
-        """As it travels."""
-        return fields_of(self)
-
-    @classmethod
-    def parse(cls, fields: Any) -> Hop:
-        """Raises BadFrame."""
-        return parse(cls, fields)

@@ -26,11 +26,10 @@ class FailureBroadcast:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._all_know.wait(), FAREWELL_S)
 
-    def fields(self, uid: str) -> dict[str, str]:
-        """For the answer to a beat of `uid`."""
-        if not self._why:
-            return {}
-        self._unaware.discard(uid)
-        if not self._unaware:
-            self._all_know.set()
-        return {"failed": self._why}
+    def said_to(self, uid: str) -> str:
+        """Why the run has failed, for the answer to a beat of `uid`; empty while it has not."""
+        if self._why:
+            self._unaware.discard(uid)
+            if not self._unaware:
+                self._all_know.set()
+        return self._why

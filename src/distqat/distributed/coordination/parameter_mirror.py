@@ -14,7 +14,6 @@ from distqat.config import Config, structure, structure_digest
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.fetch_committed import fetch_committed
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.network.call_fields import take
 from distqat.distributed.serving.checkpoint_loop import store_of
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer.donor import DonatedState, Donor, upload_bucket
@@ -22,7 +21,9 @@ from distqat.distributed.transfer.snapshot_exchange import FetchedState
 from distqat.errors import CheckpointError, Refused, StageUnavailable
 from distqat.failures import describe
 from distqat.process import notice
-from distqat.swarm.call_channel import IncomingCall
+from distqat.protocol.calls.slot_calls import LiveState
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -84,22 +85,26 @@ class ParameterMirror:
                 newest = await self._copy(stage)
         self._seen[stage] = newest
 
-    async def newest(self, stage: str, oldest: int) -> dict[str, Any] | None:
-        """What can be had from here of generation `oldest` or later: generation, round, digest; or None."""
+    async def newest(self, stage: str, oldest: int) -> LiveState | None:
+        """What can be had from here of generation `oldest` or later."""
         shard = await asyncio.to_thread(self._load, stage) if self._options.enable else None
         if shard is None or shard.manifest.generation < oldest:
             return None
         manifest = shard.manifest
-        return {"generation": manifest.generation, "round": manifest.round, "digest": manifest.digest}
+        return LiveState(manifest.generation, manifest.round, manifest.digest)
 
-    async def answer(self, call: IncomingCall) -> Message:
-        """`snapshot` and `chunk`, as a replica answers them, with a `stage`."""
-        donor = self._donors.get(take(call.message.fields, "stage", str))
-        if donor is None or not self._options.enable:
+    async def describe(self, request: DescribeState, call: IncomingCall) -> Message:
+        """As a replica does it, of the copy of a stage."""
+        return await self._donor(request.stage).describe(request, call)
+
+    async def chunk(self, request: FetchChunk, call: IncomingCall) -> Message:
+        """As a replica does it, of the copy of a stage."""
+        return await self._donor(request.stage).chunk(request, call)
+
+    def _donor(self, stage: str) -> Donor:
+        if stage not in self._donors or not self._options.enable:
             raise Refused("the client keeps no copy of this stage (param_mirror.enable)")
-        if call.method == "snapshot":
-            return await donor.snapshot(call.message.fields)
-        return await donor.chunk(call.message.fields)
+        return self._donors[stage]
 
     def close(self) -> None:
         """Let go what is being read."""

@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from distqat.distributed.coordination.slot_grants import SlotGrants
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import PeerGone, RoleError, Unreachable
 from distqat.process import notice
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.slot_calls import ReportUnreached
+from distqat.protocol.calls.step_calls import Done
+from distqat.protocol.hop import Hop, PeerAddress
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.role_addresses import outside
 from distqat.swarm.transport import Transport
 
@@ -76,15 +77,15 @@ class ReachabilityChecks:
             await asyncio.sleep(AGAIN_S)
         self._proven[server.peer] = server.maddrs
 
-    def heard(self, peer: str, fields: dict[str, Any]) -> dict[str, Any]:
+    async def heard(self, request: ReportUnreached, call: IncomingCall) -> Done:
         """A server or trainer could not connect to some peers; of interest are those that hold a slot."""
-        own = self._slots.of_peer(peer)
-        reporter = UnreachableReport(peer, take(fields, "host", str), own.grant.uid if own else "a trainer")
-        for server, why in take(fields, "peers", dict).items():
-            holder = self._slots.of_peer(str(server))
+        own = self._slots.of_peer(call.peer)
+        reporter = UnreachableReport(call.peer, request.host, own.grant.uid if own else "a trainer")
+        for server, why in request.peers.items():
+            holder = self._slots.of_peer(server)
             if holder is not None:
-                self.reported(holder.hop, reporter, str(why))
-        return {}
+                self.reported(holder.hop, reporter, why)
+        return Done()
 
     def reported(self, server: Hop, reporter: UnreachableReport, why: str) -> None:
         """A reporter could not connect to a server that holds a slot: look whether we can."""

@@ -12,12 +12,10 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from distqat.checkpoint.checkpoint_steps import newest_common
-from distqat.distributed.network.call_fields import take
-from distqat.errors import BadFrame
 from distqat.process import waiting
+from distqat.protocol.calls.slot_calls import RequestSlot, StagesOnDisk
 from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
@@ -46,29 +44,19 @@ class HeldStates:
     marks: tuple[HeldState, ...]
 
     @classmethod
-    def parse(cls, stage: str, fields: Mapping[str, Any], *, oldest: int, finished: bool) -> HeldStates:
+    def of(cls, stage: str, request: RequestSlot, *, oldest: int, finished: bool) -> HeldStates:
         """From a request for a slot. States of runs before `oldest`, or that came to their end, do not count.
 
-        With `finished` those of a finished run do count: it is resumed for more rounds. Raises BadFrame.
+        With `finished` those of a finished run do count: it is resumed for more rounds.
         """
-        live, held = fields.get("live"), fields.get("held")
+        live, held = request.live, request.held
         if live is not None:
-            own = HeldState(
-                take(live, "generation", int), take(live, "round", int), take(live, "digest", str)
-            )
-            return cls(stage, (own,), ())
+            return cls(stage, (HeldState(live.generation, live.round, live.digest),), ())
         if held is None:
             return cls(stage, (), ())
-        over = -1 if finished else take(held, "finished", int)
-        of_stage = take(held, "stages", dict).get(stage, {})
-        try:
-            rounds = [HeldState(int(g), int(r), str(d)) for g, r, d in of_stage.get("rounds", ())]
-            marks = [
-                HeldState(int(g), int(r), str(d), int(s), str(m))
-                for m, g, r, d, s in of_stage.get("marks", ())
-            ]
-        except (TypeError, ValueError) as error:
-            raise BadFrame(f"what a server holds of {stage} cannot be read: {error}") from error
+        over, on_disk = -1 if finished else held.finished, held.stages.get(stage, StagesOnDisk())
+        rounds = [HeldState(*state) for state in on_disk.rounds]
+        marks = [HeldState(g, r, digest, step, mark) for mark, g, r, digest, step in on_disk.marks]
 
         def counts(state: HeldState) -> bool:
             return state.generation >= oldest and state.generation > over

@@ -15,10 +15,25 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.stage_holders import StageHolders
 from distqat.distributed.coordination.tied_weight_rounds import TiedWeightRounds
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import Refused, RoleError
 from distqat.failpoints import failpoint
-from distqat.protocol.round_answers import Reply, RoundAnswers, RoundCommitted, RoundDiscarded
+from distqat.protocol.call_schema import Call
+from distqat.protocol.calls.round_calls import (
+    Contribute,
+    ContributionSet,
+    CopyHolders,
+    FoundStage,
+    JoinStage,
+    ReadyForRound,
+    RestartStage,
+    SetMember,
+    StageJoined,
+    StageRestarted,
+    VoteOnResult,
+)
+from distqat.protocol.calls.step_calls import Done
+from distqat.protocol.hop import Hop
+from distqat.protocol.round_answers import Reply, RoundAnswers, RoundCommitted, RoundDiscarded, RoundMissed
 from distqat.protocol.round_convener import (
     Action,
     CommitRound,
@@ -30,11 +45,15 @@ from distqat.protocol.round_convener import (
     TellBehind,
 )
 from distqat.protocol.round_grace import RoundGrace
+from distqat.swarm.call_messages import Handler
+from distqat.swarm.incoming_call import IncomingCall
+from distqat.topology.expert import ExpertId
 
 logger = logging.getLogger(__name__)
 
 REJOIN_S = 3.0  # after a restart of the client the members need so long to find it
-IN_A_ROUND = ("contribute", "vote")
+IN_A_ROUND = (Contribute, VoteOnResult)
+Answer = OpenRound | ContributionSet | RoundCommitted | RoundDiscarded | RoundMissed
 
 
 @dataclass
@@ -43,14 +62,15 @@ class _Stage:
 
     assembly: RoundAnswers | None = None
     holders: StageHolders = field(default_factory=StageHolders)
-    waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = field(default_factory=dict)
+    waiting: dict[str, tuple[type[Call[Any]], asyncio.Future[Any]]] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
 
 class RoundService:
     """Rounds of all stages. `report` gets one record per ended round.
 
-    `tied`: two stages that hold copies of one weight.
+    `hop_of` says which slot a peer holds, and where it is; `tied` are two stages that hold copies of one
+    weight.
     """
 
     def __init__(
@@ -59,6 +79,7 @@ class RoundService:
         options: DilocoOptions,
         log: CommitLog,
         report: Callable[[dict[str, Any]], None],
+        hop_of: Callable[[str], Hop | None],
         tied: tuple[str, str] | None = None,
     ) -> None:
         self.finished = asyncio.Event()
@@ -66,7 +87,16 @@ class RoundService:
         self._log = log
         self._report = report
         self._stages = {stage: _Stage() for stage in stages}
+        self._hop_of = hop_of
         self._tied = TiedWeightRounds(tied)
+        self.handlers: dict[type[Call[Any]], Handler] = {
+            FoundStage: self.found,
+            RestartStage: self.restart,
+            JoinStage: self.join,
+            ReadyForRound: self.ready,
+            Contribute: self.contribute,
+            VoteOnResult: self.vote,
+        }
         for stage in stages:
             newest = log.newest_round(stage)
             if newest is not None:
@@ -78,12 +108,14 @@ class RoundService:
         """The last committed round and its digest."""
         return self._log.newest_round(stage)
 
-    def zero(self, stage: str, digest: str) -> None:
-        """The founder of a stage publishes round 0. The first one stands."""
-        if self._log.commit_round(stage, 0, digest) != digest:
-            raise Refused(f"stage {stage} has a round 0 of another founder; join it")
-        if self._stages[stage].assembly is None:
-            self._begin(stage, 0, digest)
+    async def found(self, request: FoundStage, call: IncomingCall) -> Done:
+        """The founder of a stage publishes round 0. The first one stands. Raises Refused."""
+        own = self._stage_of(request.stage, request.uid, call.peer)[0]
+        if self._log.commit_round(request.stage, 0, request.digest) != request.digest:
+            raise Refused(f"stage {request.stage} has a round 0 of another founder; join it")
+        if own.assembly is None:
+            self._begin(request.stage, 0, request.digest)
+        return Done()
 
     def holders(self, stage: str) -> StageHolders:
         """Who holds a stage; who waits for that, or is to bring it back, asks there."""
@@ -99,10 +131,11 @@ class RoundService:
         for own in self._stages.values():
             await own.holders.held()
 
-    def restart(self, stage: str, uid: str, round: int, digest: str) -> int:
-        """The restorer of a lost stage publishes the state that it found; the new generation."""
-        holders = self._stages[stage].holders
-        if not holders.may_restore(uid):
+    async def restart(self, request: RestartStage, call: IncomingCall) -> StageRestarted:
+        """The restorer of a lost stage publishes the state that it found. Raises Refused."""
+        stage, round, digest = request.stage, request.round, request.digest
+        holders = self._stage_of(stage, request.uid, call.peer)[0].holders
+        if not holders.may_restore(request.uid):
             raise Refused(f"stage {stage} is not lost; join it")
         generation = self._log.restart_stage(stage, round, digest, holders.generation)
         if holders.generation is None:
@@ -113,54 +146,51 @@ class RoundService:
             logger.info("stage %s goes on from round %d, generation %d", stage, round, generation)
         holders.restored()
         self._begin(stage, round, digest)
-        return generation
+        return StageRestarted(generation)
 
-    def join(self, stage: str, hop: Hop, round: int) -> dict[str, Any]:
-        """A server holds the state of `round`; it is a member if that is the newest."""
-        own = self._stages[stage]
+    async def join(self, request: JoinStage, call: IncomingCall) -> StageJoined | RoundMissed:
+        """A server holds the state of a round; it is a member if that is the newest. Raises Refused."""
+        own, hop = self._stage_of(request.stage, request.hop.uid, call.peer)
         if own.assembly is None:
-            return self._behind(stage)
-        reply, actions = own.assembly.joined(hop.uid, round, time.monotonic())
+            return RoundMissed()
+        reply, actions = own.assembly.joined(hop.uid, request.round, time.monotonic())
         if reply is not None:
-            return self._fields(stage, reply)
+            return RoundMissed()
         own.holders.add(hop)
-        self._act(stage, actions)
+        self._act(request.stage, actions)
         awaited = own.assembly.convener.awaits(hop.uid)
-        told = {"round": round, "outer_steps": self._options.outer_steps}
-        return {**told, "members": len(own.holders.hops), "awaited": awaited}
+        return StageJoined(request.round, self._options.outer_steps, len(own.holders.hops), awaited)
 
     def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
         """A server is gone, drained or moved; `for_good` if it left or died, and was not just silent."""
         own = self._stages[stage]
         own.holders.left(uid, for_good=for_good)
-        self._tell(stage, (uid,), {"behind": True})
+        self._tell(stage, (uid,), RoundMissed())
         if own.assembly is not None:
             self._act(stage, own.assembly.left(uid, time.monotonic()))
 
-    async def ready(self, stage: str, uid: str, round: int) -> dict[str, Any]:
-        """Answered when the round opens, with its attempt and members; `behind` when it is over already."""
-        now = time.monotonic()
-        return await self._answered(stage, uid, "ready", lambda assembly: assembly.ready(uid, round, now))
+    async def ready(self, request: ReadyForRound, call: IncomingCall) -> Answer:
+        """Answered when the round opens, or at once when it is over. Raises Refused."""
+        own, table = self._table(request, call)
+        reply, actions = table.ready(request.uid, request.round, time.monotonic())
+        return await self._answered(own, request, reply, actions)
 
-    async def contribute(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Answered with the set of contributions to fetch."""
-        offer = ContributionOffer(
-            take(fields, "digest", str), take(fields, "samples", int), take(fields, "nbytes", int)
-        )
-        round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
-        return await self._answered(
-            stage, uid, "contribute", lambda assembly: assembly.contributed(uid, offer, round, attempt, now)
-        )
+    async def contribute(self, request: Contribute, call: IncomingCall) -> Answer:
+        """Answered with the set of contributions to fetch. Raises Refused."""
+        own, table = self._table(request, call)
+        offer = ContributionOffer(request.digest, request.samples, request.nbytes)
+        attempt, now = request.attempt, time.monotonic()
+        reply, actions = table.contributed(request.uid, offer, request.round, attempt, now)
+        return await self._answered(own, request, reply, actions)
 
-    async def vote(self, stage: str, uid: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Answered with the outcome of the round."""
-        round, attempt, now = take(fields, "round", int), take(fields, "attempt", int), time.monotonic()
-        digest = str(fields["digest"]) if fields.get("digest") else None
-        if digest is not None and fields.get("copy"):
-            self._tied.told(stage, round, digest, str(fields["copy"]))
-        return await self._answered(
-            stage, uid, "vote", lambda assembly: assembly.voted(uid, digest, round, attempt, now)
-        )
+    async def vote(self, request: VoteOnResult, call: IncomingCall) -> Answer:
+        """Answered with the outcome of the round. Raises Refused."""
+        (own, table), digest = self._table(request, call), request.digest or None
+        if digest is not None and request.copy:
+            self._tied.told(request.stage, request.round, digest, request.copy)
+        attempt, now = request.attempt, time.monotonic()
+        reply, actions = table.voted(request.uid, digest, request.round, attempt, now)
+        return await self._answered(own, request, reply, actions)
 
     def close(self) -> None:
         for own in self._stages.values():
@@ -179,35 +209,35 @@ class RoundService:
         self._set_timer(stage, own.assembly)
         self._check_finished()
 
-    def _behind(self, stage: str) -> dict[str, Any]:
-        newest = self.round_of(stage)
-        return {"behind": True, "round": newest[0] if newest else None}
+    def _stage_of(self, stage: str, uid: str, peer: str) -> tuple[_Stage, Hop]:
+        """The stage, and the slot that a peer holds there. Raises Refused unless it is `uid`."""
+        hop = self._hop_of(peer)
+        if hop is None or hop.uid != uid or ExpertId.parse(uid).stage != stage:
+            raise Refused(f"{peer} does not hold slot {uid}; ask for a slot again")
+        return self._stages[stage], hop
+
+    def _table(
+        self, request: ReadyForRound | Contribute | VoteOnResult, call: IncomingCall
+    ) -> tuple[_Stage, RoundAnswers]:
+        own = self._stage_of(request.stage, request.uid, call.peer)[0]
+        if own.assembly is None:
+            raise Refused(f"stage {request.stage} has no round 0 yet")
+        return own, own.assembly
 
     async def _answered(
-        self, stage: str, uid: str, method: str, call: Callable[[RoundAnswers], tuple[Reply, list[Action]]]
-    ) -> dict[str, Any]:
-        own = self._stages[stage]
-        if own.assembly is None:
-            raise Refused(f"stage {stage} has no round 0 yet")
-        reply, actions = call(own.assembly)
+        self,
+        own: _Stage,
+        request: ReadyForRound | Contribute | VoteOnResult,
+        reply: Reply,
+        actions: list[Action],
+    ) -> Answer:
+        """The reply, or what an action answers with, now or later."""
         if reply is not None:
-            return self._fields(stage, reply)
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        own.waiting[uid] = method, answer
-        self._act(stage, actions)
+            return self._set(request.stage, reply) if isinstance(reply, ExchangeContributions) else reply
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        own.waiting[request.uid] = type(request), answer
+        self._act(request.stage, actions)
         return await answer
-
-    def _fields(self, stage: str, reply: Reply) -> dict[str, Any]:
-        """A reply as fields."""
-        if isinstance(reply, OpenRound):
-            return {"round": reply.round, "attempt": reply.attempt, "members": list(reply.members)}
-        if isinstance(reply, ExchangeContributions):
-            return {"set": self._set(stage, reply), **self._copy(stage, reply)}
-        if isinstance(reply, RoundCommitted):
-            return {"committed": reply.committed}
-        if isinstance(reply, RoundDiscarded):
-            return {"discarded": reply.discarded}
-        return self._behind(stage)
 
     def _act(self, stage: str, actions: list[Action]) -> None:
         """Carry out what the state machine has decided; it does not decide it again.
@@ -216,7 +246,19 @@ class RoundService:
         next start takes up what the log holds.
         """
         try:
-            self._carry_out(stage, actions)
+            for action in actions:
+                if isinstance(action, OpenRound):
+                    self._tell(stage, action.members, action, ReadyForRound)
+                elif isinstance(action, ExchangeContributions):
+                    self._tell(stage, action.members, self._set(stage, action), Contribute)
+                elif isinstance(action, CommitRound):
+                    self._commit(stage, action)
+                elif isinstance(action, TellBehind):
+                    for uid in action.members:
+                        self._stages[stage].holders.hops.pop(uid, None)
+                    self._tell(stage, action.members, RoundMissed())
+                elif isinstance(action, DiscardRound):
+                    self._discard(stage, action)
         except BaseException as error:
             if not self.broken.done():
                 self.broken.set_exception(error)
@@ -239,24 +281,10 @@ class RoundService:
         with contextlib.suppress(RoleError):  # `broken` carries it
             self._act(stage, assembly.tick(time.monotonic()))
 
-    def _carry_out(self, stage: str, actions: list[Action]) -> None:
-        for action in actions:
-            if isinstance(action, OpenRound):
-                self._tell(stage, action.members, self._fields(stage, action), "ready")
-            elif isinstance(action, ExchangeContributions):
-                self._tell(stage, action.members, self._fields(stage, action), "contribute")
-            elif isinstance(action, CommitRound):
-                self._commit(stage, action)
-            elif isinstance(action, TellBehind):
-                for uid in action.members:
-                    self._stages[stage].holders.hops.pop(uid, None)
-                self._tell(stage, action.members, {"behind": True})
-            elif isinstance(action, DiscardRound):
-                logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
-                self._tell(stage, action.members, {"discarded": action.reason}, *IN_A_ROUND)
-                self._report(
-                    _record(stage, action.round, len(action.members), action.duration_s, action.reason)
-                )
+    def _discard(self, stage: str, action: DiscardRound) -> None:
+        logger.warning("Round %d of %s discarded: %s", action.round, stage, action.reason)
+        self._tell(stage, action.members, RoundDiscarded(action.reason), *IN_A_ROUND)
+        self._report(_record(stage, action.round, len(action.members), action.duration_s, action.reason))
 
     def _commit(self, stage: str, action: CommitRound) -> None:
         failpoint("round.before_log")
@@ -272,37 +300,33 @@ class RoundService:
             action.nbytes / 1e6,
             action.digest[:12],
         )
-        self._tell(stage, action.members, {"committed": action.digest}, *IN_A_ROUND)
+        self._tell(stage, action.members, RoundCommitted(action.digest), *IN_A_ROUND)
         record = _record(stage, action.round, len(action.contributors), action.duration_s, None)
         self._report({**record, "bytes": action.nbytes, "digest": action.digest})
         self._check_finished()
 
-    def _set(self, stage: str, action: ExchangeContributions) -> list[dict[str, Any]]:
+    def _set(self, stage: str, action: ExchangeContributions) -> ContributionSet:
+        """What to fetch, and the other stage's copy of a tied weight that this attempt averages with."""
         hops = self._stages[stage].holders.hops
-        return [
-            {**hops[uid].fields(), "digest": offer.digest, "samples": offer.samples}
+        contributions = tuple(
+            SetMember(hops[uid], offer.digest, offer.samples)
             for uid, offer in action.offers.items()
             if uid in hops
-        ]
-
-    def _copy(self, stage: str, action: ExchangeContributions) -> dict[str, Any]:
-        """The other stage's copy of a tied weight that this attempt averages with, and who holds it."""
+        )
         copy = self._tied.offer(stage, action.round, action.attempt)
         if copy is None:
-            return {}
-        holders = [hop.fields() for hop in self._stages[copy.stage].holders.hops.values()]
-        return {"copy": {"round": copy.round, "digest": copy.digest, "members": holders}}
+            return ContributionSet(contributions)
+        holders = tuple(self._stages[copy.stage].holders.hops.values())
+        return ContributionSet(contributions, CopyHolders(copy.round, copy.digest, holders))
 
-    def _tell(self, stage: str, members: tuple[str, ...], fields: dict[str, Any], *calls: str) -> None:
-        """Answer the calls that wait: of those methods, of any if none is named."""
+    def _tell(self, stage: str, members: tuple[str, ...], said: Answer, *calls: type[Call[Any]]) -> None:
+        """Answer those of `members` that wait for one of `calls`, for any if none is named."""
         waiting = self._stages[stage].waiting
         for uid in members:
-            method, answer = waiting.get(uid, ("", None))
-            if answer is None or (calls and method not in calls):
-                continue
-            del waiting[uid]
-            if not answer.done():
-                answer.set_result(fields)
+            if uid in waiting and (not calls or waiting[uid][0] in calls):
+                answer = waiting.pop(uid)[1]
+                if not answer.done():
+                    answer.set_result(said)
 
     def _check_finished(self) -> None:
         newest = [self.round_of(stage) for stage in self._stages]

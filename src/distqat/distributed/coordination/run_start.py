@@ -25,6 +25,7 @@ from distqat.distributed.coordination.resume_decision import (
 )
 from distqat.errors import ConfigError
 from distqat.process import RoleParameters
+from distqat.protocol.calls.slot_calls import RequestSlot
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,6 @@ class RunStart:
         counts_from = log.first_generation if locally else max(oldest, over + 1)
         return cls(config, resumption, parts, explicit, log.continued, oldest, over, counts_from)
 
-    def fields(self) -> dict[str, Any]:
-        """What a server hears with its slot, so that it knows whose the states on its disk are."""
-        return {"counts_from": self.counts_from, "goes_on": self.goes_on}
-
     async def make_room(self) -> None:
         """Before anything is written: what earlier runs left on this host is kept beside."""
         await asyncio.to_thread(make_room, self.config, self.counts_from, goes_on=self.goes_on)
@@ -95,11 +92,11 @@ class RunStart:
         if self.continued and not self.explicit:
             await asyncio.sleep(max(0.0, self.began + RECLAIM_S - time.monotonic()))
 
-    def offered(self, uid: str, fields: Mapping[str, Any], *, founded: bool) -> None:
-        """A server got slot `uid`. Raises BadFrame when what it says it holds cannot be read."""
+    def offered(self, uid: str, request: RequestSlot, *, founded: bool) -> None:
+        """A server got slot `uid`, and said with its request what it holds."""
         finished = self.explicit or self.continued
-        offer = HeldStates.parse(stage_of(uid), fields, oldest=self.oldest, finished=finished)
-        if fields.get("live") is not None and self.continued:
+        offer = HeldStates.of(stage_of(uid), request, oldest=self.oldest, finished=finished)
+        if request.live is not None and self.continued:
             self.resumption.cancel()  # the run is still there
         self.resumption.offer(uid, offer, founded=founded)
 

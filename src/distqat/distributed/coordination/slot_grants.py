@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from distqat.distributed.coordination.commit_log import CommitLog, SlotGrant
-from distqat.distributed.network.call_fields import Hop
 from distqat.errors import ProtocolMismatch
+from distqat.protocol.hop import Hop
 from distqat.topology.expert import ExpertId
 from distqat.topology.slot_placement import Move, choose_move, choose_slot, gaps_since
 from distqat.topology.snapshot import SwarmSnapshot
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 3.0  # how long a stage must have been missing before somebody is asked to move
 
 
-SlotState = Literal["free", "held", "leaving"]
-TRANSITIONS: dict[tuple[SlotState, str], SlotState] = {
+GrantState = Literal["free", "held", "leaving"]
+TRANSITIONS: dict[tuple[GrantState, str], GrantState] = {
     ("free", "grant"): "held",  # with an epoch, from the commit log
     ("held", "move"): "leaving",  # asked to leave for a stage that nobody serves
     ("held", "free"): "free",  # its server is gone, leaves or asks anew
@@ -36,7 +36,7 @@ class SlotHolder:
     grant: SlotGrant
     hop: Hop
     status: dict[str, Any] = field(default_factory=dict)
-    state: SlotState = "free"
+    state: GrantState = "free"
 
     def enter(self, event: str) -> None:
         """Something happened to its slot; KeyError for what cannot."""
@@ -59,6 +59,11 @@ class SlotGrants:
 
     def of_peer(self, peer: str) -> SlotHolder | None:
         return self._holders.get(peer)
+
+    def hop_of(self, peer: str) -> Hop | None:
+        """The slot that a peer holds, and where the peer is."""
+        holder = self._holders.get(peer)
+        return holder.hop if holder else None
 
     def of_stage(self, stage: str) -> list[SlotHolder]:
         return [h for h in self._holders.values() if ExpertId.parse(h.grant.uid).stage == stage]
@@ -106,11 +111,13 @@ class SlotGrants:
         return SwarmSnapshot(self._stages, servers)
 
 
-def check_agreement(ours: Mapping[str, Mapping[str, Any]], theirs: Any, peer: str) -> None:
+def check_agreement(
+    ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Any] | None, peer: str
+) -> None:
     """Refuse a server whose settings differ where replicas must agree, naming the keys."""
     from distqat.config.agreement import differing_keys
 
-    if not isinstance(theirs, dict):
+    if theirs is None:
         raise ProtocolMismatch(f"{peer} did not say what it agrees to; update it")
     keys = set(differing_keys(ours, theirs))
     for stage in ours.keys() & theirs.keys():

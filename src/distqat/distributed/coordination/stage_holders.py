@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 
-from distqat.distributed.network.call_fields import Hop
+from distqat.protocol.hop import Hop
 
 LOST_S = 8.0  # how long those who held a stage have to come back, before it is restored from disk
 DEAD_S = 1.5  # the same, where the last of them left or ended its streams: a dead process does not come back

@@ -24,6 +24,8 @@ from distqat.process import (
     claim_log,
     runtime_dir,
 )
+from distqat.protocol.call_schema import fields_of
+from distqat.protocol.calls.slot_calls import ReportStep
 
 logger = logging.getLogger(__name__)
 
@@ -116,32 +118,32 @@ class TrainerProcesses:
                 self._wanted.add(pipeline)
                 self._starting.append(asyncio.ensure_future(self._start_when_data_serves(pipeline)))
 
-    def report(self, fields: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+    def report(self, told: ReportStep) -> None:
         """What a trainer says of a step."""
-        pipeline, step = int(fields.get("pipeline", 0)), int(fields.get("step", 0))
-        loss = float(fields.get("loss", float("nan")))
+        pipeline, step, loss = told.pipeline, told.step, told.loss
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.recent_losses = [*self.recent_losses[-19:], loss]
         now = asyncio.get_running_loop().time()
-        self.began = now - float(fields.get("seconds", 0.0)) if self.began is None else self.began
+        self.began = now - told.seconds if self.began is None else self.began
         self.ended = now
-        self.samples += int(fields.get("samples", 0))
-        self._keep_up(pipeline, fields.pop("position", None), fields.pop("progress", None))
-        self.account = fields.pop("account", None) or self.account
+        self.samples += told.samples
+        self._keep_up(pipeline, told.position, told.progress)
+        self.account = dict(told.account or {}) or self.account
+        fields = fields_of(replace(told, position=None, progress=None, account=None))
         self.totals[pipeline] = fields
         if step == 1 or step % LOG_EVERY == 0:
-            sps = float(fields.get("sps", 0.0))
-            logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, sps)
+            logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, told.sps)
             if "tokens_per_s" in fields:
                 logger.info("Trainer %d reads %.0f tokens/s", pipeline, float(fields["tokens_per_s"]))
         self._sink.write({"event": "step", **fields})
-        return {"finished": finished}
 
-    def _keep_up(self, pipeline: int, position: Any, progress: Any) -> None:
+    def _keep_up(
+        self, pipeline: int, position: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
+    ) -> None:
         """A child that is started again goes on where the last one was when it last said so."""
-        if isinstance(position, Mapping):
+        if position is not None:
             self._given(DATA_SERVER, data_position=dict(position))
-        if isinstance(progress, Mapping):
+        if progress is not None:
             self._given(_trainer(pipeline), progress=dict(progress))
 
     def _given(self, name: str, **changes: Any) -> dict[str, str]:

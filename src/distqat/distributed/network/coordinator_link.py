@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
+from typing import TypeVar
 
 from distqat.distributed.network.other_runs import LOOKUP_S, OtherRuns
 from distqat.errors import (
@@ -21,14 +21,16 @@ from distqat.errors import (
     SwarmError,
 )
 from distqat.process import waiting
+from distqat.protocol.call_schema import Call
 from distqat.protocol.hop import PeerAddress
+from distqat.swarm.call_messages import ask
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import Directory
-from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
 
 logger = logging.getLogger(__name__)
 
+A = TypeVar("A")
 AWAY = (PeerGone, CallTimeout, StageUnavailable, DirectoryUnavailable)
 """Errors that say that the client cannot be reached now."""
 RETRY_S = 0.5
@@ -72,23 +74,17 @@ class CoordinatorLink:
     def connected(self) -> bool:
         return self._link is not None and self._link.alive
 
-    async def call(
-        self, method: str, fields: dict[str, Any], *, timeout: float = CALL_TIMEOUT
-    ) -> dict[str, Any]:
-        """Call the client; its answer's fields. StageUnavailable when nobody is found, or its error."""
-        link = await self._connect()
-        reply = await link.call(method, Message(fields), timeout=timeout, urgent=True)
-        return dict(reply.fields)
+    async def ask(self, request: Call[A], *, timeout: float = CALL_TIMEOUT) -> A:
+        """The client's answer. StageUnavailable when nobody is found, or its error."""
+        return await ask(await self._connect(), request, timeout=timeout)
 
-    async def insist(
-        self, method: str, fields: dict[str, Any], *, timeout: float = CALL_TIMEOUT
-    ) -> dict[str, Any]:
-        """Call until the client answers: while it is away, wait for it. Raises only what the client says."""
+    async def insist(self, request: Call[A], *, timeout: float = CALL_TIMEOUT) -> A:
+        """Ask until the client answers: while it is away, wait for it. Raises only what the client says."""
         while True:
             try:
-                return await self.call(method, fields, timeout=timeout)
+                return await self.ask(request, timeout=timeout)
             except AWAY as error:
-                logger.warning("%s: the client does not answer (%s); waiting for it", method, error)
+                logger.warning("%s: the client does not answer (%s); waiting for it", request.method, error)
                 await self.wait()
 
     async def wait(self) -> None:

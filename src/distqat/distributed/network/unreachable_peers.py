@@ -7,6 +7,7 @@ import contextlib
 
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.errors import SwarmError
+from distqat.protocol.calls.slot_calls import ReportUnreached
 from distqat.protocol.hop import PeerAddress
 from distqat.swarm.transport import Transport
 
@@ -32,7 +33,7 @@ class UnreachablePeers:
             self._any.clear()
             failed, self._failed = self._failed, {}
             with contextlib.suppress(SwarmError):  # the client is away, or it is what cannot be reached
-                await self._coordinator.call("unreached", {"host": self._host, "peers": failed})
+                await self._coordinator.ask(ReportUnreached(self._host, failed))
             await asyncio.sleep(EVERY_S)
 
     def _note(self, to: PeerAddress, why: str) -> None:

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.errors import Refused
+from distqat.protocol.calls.step_calls import CommitTerms, OpenStep
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike
@@ -56,24 +56,23 @@ class OpenAttempt:
     labels: dict[int, asyncio.Future[Mapping[str, Tensor]]] = field(default_factory=dict)
     answers: dict[tuple[str, int], asyncio.Future[Message]] = field(default_factory=dict)  # by call
     running: set[asyncio.Task[object]] = field(default_factory=set)
-    unconfirmed: dict[str, Any] | None = None  # a commit whose decision its trainer could not learn
+    unconfirmed: CommitTerms | None = None  # a commit whose decision its trainer could not learn
     resolving: asyncio.Future[None] | None = None  # its route is being asked
 
     @classmethod
-    def parse(cls, id: StepId, fields: Mapping[str, Any], uid: str) -> OpenAttempt:
-        """What an `open` call asks of the stage `uid`. Raises BadFrame, Refused."""
-        route = tuple(Hop.parse(hop) for hop in take(fields, "route", list))
-        position = next((i for i, hop in enumerate(route) if hop.uid == uid), None)
+    def of(cls, request: OpenStep, uid: str) -> OpenAttempt:
+        """What a request asks of the stage `uid`. Raises Refused."""
+        position = next((i for i, hop in enumerate(request.route) if hop.uid == uid), None)
         if position is None:
-            raise Refused(f"{uid} is not on the route of {id}")
-        behind = len(route) - position - 1
+            raise Refused(f"{uid} is not on the route of {request.id}")
+        behind = len(request.route) - position - 1
         return cls(
-            id=id,
-            route=route,
+            id=request.id,
+            route=request.route,
             position=position,
-            microbatches=take(fields, "microbatches", int),
-            train=take(fields, "train", bool),
-            frozen=uid in fields.get("frozen", ()),
+            microbatches=request.microbatches,
+            train=request.train,
+            frozen=uid in request.frozen,
             hold=asyncio.Semaphore(behind + 2),
         )
 

@@ -7,10 +7,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from distqat.checkpoint import LoadedShard
-from distqat.distributed.network.call_fields import take
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop
 from distqat.distributed.serving.committed_state import CommittedState, as_local, initial
 from distqat.distributed.serving.hosted_replica import HostedReplica
@@ -25,6 +23,7 @@ from distqat.distributed.transfer.snapshot_exchange import (
 )
 from distqat.errors import CheckpointError
 from distqat.process import waiting
+from distqat.protocol.calls.round_calls import FoundStage, RestartStage
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Bootstrap:
     async def found(self) -> CommittedState:
         """The founder publishes round 0."""
         shared = await self._initial()
-        await self._tell("zero", {"uid": self.host.uid, "digest": shared.digest})
+        await self.host.coordinator.insist(FoundStage(self.host.stage, self.host.uid, shared.digest))
         return shared
 
     async def join(self) -> CommittedState:
@@ -74,19 +73,18 @@ class Bootstrap:
             stage = self.host.stage
             logger.warning("%s: no checkpoint of stage %s is here; it starts anew", self.host.uid, stage)
             shared = await self._initial()
-        fields = {"uid": self.host.uid, "round": shared.round, "digest": shared.digest}
-        answer = await self._tell("restart", fields)
-        self.slot.generation = take(answer, "generation", int)
+        restart = RestartStage(self.host.stage, self.host.uid, shared.round, shared.digest)
+        self.slot.generation = (await self.host.coordinator.insist(restart)).generation
         return shared
 
     async def _restored(self, lost: StageLost) -> CommittedState | None:
         """From this host's disk or the client's mirror, whichever is newer."""
-        marked = await asyncio.to_thread(self._marked, lost.mark) if lost.mark else None
+        marked = await asyncio.to_thread(self._marked, lost.restore.mark) if lost.restore.mark else None
         if marked is not None:
             return await self._load(marked, whole=True)
-        shard = await asyncio.to_thread(self.checkpoints.newest, lost.oldest)
+        shard = await asyncio.to_thread(self.checkpoints.newest, lost.restore.oldest)
         here = (shard.manifest.generation, shard.manifest.round) if shard is not None else (-1, -1)
-        copy = await fetch_mirrored(self.host.transport, self.host.stage, lost.mirror, here)
+        copy = await fetch_mirrored(self.host.transport, self.host.stage, lost.restore.mirror, here)
         if copy is not None:
             await self._take(copy)
             logger.info("%s restored round %d from the client's mirror", self.host.uid, copy.shared.round)
@@ -134,6 +132,3 @@ class Bootstrap:
             with waiting(f"batches to calibrate {uid} on, which come once every stage has a server"):
                 await self.calibrate()
         return await self.host.between_steps(lambda: initial(self.host.replica.module))
-
-    async def _tell(self, method: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return await self.host.coordinator.insist(method, {"stage": self.host.stage, **fields})

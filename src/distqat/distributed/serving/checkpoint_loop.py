@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from distqat.distributed.serving.committed_state import CommittedState
 from distqat.errors import CheckpointError
 from distqat.failures import describe
 from distqat.process import notice
+from distqat.protocol.calls.slot_calls import HeldOnDisk, StagesOnDisk
 from distqat.writable_folder import free_bytes
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ def store_of(config: Config) -> CheckpointStore:
     return CheckpointStore(config.checkpoint_dir, config.experiment_prefix, stages=tuple(config.stages))
 
 
-def held_on_disk(config: Config) -> dict[str, Any]:
-    """What this host could bring back, by stage: rounds as [generation, round, digest], and marks.
+def held_on_disk(config: Config) -> HeldOnDisk:
+    """What this host could bring back, by stage.
 
     Reads manifests, not tensors; whoever restores one verifies it.
     """
@@ -151,8 +151,8 @@ def held_on_disk(config: Config) -> dict[str, Any]:
     for stage in config.stages:
         digest = structure_digest(config, stage)
         marks = store.marks(stage, digest)
-        stages[stage] = {
-            "rounds": [list(entry) for entry in store.held(stage, digest)],
-            "marks": [[m.mark, m.generation, m.round, m.digest, m.step] for m in marks],
-        }
-    return {"stages": stages, "finished": finished_generation(config.checkpoint_dir)}
+        stages[stage] = StagesOnDisk(
+            tuple(store.held(stage, digest)),
+            tuple((m.mark, m.generation, m.round, m.digest, m.step) for m in marks),
+        )
+    return HeldOnDisk(finished_generation(config.checkpoint_dir), stages)

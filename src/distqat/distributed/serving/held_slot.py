@@ -13,10 +13,12 @@ from distqat.config import Config
 from distqat.distributed.serving.run_settings import take_over_again
 from distqat.distributed.serving.served_replica import ServedReplica
 from distqat.distributed.serving.server_process import ServerProcess
-from distqat.distributed.serving.slot_request import GrantedSlot, ask_for_slot
+from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.distributed.serving.slot_state import SlotState
 from distqat.errors import Refused, RunFinished, Unreachable
 from distqat.process import notice
+from distqat.protocol.call_schema import parse
+from distqat.protocol.calls.slot_calls import Beat, GrantedSlot, LiveState
 from distqat.swarm.deadline import within
 from distqat.swarm.directory import keep_announced
 
@@ -93,17 +95,18 @@ class HeldSlot:
         state, checkpoints = self.state, self.served.checkpoints
         while True:
             asked = state.lease.now()
-            fields = {**self.served.status.status(), "unsaved": checkpoints.trouble}
-            answer = await self._server.coordinator.insist("beat", fields)
-            if answer.get("finished"):
+            figures = {**self.served.status.status(), "unsaved": checkpoints.trouble}
+            answer = await self._server.coordinator.insist(parse(Beat, figures))
+            if answer.finished:
                 await checkpoints.finished(state.generation)
                 return "finished"
-            self._hear(str(answer.get("failed", "")), str(answer.get("notice", "")))
-            state.generation = int(answer.get("generation", state.generation))
-            if answer.get("unknown") and not await self._reclaim():
+            self._hear(answer.failed, answer.notice)
+            if answer.generation is not None:
+                state.generation = answer.generation
+            if answer.unknown and not await self._reclaim():
                 return "lost"
-            await self._renew(asked, bool(answer.get("behind")))
-            if answer.get("move"):
+            await self._renew(asked, answer.behind)
+            if answer.move:
                 logger.info("asked to leave %s for a stage without a replica", state.uid)
                 return "moved"
             await asyncio.sleep(BEAT_S / 10 if state.lease.over else BEAT_S)
@@ -138,7 +141,7 @@ class HeldSlot:
         state, served, live = self.state, self.served, None
         if served.committed is not None:
             held = served.committed
-            live = {"round": held.round, "digest": held.digest, "generation": state.generation}
+            live = LiveState(state.generation, held.round, held.digest)
         peer, coordinator = self._server.peer, self._server.coordinator
         granted = await ask_for_slot(self._config, peer, coordinator, state.uid, live)
         # Who founded the stage keeps it: it is no founder any more once round 0 is in the log.

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.replica import StageReplica
+from distqat.protocol.hop import Hop
 from distqat.swarm.transport import Transport
 
 T = TypeVar("T")

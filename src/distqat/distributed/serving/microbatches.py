@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.activation_encoder import StageOutputs
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
@@ -17,14 +16,25 @@ from distqat.distributed.serving.replica import MicrobatchWeight, StageReplica
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models.auxiliary_loss import AUXILIARY
+from distqat.protocol.call_schema import fields_of
+from distqat.protocol.calls.step_calls import (
+    BackwardMicrobatch,
+    EvaluateBatch,
+    ForwardMicrobatch,
+    MicrobatchScores,
+    OwnLosses,
+    SendLabels,
+    TrainMicrobatch,
+)
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
 T = TypeVar("T")
 
-STANDS = "stands"
-"""In a message with activations: no weights up to here move any more."""
+Work = TrainMicrobatch | ForwardMicrobatch | BackwardMicrobatch
+W = TypeVar("W", TrainMicrobatch, ForwardMicrobatch, BackwardMicrobatch)
 
 
 class Microbatches:
@@ -35,60 +45,62 @@ class Microbatches:
         self._compute = compute
         self._transport = transport
 
-    async def run(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
-        """Answer one of the four calls; one that is repeated gets the answer of the first."""
-        if method == "labels":
-            return self._labels(attempt, message)
-        key = method, _number(attempt, message)
+    async def run(self, attempt: OpenAttempt, request: Work | SendLabels, message: Message) -> Message:
+        """Answer one of the four calls; one that is repeated gets the first answer. Raises BadFrame."""
+        if 0 < attempt.microbatches <= request.microbatch:
+            raise BadFrame(f"microbatch {request.microbatch} of {attempt.microbatches}")
+        if isinstance(request, SendLabels):
+            return self._labels(attempt, request, message)
+        key = request.method, request.microbatch
         if key in attempt.answers:
             return await asyncio.shield(attempt.answers[key])
-        attempt.answers[key] = asyncio.ensure_future(self._first(method, attempt, message))
+        attempt.answers[key] = asyncio.ensure_future(self._first(attempt, request, message))
         return await attempt.answers[key]
 
-    async def _first(self, method: str, attempt: OpenAttempt, message: Message) -> Message:
-        message = self._told_on(attempt, message)
-        if method == "forward":
-            return await self._forward(attempt, message)
-        if method == "backward":
-            return await self._backward(attempt, message)
+    async def _first(self, attempt: OpenAttempt, request: Work, message: Message) -> Message:
+        if isinstance(request, BackwardMicrobatch):
+            return await self._backward(attempt, request, message)
+        request = replace(request, stands=self._stands(attempt, request.stands))
+        if isinstance(request, ForwardMicrobatch):
+            return await self._forward(attempt, request, message)
         if not attempt.train:
-            return await self._observe(attempt, message)
+            return await self._observe(attempt, request, message)
         if attempt.last:
-            return await self._train_last(attempt, message)
-        return await self._train_through(attempt, message)
+            return await self._train_last(attempt, request, message)
+        return await self._train_through(attempt, request, message)
 
-    def _told_on(self, attempt: OpenAttempt, message: Message) -> Message:
-        """The message, saying to the next stage whether weights stand up to here, ours included.
+    def _stands(self, attempt: OpenAttempt, before: bool) -> bool:
+        """Whether weights stand up to here, ours included; `before`: those of the stages before.
 
         Rounds end at each stage by themselves. Statistics of what a stage gives that still trains are none.
         """
-        stands = self._replica.measuring and (attempt.position == 0 or bool(message.fields.get(STANDS)))
+        stands = self._replica.measuring and (attempt.position == 0 or before)
         if self._replica.measuring and not stands:
             self._replica.moved_before()
-        fields = {key: value for key, value in message.fields.items() if key != STANDS}
-        return replace(message, fields={**fields, STANDS: True} if stands else fields)
+        return stands
 
-    def _labels(self, attempt: OpenAttempt, message: Message) -> Message:
+    def _labels(self, attempt: OpenAttempt, request: SendLabels, message: Message) -> Message:
         """Labels of a microbatch, from the trainer straight to the last stage."""
-        waiting = attempt.labels_of(_number(attempt, message))
+        waiting = attempt.labels_of(request.microbatch)
         if not waiting.done():
             waiting.set_result(dict(message.tensors))
         return Message()
 
-    async def _train_last(self, attempt: OpenAttempt, message: Message) -> Message:
-        number = _number(attempt, message)
+    async def _train_last(self, attempt: OpenAttempt, request: TrainMicrobatch, message: Message) -> Message:
+        number, weighing = request.microbatch, MicrobatchWeight(request.share, request.scale)
         labels: Mapping[str, Tensor] = await attempt.labels_of(number)
-        weighing = weighing_of(message)
         gradients, scores = await self._in_turn(
             attempt,
             number,
             lambda: self._replica.loss(number, message.tensors, message.needs_grad, labels, weighing),
         )
         failpoint("stage.backward.before_answer")
-        return Message({"scores": scores}, gradients)
+        return Message(fields_of(MicrobatchScores(scores)), gradients)
 
-    async def _train_through(self, attempt: OpenAttempt, message: Message) -> Message:
-        number, weighing = _number(attempt, message), weighing_of(message)
+    async def _train_through(
+        self, attempt: OpenAttempt, request: TrainMicrobatch, message: Message
+    ) -> Message:
+        number, weighing = request.microbatch, MicrobatchWeight(request.share, request.scale)
         await attempt.forward_turns.mine(number)
         async with attempt.hold:
             failpoint("stage.forward")
@@ -98,7 +110,8 @@ class Microbatches:
                 lambda: self._replica.forward(number, message.tensors, message.needs_grad),
             )
             attempt.forward_turns.through(number)
-            reply = await self._call_next(attempt, (await job).message(message.fields))
+            reply = await self._call_next(attempt, request, (await job).message({}))
+            behind = request.answer(reply.fields)
             await attempt.backward_turns.mine(number)
             failpoint("stage.backward.before_apply")
             back = self._compute.submit(
@@ -109,14 +122,14 @@ class Microbatches:
             attempt.backward_turns.through(number)
             gradients, own = await back
         failpoint("stage.backward.before_answer")
-        return Message({"scores": with_own_loss(take(reply.fields, "scores", dict), own)}, gradients)
+        return Message(fields_of(MicrobatchScores(with_own_loss(behind.scores, own))), gradients)
 
-    async def _observe(self, attempt: OpenAttempt, message: Message) -> Message:
-        number = _number(attempt, message)
+    async def _observe(self, attempt: OpenAttempt, request: TrainMicrobatch, message: Message) -> Message:
+        number = request.microbatch
         outputs = await self._in_turn(attempt, number, lambda: self._replica.observe(number, message.tensors))
         if attempt.last:
-            return Message({"scores": {}})
-        return await self._call_next(attempt, outputs.message(message.fields))
+            return Message(fields_of(MicrobatchScores({})))
+        return await self._call_next(attempt, request, outputs.message({}))
 
     async def _in_turn(self, attempt: OpenAttempt, number: int, job: Callable[[], T]) -> T:
         """Run a forward job once those of all lower microbatches are queued."""
@@ -125,23 +138,21 @@ class Microbatches:
         attempt.forward_turns.through(number)
         return await running
 
-    async def _call_next(self, attempt: OpenAttempt, message: Message, method: str = "train") -> Message:
+    async def _call_next(self, attempt: OpenAttempt, request: W, payload: Message) -> Message:
+        """The next stage's answer, which is checked."""
         assert attempt.next_link is not None
         assert attempt.following is not None
-        budget = take(message.fields, "budget", float)
         behind = len(attempt.route) - attempt.position
-        budget = budget * (behind - 1) / behind
-        fields = {**message.fields, "budget": budget}
+        budget = request.budget * (behind - 1) / behind
+        request = replace(request, budget=budget)
         try:
-            return await attempt.next_link.call(
-                method, replace(message, fields=fields), timeout=budget, prompt=True
-            )
+            return (await exchange(attempt.next_link, request, payload, timeout=budget, prompt=True))[1]
         except SwarmError as error:
             raise about(error, attempt.following.uid) from error
 
-    async def _forward(self, attempt: OpenAttempt, message: Message) -> Message:
+    async def _forward(self, attempt: OpenAttempt, request: ForwardMicrobatch, message: Message) -> Message:
         """Forward through this stage and those behind it; the graph stays until `backward`."""
-        number = _number(attempt, message)
+        number = request.microbatch
 
         def forward() -> tuple[StageOutputs, float]:
             outputs = self._replica.forward(number, message.tensors, message.needs_grad)
@@ -149,50 +160,44 @@ class Microbatches:
 
         outputs, own = await self._in_turn(attempt, number, forward)
         if attempt.last:
-            return Message({AUXILIARY: own}, outputs.tensors)
-        reply = await self._call_next(attempt, outputs.message(message.fields), "forward")
-        return replace(reply, fields={AUXILIARY: own + take(reply.fields, AUXILIARY, float)})
+            return Message(fields_of(OwnLosses(own)), outputs.tensors)
+        reply = await self._call_next(attempt, request, outputs.message({}))
+        total = own + request.answer(reply.fields).auxiliary_loss
+        return replace(reply, fields=fields_of(OwnLosses(total)))
 
-    async def _backward(self, attempt: OpenAttempt, message: Message) -> Message:
+    async def _backward(self, attempt: OpenAttempt, request: BackwardMicrobatch, message: Message) -> Message:
         """Gradients of the last stage's outputs to gradients of this stage's inputs.
 
-        The message also says how the stages' own losses count in what the caller made of the outputs.
+        The request also says how the stages' own losses count in what the caller made of the outputs.
         """
-        number, weight = _number(attempt, message), take(message.fields, AUXILIARY, float)
+        number, weight = request.microbatch, MicrobatchWeight(scale=request.auxiliary_loss)
         gradients: Mapping[str, Tensor] = message.tensors
         if not attempt.last:
-            gradients = (await self._call_next(attempt, message, "backward")).tensors
+            gradients = (await self._call_next(attempt, request, message)).tensors
         if attempt.microbatches:  # known: gradients add up in the order of the microbatches, as in `train`
             await attempt.backward_turns.mine(number)
         job = self._compute.submit(
-            Priority.BACKWARD,
-            "backward",
-            lambda: self._replica.backward(number, gradients, MicrobatchWeight(scale=weight)),
+            Priority.BACKWARD, "backward", lambda: self._replica.backward(number, gradients, weight)
         )
         attempt.backward_turns.through(number)
         return Message(tensors=(await job)[0])
 
-    async def evaluate(self, call: IncomingCall) -> Message:
+    async def evaluate(self, request: EvaluateBatch, call: IncomingCall) -> Message:
         """Forward in eval mode through this stage and those behind it, outside any step."""
-        fields, tensors = call.message.fields, dict(call.message.tensors)
-        route = [Hop.parse(hop) for hop in take(fields, "route", list)]
+        tensors = dict(call.message.tensors)
         outputs = await self._compute.submit(
             Priority.FORWARD, "evaluate", lambda: self._replica.evaluate(tensors)
         )
-        if not route:
+        if not request.route:
             return Message(tensors=outputs.tensors)
-        following = {**fields, "route": [hop.fields() for hop in route[1:]]}
-        budget = take(fields, "budget", float)
+        following, *behind = request.route
+        onward = replace(request, route=tuple(behind))
         try:
-            link = await self._transport.link(route[0].address)
-            return await link.call("evaluate", outputs.message(following), timeout=budget, prompt=True)
+            link = await self._transport.link(following.address)
+            payload = outputs.message({})
+            return (await exchange(link, onward, payload, timeout=request.budget, prompt=True))[1]
         except SwarmError as error:
-            raise about(error, route[0].uid) from error
-
-
-def weighing_of(message: Message) -> MicrobatchWeight:
-    """How the microbatch of a `train` call counts. Raises BadFrame."""
-    return MicrobatchWeight(take(message.fields, "share", float), take(message.fields, "scale", float))
+            raise about(error, following.uid) from error
 
 
 def with_own_loss(scores: Mapping[str, float], own: float) -> dict[str, float]:
@@ -200,13 +205,6 @@ def with_own_loss(scores: Mapping[str, float], own: float) -> dict[str, float]:
     if own == 0.0:
         return dict(scores)
     return {**scores, "loss": scores.get("loss", 0.0) + own, AUXILIARY: scores.get(AUXILIARY, 0.0) + own}
-
-
-def _number(attempt: OpenAttempt, message: Message) -> int:
-    number = take(message.fields, "microbatch", int)
-    if number < 0 or 0 < attempt.microbatches <= number:
-        raise BadFrame(f"microbatch {number} of {attempt.microbatches}")
-    return number
 
 
 def about(error: SwarmError, uid: str) -> SwarmError:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.round_arithmetic import RoundArithmetic
@@ -19,12 +16,24 @@ from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadContribution, RemoteFault, RunFailed, SwarmError
 from distqat.failpoints import failpoint
 from distqat.failures import Repeats
+from distqat.protocol.calls.round_calls import (
+    Contribute,
+    ContributionSet,
+    FetchContribution,
+    ReadyForRound,
+    SetMember,
+    VoteOnResult,
+)
+from distqat.protocol.convener_actions import OpenRound
+from distqat.protocol.round_answers import RoundCommitted, RoundDiscarded, RoundMissed
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 logger = logging.getLogger(__name__)
 
 Named = dict[str, Tensor]
+RoundEnd = RoundMissed | RoundCommitted | RoundDiscarded
 ASK_AGAIN_S = 0.5
 READY_TIMEOUT = 3600.0  # a round opens when its members are ready; a dead client ends the call at once
 
@@ -51,11 +60,10 @@ class RoundExchange:
         self._publication = asyncio.Event()
         self._repeats = Repeats()  # of exceptions elsewhere, since the last committed round
 
-    async def contribution(self, call: IncomingCall) -> Message:
+    async def contribution(self, request: FetchContribution, call: IncomingCall) -> Message:
         """Our encoded contribution, for another member; waits until there is one to that attempt."""
-        fields = call.message.fields
         failpoint("round.sending")
-        wanted = take(fields, "round", int), take(fields, "attempt", int)
+        wanted = request.round, request.attempt
         while self._published is None or (self._published.round, self._published.attempt) < wanted:
             self._publication.clear()
             await self._publication.wait()
@@ -70,33 +78,26 @@ class RoundExchange:
         self._publication.set()
         return own
 
-    async def ready(self, round: int) -> dict[str, Any]:
-        """Returns when the client opens the round after `round`: its number, attempt and members."""
-        fields = {"stage": self._host.stage, "uid": self._host.uid, "round": round}
-        return await self._host.coordinator.call("ready", fields, timeout=READY_TIMEOUT)
+    async def ready(self, round: int) -> RoundMissed | OpenRound:
+        """Returns when the client opens the round after `round`."""
+        request = ReadyForRound(self._host.stage, self._host.uid, round)
+        return await self._host.coordinator.ask(request, timeout=READY_TIMEOUT)
 
-    async def contribute(self, own: PublishedContribution) -> dict[str, Any]:
-        """Tell the client what we give; the members whose contributions make up the round, in their order."""
-        nbytes = sum(tensor.nbytes for tensor in own.tensors.values())
-        offer = {"digest": own.digest, "samples": own.samples, "nbytes": nbytes}
-        timeout = 3 * self._rounds.options.averaging_timeout
-        return await self._host.coordinator.call("contribute", {**self._names(own), **offer}, timeout=timeout)
+    async def contribute(self, own: PublishedContribution) -> ContributionSet | RoundEnd:
+        """Tell the client what we give; what makes up the round, or what became of it."""
+        host, nbytes = self._host, sum(tensor.nbytes for tensor in own.tensors.values())
+        offer = own.digest, own.samples, nbytes
+        request = Contribute(host.stage, host.uid, own.round, own.attempt, *offer)
+        return await host.coordinator.ask(request, timeout=3 * self._rounds.options.averaging_timeout)
 
     async def result(
-        self,
-        own: PublishedContribution,
-        base: CommittedState,
-        members: Sequence[Any],
-        copy: Mapping[str, Any] | None,
+        self, own: PublishedContribution, base: CommittedState, agreed: ContributionSet
     ) -> CommittedState | None:
-        """What the contributions of `members` make of `base`; None if one cannot be had or verified.
-
-        `copy` tells where another stage's copy of a tied weight is that this attempt averages with.
-        """
+        """What an agreed set of contributions makes of `base`; None if one cannot be had or verified."""
         try:
-            sets = await asyncio.gather(*(self._fetch(own, member) for member in members))
-            counts = [take(member, "samples", int) for member in members]
-            copies = await self._tied.fetch(copy) if self._tied is not None and copy else None
+            sets = await asyncio.gather(*(self._fetch(own, member) for member in agreed.set))
+            counts, tied = [member.samples for member in agreed.set], self._tied
+            copies = await tied.fetch(agreed.copy) if tied is not None and agreed.copy else None
             failpoint("round.reducing")
             return await self._host.between_steps(lambda: self._rounds.result(base, sets, counts, copies))
         except SwarmError as error:
@@ -104,14 +105,15 @@ class RoundExchange:
             self.end_if_repeated(error, own.round)
             return None
 
-    async def vote(self, own: PublishedContribution, result: CommittedState | None) -> dict[str, Any]:
+    async def vote(self, own: PublishedContribution, result: CommittedState | None) -> RoundEnd:
         """Vote until the outcome is known: unknown is neither commit nor discard."""
-        fields = {**self._names(own), "digest": result.digest if result else None}
+        host, digest, copy = self._host, result.digest if result else None, ""
         if result is not None and self._tied is not None:
-            fields["copy"] = await asyncio.to_thread(self._tied.digest, result)
+            copy = await asyncio.to_thread(self._tied.digest, result)
+        request = VoteOnResult(host.stage, host.uid, own.round, own.attempt, digest, copy)
         while True:
             try:
-                return await self._host.coordinator.call("vote", fields, timeout=READY_TIMEOUT)
+                return await host.coordinator.ask(request, timeout=READY_TIMEOUT)
             except SwarmError as error:
                 logger.warning("the outcome of round %d is unknown (%s); asking again", own.round, error)
                 self.end_if_repeated(error, own.round)
@@ -129,18 +131,14 @@ class RoundExchange:
         """A round went well: what failed before does not count any more."""
         self._repeats.clear()
 
-    async def _fetch(self, own: PublishedContribution, member: Any) -> Named:
-        hop, digest = Hop.parse(member), take(member, "digest", str)
-        if hop.uid == self._host.uid:
+    async def _fetch(self, own: PublishedContribution, member: SetMember) -> Named:
+        if member.hop.uid == self._host.uid:
             return own.tensors
-        link = await self._host.transport.link(hop.address)
-        fields = {"round": own.round, "attempt": own.attempt}
-        timeout = self._rounds.options.averaging_timeout
-        tensors = dict((await link.call("contribution", Message(fields), timeout=timeout)).tensors)
-        if state_digest(tensors) != digest:
-            raise BadContribution(f"the contribution of {hop.uid} has another digest than it announced")
+        link = await self._host.transport.link(member.hop.address)
+        request, timeout = FetchContribution(own.round, own.attempt), self._rounds.options.averaging_timeout
+        tensors = dict((await exchange(link, request, timeout=timeout))[1].tensors)
+        if state_digest(tensors) != member.digest:
+            raise BadContribution(
+                f"the contribution of {member.hop.uid} has another digest than it announced"
+            )
         return tensors
-
-    def _names(self, own: PublishedContribution) -> dict[str, Any]:
-        host = self._host
-        return {"stage": host.stage, "uid": host.uid, "round": own.round, "attempt": own.attempt}

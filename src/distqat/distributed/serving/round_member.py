@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
 
-from distqat.distributed.network.call_fields import take
 from distqat.distributed.serving.committed_state import CommittedState, ReplicaWeights, as_local
 from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.replica_state import ReplicaProgress
@@ -20,6 +18,16 @@ from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.process import waiting
+from distqat.protocol.calls.round_calls import (
+    ContributionSet,
+    FetchTiedWeight,
+    JoinStage,
+    RestartStage,
+    StageJoined,
+)
+from distqat.protocol.calls.slot_calls import AskMembers, Restore
+from distqat.protocol.convener_actions import OpenRound
+from distqat.protocol.round_answers import RoundCommitted, RoundMissed
 from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
@@ -80,13 +88,12 @@ class RoundMember:
             await self._advanced.wait()
         return self.committed
 
-    async def tied(self, call: IncomingCall) -> Message:
+    async def tied(self, request: FetchTiedWeight, call: IncomingCall) -> Message:
         """Our copy of a weight that another stage holds as well, after a round that is committed."""
-        round = take(call.message.fields, "round", int)
         if self._tied is None:
             raise BadFrame(f"{self._host.uid} has no weight that is kept tied to another stage's")
-        await self.holding(round)
-        return self._tied.give(round)
+        await self.holding(request.round)
+        return self._tied.give(request.round)
 
     def step_applied(self, samples: int) -> None:
         """The replica has taken an inner step on `samples` samples."""
@@ -114,18 +121,18 @@ class RoundMember:
         async with self._lock, self._attempts.paused():
             try:
                 opened = await self._until_open()
-                if opened.get("behind"):
+                if isinstance(opened, RoundMissed):
                     await self.catch_up()
                 else:
-                    self._alone = len(take(opened, "members", list)) == 1
-                    await self._take_part(take(opened, "round", int), take(opened, "attempt", int))
+                    self._alone = len(opened.members) == 1
+                    await self._take_part(opened.round, opened.attempt)
             except SwarmError as error:
                 round = self.committed.round + 1
                 logger.warning("round %d at %s: %s; inner steps go on", round, self._host.uid, error)
                 self.exchange.end_if_repeated(error, round)
                 self._postpone()
 
-    async def _until_open(self) -> dict[str, Any]:
+    async def _until_open(self) -> RoundMissed | OpenRound:
         """Hold for about one median step; then go on with inner steps until the round opens.
 
         Who is alone has nobody to wait for but the client: it holds, so that a round stands between the same
@@ -157,16 +164,16 @@ class RoundMember:
             self._attempts.resume()
         failpoint("round.before_contribute")
         answer = await self.exchange.contribute(own)
-        result, members = None, []
-        if "set" in answer:
-            members = [take(member, "uid", str) for member in answer["set"]]
-            result = await self.exchange.result(own, self.committed, answer["set"], answer.get("copy"))
+        result, members = None, list[str]()
+        if isinstance(answer, ContributionSet):
+            members = [member.hop.uid for member in answer.set]
+            result = await self.exchange.result(own, self.committed, answer)
             failpoint("round.before_vote")
             answer = await self.exchange.vote(own, result)
         await self._attempts.pause()
-        digest = answer.get("committed")
+        digest = answer.committed if isinstance(answer, RoundCommitted) else None
         ours = result is not None and digest == result.digest
-        if answer.get("behind"):
+        if isinstance(answer, RoundMissed):
             await self.catch_up()
         elif digest is None:
             self._postpone()
@@ -242,11 +249,10 @@ class RoundMember:
                 old = as_local(self.committed)
                 await self._adopt(fetched.shared, old, (self._samples, self._since))
                 self._due.set()  # out of step: ready for the next opening, with what is done by then
-            fields = {"stage": stage, **self._host.hop.fields(), "round": self.committed.round}
-            answer = await coordinator.insist("joined", fields)
-            if not answer.get("behind"):
-                self._alone = answer.get("members") == 1
-                if not answer.get("awaited", True):  # a joiner takes part in the next opening, as it is then
+            answer = await coordinator.insist(JoinStage(stage, self._host.hop, self.committed.round))
+            if isinstance(answer, StageJoined):
+                self._alone = answer.members == 1
+                if not answer.awaited:  # a joiner takes part in the next opening, as it is then
                     self._due.set()
                 return
 
@@ -260,14 +266,13 @@ class RoundMember:
                     self._host.transport, coordinator, stage, own_uid=uid, unless=digest, moments=False
                 )
         except StageLost:
-            fields = {"stage": stage, "uid": uid, "round": round, "digest": digest}
-            await coordinator.insist("restart", fields)
+            await coordinator.insist(RestartStage(stage, uid, round, digest))
             return None
 
     async def _is_behind(self) -> bool:
         """Whether the committed state is another than ours: newer, or of a later generation."""
-        known = await self._host.coordinator.insist("members", {"stage": self._host.stage})
-        return take(known, "digest", str) != self.committed.digest
+        known = await self._host.coordinator.insist(AskMembers(self._host.stage))
+        return isinstance(known, Restore) or known.digest != self.committed.digest
 
     def _postpone(self) -> None:
         """The next attempt comes after as many inner steps again; its delta spans both."""

@@ -5,34 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
-from distqat.distributed.network.call_fields import Hop, step_fields, take
 from distqat.errors import SwarmError
+from distqat.protocol.calls.step_calls import AskOutcome, CommitTerms
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId, Verdict
+from distqat.swarm.call_messages import ask
 from distqat.swarm.deadline import within
-from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
 ASK_TIMEOUT = 5.0  # seconds
 
-Outcome = tuple[Verdict, dict[str, Any]]
-"""A verdict, and with `committed` what the commit was asked with."""
+Outcome = tuple[Verdict, CommitTerms | None]
+"""A verdict, and with `committed` the terms of the commit."""
+UNKNOWN: Outcome = "unknown", None
 
 
 async def ask_route(transport: Transport, route: Sequence[Hop], id: StepId, own_uid: str) -> list[Outcome]:
     """What each stage of `route` says, in its order; `unknown` for ourselves and for who does not answer."""
 
-    async def ask(hop: Hop) -> Outcome:
+    async def ask_one(hop: Hop) -> Outcome:
         if hop.uid == own_uid:
-            return "unknown", {}
+            return UNKNOWN
         with contextlib.suppress(SwarmError, asyncio.TimeoutError):
             link = await within(transport.link(hop.address, prompt=True), ASK_TIMEOUT)
-            known = Message(step_fields(id))
-            reply = await link.call("outcome", known, timeout=ASK_TIMEOUT, urgent=True, prompt=True)
-            verdict = reply.fields.get("verdict")
-            if verdict in ("committed", "aborted", "undecided"):
-                return verdict, take(reply.fields, "commit", dict)
-        return "unknown", {}
+            outcome = await ask(link, AskOutcome(id), timeout=ASK_TIMEOUT, prompt=True)
+            return outcome.verdict, outcome.terms if outcome.verdict == "committed" else None
+        return UNKNOWN
 
-    return await asyncio.gather(*map(ask, route))
+    return await asyncio.gather(*map(ask_one, route))

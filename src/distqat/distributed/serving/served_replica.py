@@ -15,7 +15,6 @@ from distqat.codec import get_codec
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms, quantization_lines
 from distqat.distributed.assembly.tied_weights import exchange_of
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.bootstrap import Bootstrap
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
 from distqat.distributed.serving.committed_state import CommittedState
@@ -34,11 +33,16 @@ from distqat.distributed.serving.step_service import StepService
 from distqat.distributed.serving.step_tally import StepOutcome
 from distqat.distributed.transfer.donor import DonatedMoments, DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import inner_state
-from distqat.errors import BadFrame, SwarmError
+from distqat.errors import StageUnavailable, SwarmError
 from distqat.process import announce_ready
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.call_schema import SERVER, Call
+from distqat.protocol.calls.round_calls import FetchContribution, FetchTiedWeight
+from distqat.protocol.calls.slot_calls import AskStatus, StatusFigures
+from distqat.protocol.calls.step_calls import StageStanding
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.protocol.step_attempts import StepId
-from distqat.swarm.incoming_call import Answer, IncomingCall
+from distqat.swarm.call_messages import CallHandlers, Handler
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.topology.snapshot import ServerState
 
@@ -87,7 +91,14 @@ class ServedReplica(ServingObserver):
         self._tied = exchange_of(config, stage, module, peer.transport)
         self._calibrated = asyncio.Event()
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
-        self._calls: dict[str, Answer] = {**self.steps.calls, "status": self._status, "chunk": self._chunk}
+        handlers: dict[type[Call[Any]], Handler] = {
+            **self.steps.handlers,
+            **self._donor.handlers,
+            AskStatus: self._status,
+            FetchContribution: self._contribution,
+            FetchTiedWeight: self._tied_weight,
+        }
+        self._handlers = CallHandlers(slot.uid, handlers, SERVER)
 
     @property
     def committed(self) -> CommittedState | None:
@@ -95,10 +106,8 @@ class ServedReplica(ServingObserver):
         return self.member.committed if self.member is not None else None
 
     async def answer(self, call: IncomingCall) -> Message:
-        """Route a call. Raises BadFrame for one that is not answered here, or not yet."""
-        if call.method not in self._calls:
-            raise BadFrame(f"{self.host.uid} does not answer {call.method!r}")
-        return await self._calls[call.method](call)
+        """Answer a call. Raises BadFrame for one that is not answered here, or not yet."""
+        return await self._handlers.answer(call)
 
     async def serve(self) -> None:
         """Get the state, then serve until cancelled. Raises RunFailed."""
@@ -109,8 +118,6 @@ class ServedReplica(ServingObserver):
         self.member = member = RoundMember(
             self.host, self.steps, self._rounds, committed, self, self._tied, bootstrap.progress
         )
-        answers: dict[str, Answer] = {"contribution": member.exchange.contribution, "tied": member.tied}
-        self._calls |= {**answers, "snapshot": self._snapshot}
         await member.catch_up()
         committed = member.committed
         logger.info("%s serves from round %d on, digest %s", uid, committed.round, committed.digest[:12])
@@ -156,14 +163,15 @@ class ServedReplica(ServingObserver):
     def admit(self) -> None:
         self._slot.admit()
 
-    def commit_fields(self) -> dict[str, Any]:
-        """What a trainer hears at each commit, to know when to mark the next checkpoint step."""
-        return {
-            "saved": self.checkpoints.saved,
-            "round": self.committed.round if self.committed else 0,
-            "generation": self._slot.generation,
-            "phase": self.host.replica.moment.phase,
-        }
+    def standing(self, step: int) -> StageStanding:
+        """With what a trainer needs to know when to mark the next checkpoint step."""
+        return StageStanding(
+            step,
+            saved=self.checkpoints.saved,
+            round=self.committed.round if self.committed else 0,
+            generation=self._slot.generation,
+            phase=self.host.replica.moment.phase,
+        )
 
     def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:
         member = self.member
@@ -200,18 +208,22 @@ class ServedReplica(ServingObserver):
         generation = self._slot.generation
         self.checkpoints.save(StateToWrite(member.committed, copying, replica.step, generation, mark))
 
-    async def _status(self, call: IncomingCall) -> Message:
-        return Message(self.status.status())
+    async def _status(self, request: AskStatus, call: IncomingCall) -> StatusFigures:
+        return StatusFigures(self.status.status())
 
-    async def _snapshot(self, call: IncomingCall) -> Message:
-        return await self._donor.snapshot(call.message.fields)
+    async def _contribution(self, request: FetchContribution, call: IncomingCall) -> Message:
+        return await self._membership().exchange.contribution(request, call)
 
-    async def _chunk(self, call: IncomingCall) -> Message:
-        return await self._donor.chunk(call.message.fields)
+    async def _tied_weight(self, request: FetchTiedWeight, call: IncomingCall) -> Message:
+        return await self._membership().tied(request, call)
 
     async def _held(self, round: int) -> DonatedState:
-        assert self.member is not None
-        return DonatedState(await self.member.holding(round), self.host.replica.step)
+        return DonatedState(await self._membership().holding(round), self.host.replica.step)
+
+    def _membership(self) -> RoundMember:
+        if self.member is None:
+            raise StageUnavailable(f"{self.host.uid} has no committed state yet")
+        return self.member
 
     async def _moments(self) -> DonatedMoments:
         replica = self.host.replica

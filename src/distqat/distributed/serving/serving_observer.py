@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distqat.distributed.serving.step_tally import StepOutcome
+from distqat.protocol.calls.step_calls import StageStanding
 from distqat.protocol.step_attempts import StepId
 
 
@@ -17,9 +18,9 @@ class ServingObserver:
     def admit(self) -> None:
         """Raises Refused unless an inner step may begin now."""
 
-    def commit_fields(self) -> dict[str, Any]:
-        """What the answer to a commit tells its trainer, beside the number of the step."""
-        return {}
+    def standing(self, step: int) -> StageStanding:
+        """What a trainer hears when inner step `step` is applied."""
+        return StageStanding(step)
 
     def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:
         """A step is over and was not aborted; its trainer has not heard of it yet.

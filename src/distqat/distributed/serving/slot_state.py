@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distqat.distributed.serving.serving_lease import ServingLease
-from distqat.distributed.serving.slot_request import GrantedSlot
 from distqat.errors import Refused
+from distqat.protocol.calls.slot_calls import GrantedSlot
 from distqat.topology.snapshot import ServerState
 
 

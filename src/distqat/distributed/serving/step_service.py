@@ -7,39 +7,56 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distqat.distributed.network.call_fields import parse_step, take
 from distqat.distributed.serving.attempt_queue import AttemptQueue
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
-from distqat.distributed.serving.microbatches import Microbatches, about
+from distqat.distributed.serving.microbatches import Microbatches, Work, about
 from distqat.distributed.serving.replica import PreparedStep, StageReplica
 from distqat.distributed.serving.route_outcomes import ask_route
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_tally import StepOutcome, StepTally
 from distqat.errors import Refused, StaleAttempt, SwarmError
 from distqat.failpoints import failpoint
+from distqat.protocol.call_schema import Call, fields_of
+from distqat.protocol.calls.step_calls import (
+    AbortStep,
+    AskOutcome,
+    AttemptOutcome,
+    BackwardMicrobatch,
+    CommitStep,
+    CommitTerms,
+    DecideStep,
+    Done,
+    EvaluateBatch,
+    ForwardMicrobatch,
+    OpenStep,
+    PrepareStep,
+    SendLabels,
+    StageStanding,
+    StepOpened,
+    TrainMicrobatch,
+)
 from distqat.protocol.prepared_outcome import ASK_AGAIN_S, PreparedOutcome
 from distqat.protocol.step_attempts import StepId
 from distqat.protocol.step_lock import StepLock
-from distqat.swarm.incoming_call import Answer, IncomingCall
+from distqat.swarm.call_messages import Handler
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
 BROKEN_S = 1.0  # for the trainer to ask what became of its commit
 COMMITS_REMEMBERED = 1024
-COMMIT_FIELDS = ("samples", "skip", "factor", "mark")
 
 
 @dataclass(frozen=True)
 class _Commit:
-    """A commit that is decided: what it was asked with, and its answer once it is applied."""
+    """A commit that is decided: its terms, and its answer once it is applied."""
 
-    asked: dict[str, Any]
-    applying: asyncio.Future[Message]
+    terms: CommitTerms
+    applying: asyncio.Future[StageStanding]
 
 
 class StepService:
@@ -61,15 +78,16 @@ class StepService:
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises what a commit met that could not be applied: half of it may be in the parameters."""
         work = Microbatches(replica, compute, transport)
-        self.calls: dict[str, Answer] = {
-            "open": self.open,
-            **dict.fromkeys(("train", "labels", "forward", "backward"), self.microbatch),
-            "prepare": self.prepare,
-            "decide": self.decide,
-            "commit": self.commit,
-            "abort": self.abort,
-            "outcome": self.outcome,
-            "evaluate": work.evaluate,
+        microbatch_calls = (TrainMicrobatch, SendLabels, ForwardMicrobatch, BackwardMicrobatch)
+        self.handlers: dict[type[Call[Any]], Handler] = {
+            OpenStep: self.open,
+            **dict.fromkeys(microbatch_calls, self.microbatch),
+            PrepareStep: self.prepare,
+            DecideStep: self.decide,
+            CommitStep: self.commit,
+            AbortStep: self.abort,
+            AskOutcome: self.outcome,
+            EvaluateBatch: work.evaluate,
         }
         self._replica = replica
         self._compute = compute
@@ -84,16 +102,14 @@ class StepService:
 
     # the calls
 
-    async def open(self, call: IncomingCall) -> Message:
+    async def open(self, request: OpenStep, call: IncomingCall) -> StepOpened:
         """Wait for the lock of this replica; granted means that the attempt may send microbatches."""
-        fields = call.message.fields
-        id = parse_step(fields)
-        attempt = OpenAttempt.parse(id, fields, self._uid)
+        id, attempt = request.id, OpenAttempt.of(request, self._uid)
         if self.attempts.current is not None and self._lock.holder == id:
-            return Message({"calibrating": self._replica.calibrating})
+            return StepOpened(self._replica.calibrating)
         self._observer.admit()
         await self.attempts.enter(attempt)
-        draw = fields.get("draw") or f"{id.trainer}|{id.step}"  # names the step over restarts of its trainer
+        draw = request.draw or f"{id.trainer}|{id.step}"  # names the step over restarts of its trainer
         seed = f"{self._run}|{self._replica.stage}|{draw}"
         await self._on_replica(lambda: self._replica.begin(seed, frozen=attempt.frozen))
         if attempt.following is not None:
@@ -102,16 +118,16 @@ class StepService:
             except SwarmError as error:
                 await self.attempts.drop(id)
                 raise about(error, attempt.following.uid) from error
-        return Message({"calibrating": self._replica.calibrating})
+        return StepOpened(self._replica.calibrating)
 
-    async def microbatch(self, call: IncomingCall) -> Message:
-        """`train`, `labels`, `forward` or `backward` of one microbatch of the open attempt."""
-        attempt = self.attempts.work_of(parse_step(call.message.fields))
+    async def microbatch(self, request: Work | SendLabels, call: IncomingCall) -> Message:
+        """Work on one microbatch of the open attempt, or its labels."""
+        attempt = self.attempts.work_of(request.id)
         task = asyncio.current_task()
         assert task is not None
         attempt.running.add(task)
         try:
-            return await self._work.run(call.method, attempt, call.message)
+            return await self._work.run(attempt, request, call.message)
         except asyncio.CancelledError:
             if self.attempts.current is attempt:
                 raise
@@ -121,42 +137,41 @@ class StepService:
             if self._lock.holder == attempt.id:
                 self._lock.touch(attempt.id, time.monotonic())
 
-    async def prepare(self, call: IncomingCall) -> Message:
+    async def prepare(self, request: PrepareStep, call: IncomingCall) -> Message:
         """Count and gradient norms; from here on only commit or abort end the step."""
-        attempt = self.attempts.work_of(parse_step(call.message.fields))
+        attempt = self.attempts.work_of(request.id)
         failpoint("stage.prepare")
         answer: PreparedStep = await self._on_replica(self._replica.prepare)
-        expected = take(call.message.fields, "microbatches", int)
+        expected = request.microbatches
         if answer.count != expected:
             raise Refused(f"{self._uid} holds {answer.count} of {expected} microbatches of {attempt.id}")
         self._lock.prepare(attempt.id, time.monotonic())
         return Message({}, {"norms": answer.norms})
 
-    async def decide(self, call: IncomingCall) -> Message:
+    async def decide(self, request: DecideStep, call: IncomingCall) -> Done:
         """Record that the step is committed, and begin to apply it. Answered before it is applied."""
-        await self._accept(call.message.fields)
-        return Message()
+        await self._accept(request)
+        return Done()
 
-    async def commit(self, call: IncomingCall) -> Message:
+    async def commit(self, request: CommitStep, call: IncomingCall) -> StageStanding:
         """Apply the step, decided before or now; repeating it gets the same answer."""
-        id = parse_step(call.message.fields)
-        await self._accept(call.message.fields)
+        id = request.id
+        await self._accept(request)
         if id not in self._commits:
             raise StaleAttempt(f"{id} was committed at {self._uid} long ago")
         return await asyncio.shield(self._commits[id].applying)
 
-    async def abort(self, call: IncomingCall) -> Message:
+    async def abort(self, request: AbortStep, call: IncomingCall) -> Done:
         """Undo the attempt; repeating it changes nothing."""
-        await self.attempts.drop(parse_step(call.message.fields))
-        return Message()
+        await self.attempts.drop(request.id)
+        return Done()
 
-    async def outcome(self, call: IncomingCall) -> Message:
+    async def outcome(self, request: AskOutcome, call: IncomingCall) -> AttemptOutcome:
         """What became of a step here, at once; a commit with what was asked. No other ending follows it."""
-        id = parse_step(call.message.fields)
-        verdict, commit = self._lock.verdict(id), self._commits.get(id)
+        verdict, commit = self._lock.verdict(request.id), self._commits.get(request.id)
         if verdict == "committed" and commit is None:
             verdict = "unknown"
-        return Message({"verdict": verdict, "commit": commit.asked if commit else {}})
+        return AttemptOutcome(verdict, fields_of(commit.terms) if commit else {})
 
     def follow(self, lease_s: float) -> None:
         """How many seconds a step may be silent from here on."""
@@ -176,54 +191,51 @@ class StepService:
 
     # a commit
 
-    async def _accept(self, fields: Mapping[str, Any]) -> None:
+    async def _accept(self, request: DecideStep | CommitStep) -> None:
         """Returns once the step is decided here; StaleAttempt when it is over without a commit."""
-        id = parse_step(fields)
+        id = request.id
         if self._lock.verdict(id) == "committed":
             return
         attempt = self.attempts.work_of(id)
         if not self._lock.prepared:
             raise Refused(f"commit of {id} at {self._uid}: it was never prepared")
-        asked = {key: fields[key] for key in COMMIT_FIELDS if key in fields}
-        if not fields.get("unconfirmed"):
-            self._decide(attempt, asked)
+        if not request.unconfirmed:
+            self._decide(attempt, request.terms)
             return
-        attempt.unconfirmed = asked
+        attempt.unconfirmed = request.terms
         await asyncio.shield(self._resolving(attempt))
         if self._lock.verdict(id) != "committed":
             raise StaleAttempt(f"{id} was aborted by a stage before {self._uid}")
 
-    def _decide(self, attempt: OpenAttempt, asked: dict[str, Any]) -> None:
-        take(asked, "samples", int), take(asked, "skip", bool), take(asked, "factor", float)
+    def _decide(self, attempt: OpenAttempt, terms: CommitTerms) -> None:
         self._lock.decide(attempt.id, time.monotonic())
-        applying = asyncio.ensure_future(self._apply(attempt, asked))
+        applying = asyncio.ensure_future(self._apply(attempt, terms))
         applying.add_done_callback(self._check_applied)
-        self._commits[attempt.id] = _Commit(asked, applying)
+        self._commits[attempt.id] = _Commit(terms, applying)
         while len(self._commits) > COMMITS_REMEMBERED:
             del self._commits[next(iter(self._commits))]
 
-    async def _apply(self, attempt: OpenAttempt, asked: dict[str, Any]) -> Message:
+    async def _apply(self, attempt: OpenAttempt, terms: CommitTerms) -> StageStanding:
         """A task of its own: it ends whole, also when whoever sent the commit dies in the middle of it."""
         failpoint("stage.commit.before_apply")
-        id, samples, skip = attempt.id, take(asked, "samples", int), take(asked, "skip", bool)
+        id, samples, skip = attempt.id, terms.samples, terms.skip
         outcome: StepOutcome = "frozen" if attempt.frozen else "skipped" if skip else "applied"
         if attempt.train:
-            factor = take(asked, "factor", float)
             step = await self._compute.submit(
-                Priority.CONTROL, "optimizer", lambda: self._replica.commit(factor, skip=skip)
+                Priority.CONTROL, "optimizer", lambda: self._replica.commit(terms.factor, skip=skip)
             )
         else:
             await self._on_replica(self._replica.commit_calibration)
             step, outcome = self._replica.step, "calibrated"
-        answer = Message({"step": step, **self._observer.commit_fields()})
+        answer = self._observer.standing(step)
         self.tally.ended(outcome, samples, time.monotonic() - attempt.began)
-        marks = attempt.train and not skip and asked.get("mark")  # whole on all stages, frozen ones included
-        self._observer.step_ended(id, outcome, samples, take(asked, "mark", str) if marks else "")
+        marks = attempt.train and not skip  # whole on all stages, frozen ones included
+        self._observer.step_ended(id, outcome, samples, terms.mark if marks else "")
         failpoint("stage.commit.after_apply")
         self.attempts.committed(id)
         return answer
 
-    def _check_applied(self, applying: asyncio.Future[Message]) -> None:
+    def _check_applied(self, applying: asyncio.Future[StageStanding]) -> None:
         error = None if applying.cancelled() else applying.exception()
         if error is not None and not self.broken.done():
             # Its trainer hears of it before this server ends.
@@ -252,8 +264,9 @@ class StepService:
             rule.told = told is not None
             conclusion = rule.conclude([verdict for verdict, _ in answers])
             if conclusion == "commit":
-                found = [fields for verdict, fields in answers if verdict == "committed"]
-                self._decide(attempt, found[0] if found else told or {})
+                terms = next((terms for _, terms in answers if terms is not None), told)
+                assert terms is not None, "a commit is concluded from what somebody said"
+                self._decide(attempt, terms)
                 return
             if conclusion == "abort":
                 await self.attempts.drop(id)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.batch_source import StoppedWaiting
 from distqat.distributed.training.route_choice import RouteChoice
 from distqat.distributed.training.step_driver import StepDriver
 from distqat.errors import SwarmError
+from distqat.protocol.hop import Hop
 
 logger = logging.getLogger(__name__)
 

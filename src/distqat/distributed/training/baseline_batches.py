@@ -24,9 +24,11 @@ from distqat.distributed.training.batch_source import BatchFeed
 from distqat.distributed.training.rollout import RolloutFeed, check_play
 from distqat.errors import SwarmError
 from distqat.process import RoleParameters, host_id, runtime_dir
+from distqat.protocol.call_schema import parse
+from distqat.protocol.calls.slot_calls import ReportStep
 from distqat.protocol.hop import PeerAddress
+from distqat.swarm.call_messages import ask
 from distqat.swarm.handshake import Admission
-from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import StreamTransport, UnixStreams
 
 Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -94,7 +96,7 @@ async def reports_to_client(config: Config, client: str) -> AsyncIterator[Report
     async def report(record: dict[str, Any]) -> None:
         with contextlib.suppress(SwarmError):
             link = await transport.link(PeerAddress(client, host_id()))
-            await link.call("report", Message(record), timeout=5.0, urgent=True)
+            await ask(link, parse(ReportStep, record), timeout=5.0)
 
     try:
         yield report

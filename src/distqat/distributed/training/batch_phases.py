@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from distqat.distributed.network.call_fields import Hop
+from distqat.protocol.hop import Hop
 from distqat.tasks.base import Batch, Task
 
 

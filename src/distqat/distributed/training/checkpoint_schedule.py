@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distqat.protocol.calls.step_calls import StageStanding
+
 PATIENCE_S = 60.0  # a stage that has not written a mark by then has died or is out of disk: mark again
 
 
@@ -59,13 +61,13 @@ class CheckpointSchedule:
             return ""
         return f"{self._name}-{step:08d}" if self._due or waited >= self._every_s else ""
 
-    def committed(self, mark: str, standing: Iterable[Mapping[str, Any]], *, told: bool) -> None:
+    def committed(self, mark: str, standing: Iterable[StageStanding], *, told: bool) -> None:
         """A step was committed; what the stages of its route said of themselves, and whether they know it."""
         said = list(standing)
         if mark:
             self._pending, self._marked_at, self._due = mark if told else "", time.monotonic(), False
-        elif self._pending and all(each.get("saved") == self._pending for each in said):
+        elif self._pending and all(each.saved == self._pending for each in said):
             self._pending = ""
-        rounds = tuple(int(each.get("round", 0)) for each in said)
+        rounds = tuple(each.round for each in said)
         if rounds != self._rounds:
             self._rounds, self._due = rounds, True

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.ask_model import ask_model
 from distqat.distributed.training.batch_source import StoppedWaiting
 from distqat.distributed.training.loss_scaler import LossScaler, wants_scaling
@@ -21,6 +20,7 @@ from distqat.distributed.training.route_step import RouteStep
 from distqat.distributed.training.step_driver import NO_SETTINGS, StepDriver, StepResult, aborted_on_failure
 from distqat.distributed.training.step_failures import StepFailures
 from distqat.errors import StaleAttempt, SwarmError
+from distqat.protocol.hop import Hop
 from distqat.tasks.base import Batch
 from distqat.topology.routing import Route
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 from distqat.metrics import Sink
 from distqat.process import notice
+from distqat.protocol.calls.step_calls import StageStanding
 from distqat.quant.quant_schedule import PHASES
 
 WINDOW = 10
@@ -73,9 +74,9 @@ class LossWatch:
         return PhaseChange(PHASES[self._phase], self._began, before, after, jumped)
 
 
-def phase_of(standing: Iterable[Mapping[str, Any]]) -> str:
+def phase_of(standing: Iterable[StageStanding]) -> str:
     """The phase of the next step by what stages said at their commits: that of the furthest."""
-    told = [str(each.get("phase", "")) for each in standing]
+    told = [each.phase for each in standing]
     return max((phase for phase in told if phase in PHASES), key=PHASES.index, default=PHASES[0])
 
 

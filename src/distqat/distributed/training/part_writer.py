@@ -12,6 +12,7 @@ from distqat.config import Config
 from distqat.distributed.training.checkpoint_schedule import TrainerProgress
 from distqat.failures import describe
 from distqat.process import notice
+from distqat.protocol.calls.step_calls import StageStanding
 
 
 class PartWriter:
@@ -27,7 +28,7 @@ class PartWriter:
     def begin(
         self,
         mark: str,
-        standing: Iterable[Mapping[str, Any]],
+        standing: Iterable[StageStanding],
         count: TrainerProgress,
         position: Mapping[str, Any] | None,
     ) -> None:
@@ -36,7 +37,7 @@ class PartWriter:
             return
         part = TrainerPart(
             run=self._config.experiment_prefix,
-            generation=max((int(each.get("generation", 0)) for each in standing), default=0),
+            generation=max((each.generation for each in standing), default=0),
             pipeline=self._pipeline,
             life=self._life,
             step=count.step,

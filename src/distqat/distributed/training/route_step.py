@@ -10,10 +10,25 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop, step_fields, take
 from distqat.errors import StaleAttempt, SwarmError
-from distqat.models.auxiliary_loss import AUXILIARY
+from distqat.protocol.call_schema import Call
+from distqat.protocol.calls.step_calls import (
+    AbortStep,
+    AskOutcome,
+    BackwardMicrobatch,
+    CommitStep,
+    CommitTerms,
+    DecideStep,
+    ForwardMicrobatch,
+    OpenStep,
+    PrepareStep,
+    SendLabels,
+    StageStanding,
+    TrainMicrobatch,
+)
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId
+from distqat.swarm.call_messages import ask, exchange
 from distqat.swarm.deadline import within
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import LinkLike, Transport
@@ -21,6 +36,7 @@ from distqat.tasks.base import Batch
 
 logger = logging.getLogger(__name__)
 
+A = TypeVar("A")
 T = TypeVar("T")
 CONTROL_TIMEOUT = 30.0
 ASK_TIMEOUT = 5.0  # for a new link to a stage that did not answer, and for its answer
@@ -45,7 +61,7 @@ class CommitResult:
 
     lost: tuple[str, ...]
     faults: tuple[SwarmError, ...]
-    standing: tuple[Mapping[str, Any], ...]
+    standing: tuple[StageStanding, ...]
 
 
 class RouteStep:
@@ -69,28 +85,24 @@ class RouteStep:
             microbatches: how many there will be; 0: as many as come before `prepare`.
             timeout: seconds for each lock, which other trainers and outer rounds hold.
         """
-        fields = {
-            **step_fields(self.id),
-            "draw": settings.draw,
-            "route": [hop.fields() for hop in self.hops],
-            "microbatches": microbatches,
-            "train": self.trains,
-            "frozen": list(settings.frozen),
-        }
+        request = OpenStep(
+            self.id, tuple(self.hops), microbatches, self.trains, settings.draw, tuple(settings.frozen)
+        )
         for hop in self.hops:
             link = await about(hop, self._transport.link(hop.address))
             self._links.append(link)
-            await about(hop, link.call("open", Message(fields), timeout=timeout, urgent=True, prompt=True))
+            await about(hop, ask(link, request, timeout=timeout, prompt=True))
 
     async def train(self, number: int, part: Batch, *, share: float, scale: float) -> dict[str, float]:
         """A microbatch forward and backward, the loss being computed at the last stage; its scores."""
-        fields = {"microbatch": number, "share": share, "scale": scale}
-        train = self._work(0, "train", Message(fields, part.inputs))
+        request = TrainMicrobatch(self.id, number, share, scale, self._budget)
+        train = self._work(0, request, Message(tensors=part.inputs))
         if not self.trains:
-            return take((await train).fields, "scores", dict)
-        labels = self._work(-1, "labels", Message(fields, part.labels))
-        reply, _ = await all_or_none([train, labels])
-        return take(reply.fields, "scores", dict)
+            return dict((await train)[0].scores)
+        labels = self._work(-1, SendLabels(self.id, number), Message(tensors=part.labels))
+        calls: list[Awaitable[tuple[Any, Message]]] = [train, labels]
+        (said, _), _ = await all_or_none(calls)
+        return dict(said.scores)
 
     async def forward(
         self, number: int, inputs: Mapping[str, Tensor], needs_grad: Collection[str] = ()
@@ -99,9 +111,9 @@ class RouteStep:
 
         The stages keep what `backward` needs. `needs_grad`: inputs whose gradient `backward` shall give.
         """
-        message = Message({"microbatch": number}, inputs, frozenset(needs_grad))
-        reply = await self._work(0, "forward", message)
-        return dict(reply.tensors), take(reply.fields, AUXILIARY, float)
+        request = ForwardMicrobatch(self.id, number, self._budget)
+        own, reply = await self._work(0, request, Message({}, inputs, frozenset(needs_grad)))
+        return dict(reply.tensors), own.auxiliary_loss
 
     async def backward(
         self, number: int, gradients: Mapping[str, Tensor], auxiliary: float
@@ -110,21 +122,20 @@ class RouteStep:
 
         `auxiliary` is the gradient of the stages' own losses.
         """
-        message = Message({"microbatch": number, AUXILIARY: auxiliary}, gradients)
-        return dict((await self._work(0, "backward", message)).tensors)
+        request = BackwardMicrobatch(self.id, number, self._budget, auxiliary)
+        return dict((await self._work(0, request, Message(tensors=gradients)))[1].tensors)
 
     async def prepare(self, microbatches: int) -> list[Tensor]:
         """The gradient norms of every stage, parameter by parameter; none of a calibration."""
-        fields = {"microbatches": microbatches}
-        positions = range(len(self.hops))
+        request, positions = PrepareStep(self.id, microbatches), range(len(self.hops))
         if not self.trains:  # in stage order: where it meets NaN, the first stage that has it says so
             for position in positions:
-                await self._control(position, "prepare", fields)
+                await self._control(position, request)
             return []
-        replies = await all_or_none([self._control(position, "prepare", fields) for position in positions])
-        return [reply.tensors["norms"] for reply in replies]
+        replies = await all_or_none([self._control(position, request) for position in positions])
+        return [reply.tensors["norms"] for _, reply in replies]
 
-    async def commit(self, fields: Mapping[str, Any]) -> CommitResult:
+    async def commit(self, terms: CommitTerms) -> CommitResult:
         """Commit everywhere; what became of it at each stage.
 
         First it is decided at one stage, the first of the route that can be reached; `PreparedOutcome` says
@@ -132,11 +143,12 @@ class RouteStep:
         anywhere, when that stage has aborted the attempt because it could not hear us.
         """
         try:
-            dead = await self._decide(fields)
+            dead = await self._decide(terms)
         except StaleAttempt:
             await self.abort()
             raise
-        calls = (self._control(position, "commit", fields) for position in range(dead, len(self.hops)))
+        request = CommitStep(self.id, terms)
+        calls = (self._control(position, request) for position in range(dead, len(self.hops)))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, SwarmError):
@@ -146,25 +158,25 @@ class RouteStep:
         return CommitResult(
             (*(hop.uid for hop in self.hops[:dead]), *lost),
             tuple(outcome for outcome in outcomes if isinstance(outcome, SwarmError)),
-            tuple(outcome.fields for outcome in outcomes if isinstance(outcome, Message)),
+            tuple(outcome[0] for outcome in outcomes if isinstance(outcome, tuple)),
         )
 
     async def abort(self) -> None:
         """Undo on every stage that may have begun; those that cannot be reached undo it by themselves."""
-        calls = (self._control(position, "abort", {}) for position in range(len(self._links)))
+        calls = (self._control(position, AbortStep(self.id)) for position in range(len(self._links)))
         await asyncio.gather(*calls, return_exceptions=True)
 
-    async def _decide(self, fields: Mapping[str, Any]) -> int:
+    async def _decide(self, terms: CommitTerms) -> int:
         """Have the commit recorded at one stage; how many before it are dead."""
         for position in range(len(self.hops)):
-            if await self._decided(position, {**fields, "unconfirmed": position > 0}):
+            if await self._decided(position, DecideStep(self.id, terms, unconfirmed=position > 0)):
                 return position
         return len(self.hops)
 
-    async def _decided(self, position: int, fields: Mapping[str, Any]) -> bool:
+    async def _decided(self, position: int, request: DecideStep) -> bool:
         """Whether the stage has recorded the commit; False: it cannot be reached, over a new link either."""
         try:
-            await self._control(position, "decide", fields)
+            await self._control(position, request)
             return True
         except StaleAttempt:
             raise
@@ -173,32 +185,29 @@ class RouteStep:
         hop = self.hops[position]
         try:
             self._links[position] = await within(self._transport.link(hop.address), ASK_TIMEOUT)
-            known = Message(step_fields(self.id))
-            link = self._links[position]
-            reply = await link.call("outcome", known, timeout=ASK_TIMEOUT, urgent=True, prompt=True)
-            if reply.fields.get("verdict") == "undecided":
-                await self._control(position, "decide", fields)
+            asked = ask(self._links[position], AskOutcome(self.id), timeout=ASK_TIMEOUT, prompt=True)
+            verdict = (await asked).verdict
+            if verdict == "undecided":
+                await self._control(position, request)
         except StaleAttempt:
             raise
         except (SwarmError, asyncio.TimeoutError):
             return False
-        if reply.fields.get("verdict") == "aborted":
+        if verdict == "aborted":
             aborted = StaleAttempt(f"{hop.uid} lost touch with this trainer and aborted {self.id}")
             aborted.at = hop.uid
             raise aborted
-        return reply.fields.get("verdict") != "unknown"
+        return verdict != "unknown"
 
-    async def _work(self, position: int, method: str, message: Message) -> Message:
+    async def _work(self, position: int, request: Call[A], payload: Message) -> tuple[A, Message]:
         """A call with tensors of a microbatch."""
-        fields = {**step_fields(self.id), **message.fields, "budget": self._budget}
-        sent = Message(fields, message.tensors, message.needs_grad)
-        call = self._links[position].call(method, sent, timeout=self._budget, prompt=True)
+        call = exchange(self._links[position], request, payload, timeout=self._budget, prompt=True)
         return await about(self.hops[position], call)
 
-    async def _control(self, position: int, method: str, fields: Mapping[str, Any]) -> Message:
+    async def _control(self, position: int, request: Call[A]) -> tuple[A, Message]:
         """A call that overtakes tensors."""
-        message = Message({**step_fields(self.id), **fields})
-        call = self._links[position].call(method, message, timeout=CONTROL_TIMEOUT, urgent=True, prompt=True)
+        link = self._links[position]
+        call = exchange(link, request, timeout=CONTROL_TIMEOUT, urgent=True, prompt=True)
         return await about(self.hops[position], call)
 
 

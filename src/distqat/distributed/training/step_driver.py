@@ -7,20 +7,21 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from distqat.config import Config
 from distqat.config.schema import PipelineOptions
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.gradient_clipping import norm_and_factor
 from distqat.distributed.training.loss_scaler import LossScaler
 from distqat.distributed.training.route_step import RouteStep, StepSettings, about, all_or_none
 from distqat.distributed.training.trainer_loss import loss_of_outputs
 from distqat.errors import SwarmError
 from distqat.models.auxiliary_loss import AUXILIARY
+from distqat.protocol.calls.step_calls import CommitTerms, EvaluateBatch, StageStanding
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 from distqat.tasks.base import Batch, Task
@@ -46,7 +47,7 @@ class StepResult:
     faults: tuple[SwarmError, ...] = ()
     not_finite: tuple[str, ...] = ()
     norm: float = 0.0
-    standing: tuple[Mapping[str, Any], ...] = ()  # what each stage that committed said of itself
+    standing: tuple[StageStanding, ...] = ()  # what each stage that committed said of itself
 
 
 @dataclass
@@ -126,8 +127,7 @@ class StepDriver:
         """
         norm, factor = norm_and_factor(norms, self.max_grad_norm, self.scaler.scale)
         skip = not math.isfinite(norm)
-        fields = {"skip": skip, "factor": 0.0 if skip else factor, "samples": samples}
-        ends = await step.commit({**fields, "mark": mark} if mark else fields)
+        ends = await step.commit(CommitTerms(samples, skip, 0.0 if skip else factor, mark))
         self.scaler.update(overflow=skip)
         loss = scores.pop("loss", math.nan)
         bad = [not bool(each.isfinite().all()) for each in norms]
@@ -150,15 +150,15 @@ class StepDriver:
             await self.open(running, NO_SETTINGS, len(batch))
             await self._microbatches(running, batch)
             await running.prepare(len(batch))
-        await running.commit({"skip": False, "factor": 1.0, "samples": 0})
+        await running.commit(CommitTerms(0, skip=False, factor=1.0))
 
     async def evaluate(self, inputs: Mapping[str, Tensor], hops: Sequence[Hop]) -> Mapping[str, Tensor]:
         """The last stage's outputs in eval mode, outside any step. Raises as `run` does."""
         budget = self.options.forward_timeout * len(hops)
         link = await about(hops[0], self.transport.link(hops[0].address))
-        fields = {"route": [hop.fields() for hop in hops[1:]], "budget": budget}
-        call = link.call("evaluate", Message(fields, inputs), timeout=budget, prompt=True)
-        return (await about(hops[0], call)).tensors
+        request = EvaluateBatch(tuple(hops[1:]), budget)
+        call = exchange(link, request, Message(tensors=inputs), timeout=budget, prompt=True)
+        return (await about(hops[0], call))[1].tensors
 
     async def _microbatches(self, step: RouteStep, parts: Sequence[Batch]) -> dict[str, float]:
         """All microbatches at once; stages take them in order. Summed scores."""

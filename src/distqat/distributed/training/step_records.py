@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.batch_phases import BatchTally, PhaseStep
 from distqat.distributed.training.loss_jumps import LossWatch, phase_of, tell
 from distqat.distributed.training.step_driver import StepResult
 from distqat.errors import SwarmError
 from distqat.metrics import Sink
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId
 from distqat.swarm.transport import Transport
 

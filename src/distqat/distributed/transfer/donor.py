@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
-from distqat.distributed.network.call_fields import take
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer.state_chunks import CHUNK_BYTES, ChunkedState
 from distqat.distributed.transfer.token_bucket import TokenBucket
 from distqat.errors import BadFrame, Busy, StageUnavailable
 from distqat.failpoints import failpoint
+from distqat.protocol.call_schema import Call
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk, StatePart
+from distqat.swarm.call_messages import Handler
+from distqat.swarm.incoming_call import IncomingCall
 from distqat.swarm.tensor_frame import Message
 
 Named = dict[str, Tensor]
-SHARED, MOMENTS = "shared", "moments"
+SHARED: StatePart = "shared"
+MOMENTS: StatePart = "moments"
 
 KEPT = 2  # frozen states of each part
 SILENCE_S = 30.0  # a frozen state that nobody has asked for this long is let go
@@ -59,7 +63,7 @@ class _Frozen:
 
 
 class Donor:
-    """Answers `snapshot` and `chunk`.
+    """Answers DescribeState and FetchChunk.
 
     `held` gives the committed state of a round or of a later one; `moments` a copy of the inner moments,
     where there are any to give. Hashing runs beside the event loop; who waits for a turn takes no memory.
@@ -79,17 +83,18 @@ class Donor:
         self._chunk_bytes = chunk_bytes
         self._frozen: dict[str, list[_Frozen]] = {SHARED: [], MOMENTS: []}  # last used last
         self._freezing = asyncio.Lock()
+        self.handlers: dict[type[Call[Any]], Handler] = {
+            DescribeState: self.describe,
+            FetchChunk: self.chunk,
+        }
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def snapshot(self, fields: Mapping[str, Any]) -> Message:
+    async def describe(self, request: DescribeState, call: IncomingCall) -> Message:
         """Describe "shared" of `round`, which has `digest` everywhere, or this donor's own "moments" of now.
 
         Raises StageUnavailable when this donor is further already, or has no such part.
         """
-        round, digest = take(fields, "round", int), take(fields, "digest", str)
-        part = str(fields.get("part", SHARED))
-        if part not in self._frozen:
-            raise BadFrame(f"a snapshot has no part {part!r:.40}")
+        round, digest, part = request.round, request.digest, request.part
         if part == MOMENTS and self._moments is None:
             raise StageUnavailable("no inner moments are to be had here")
         frozen = self._find(part, round, digest)
@@ -99,17 +104,16 @@ class Donor:
                 raise StageUnavailable(f"round {held.shared.round} stands here, asked for was {round}")
             async with self._freezing:  # who comes meanwhile gets the same one
                 frozen = self._find(part, round, digest) or await self._freeze(part, held)
-        description = frozen.parcel.description
-        return description.message({"round": frozen.round, "step": frozen.step})
+        return frozen.parcel.description.message(frozen.round, frozen.step)
 
-    async def chunk(self, fields: Mapping[str, Any]) -> Message:
+    async def chunk(self, request: FetchChunk, call: IncomingCall) -> Message:
         """The bytes of one chunk. Busy when too many wait already; StageUnavailable when it was let go."""
-        digest, index = take(fields, "digest", str), take(fields, "index", int)
+        digest, index = request.digest, request.index
         frozen = next((f for fs in self._frozen.values() for f in fs if _digest(f) == digest), None)
         if frozen is None:
             raise StageUnavailable(f"the snapshot {digest[:12]} is not held here any more; ask for it again")
         frozen.used = time.monotonic()
-        if not 0 <= index < len(frozen.parcel.description.hashes):
+        if index >= len(frozen.parcel.description.hashes):
             raise BadFrame(f"snapshot {digest[:12]} has no chunk {index}")
         wait = self._bucket.take(frozen.parcel.description.size(index), PATIENCE_S)
         if wait is None:

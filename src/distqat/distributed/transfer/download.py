@@ -10,21 +10,20 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import take
 from distqat.distributed.transfer.donor import MOMENTS, SHARED
 from distqat.distributed.transfer.state_chunks import ChunkedStateDescription, Named
 from distqat.errors import BadContribution, Busy, CallTimeout, StageUnavailable, SwarmError
 from distqat.failpoints import failpoint
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk, StatePart
 from distqat.protocol.hop import PeerAddress
-from distqat.swarm.tensor_frame import Message
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.transport import LinkLike, Transport
 
 logger = logging.getLogger(__name__)
@@ -41,11 +40,11 @@ MAX_MOMENTS = 4  # times the size of the shared part: Adam has two moments, and 
 
 @dataclass(frozen=True)
 class StateHolder:
-    """One who may have the state; `fields` say which of its states is meant."""
+    """One who may have the state; `stage` says of which, to a holder that has several."""
 
     name: str
     address: PeerAddress
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,19 +178,17 @@ class Download:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    async def _describe(self, giver: StateHolder, part: str) -> _Offer:
-        link = await self._transport.link(giver.address)
-        fields = {**giver.fields, "round": self._wish.round, "digest": self._wish.digest, "part": part}
-        reply = await link.call("snapshot", Message(fields), timeout=DESCRIBE_TIMEOUT)
-        description = await asyncio.to_thread(ChunkedStateDescription.parse, reply)
-        if part == SHARED:
-            round = take(reply.fields, "round", int)
-            if round != self._wish.round or description.digest != self._wish.digest:
-                raise BadContribution(
-                    f"it describes round {round}, {description.digest[:12]}; asked for was "
-                    f"{self._wish.round}, {self._wish.digest[:12]}"
-                )
-        return _Offer(giver, link, description, take(reply.fields, "step", int))
+    async def _describe(self, giver: StateHolder, part: StatePart) -> _Offer:
+        link, wish = await self._transport.link(giver.address), self._wish
+        request = DescribeState(wish.round, wish.digest, part, giver.stage)
+        offer, reply = await exchange(link, request, timeout=DESCRIBE_TIMEOUT)
+        description = await asyncio.to_thread(ChunkedStateDescription.parse, offer, reply)
+        if part == SHARED and (offer.round, offer.digest) != (wish.round, wish.digest):
+            raise BadContribution(
+                f"it describes round {offer.round}, {offer.digest[:12]}; asked for was "
+                f"{wish.round}, {wish.digest[:12]}"
+            )
+        return _Offer(giver, link, description, offer.step)
 
     async def _fastest_first(self, offers: list[_Offer]) -> list[_Offer]:
         """Measured by one chunk of each, which is not wasted: each sends another one."""
@@ -259,12 +256,12 @@ class Download:
 
     async def _chunk(self, offer: _Offer, index: int, pieces: ChunkCache) -> None:
         failpoint("join.chunk")
-        fields = {**offer.giver.fields, "digest": offer.description.digest, "index": index}
+        request = FetchChunk(offer.description.digest, index, offer.giver.stage)
         give_up = time.monotonic() + BUSY_PATIENCE_S
         others = len(self._givers) > 1  # then one that has become silent is not waited for
         while True:
             try:
-                reply = await offer.link.call("chunk", Message(fields), timeout=CHUNK_TIMEOUT, prompt=others)
+                _, reply = await exchange(offer.link, request, timeout=CHUNK_TIMEOUT, prompt=others)
                 break
             except Busy as error:
                 if time.monotonic() > give_up:

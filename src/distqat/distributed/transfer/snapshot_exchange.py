@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.serving.replica import StageReplica
@@ -25,8 +23,10 @@ from distqat.distributed.transfer.download import (
     WantedState,
 )
 from distqat.distributed.transfer.state_chunks import CHUNK_BYTES
-from distqat.errors import BadContribution, CheckpointError, StageUnavailable, SwarmError
+from distqat.errors import BadContribution, BadFrame, CheckpointError, StageUnavailable, SwarmError
 from distqat.failpoints import failpoint
+from distqat.protocol.calls.slot_calls import AskMembers, Mirrored, Restore
+from distqat.protocol.hop import Hop
 from distqat.swarm.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,9 @@ class StageLost(SwarmError):
 
     code = "lost"
 
-    def __init__(
-        self, text: str, oldest: int = 0, mark: str = "", mirror: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, text: str, restore: Restore) -> None:
         super().__init__(text)
-        self.oldest = oldest  # checkpoints of older generations belong to other runs
-        self.mirror = mirror  # what the client has a copy of, and where: see `fetch_mirrored`
-        self.mark = mark  # the checkpoint step to go on from, where one was agreed on
+        self.restore = restore
 
 
 @dataclass(frozen=True)
@@ -78,16 +74,13 @@ async def fetch_newest(
     """
     pieces = ChunkCache()
     while True:
-        known = await coordinator.insist("members", {"stage": stage, "wait": True}, timeout=DONOR_TIMEOUT)
-        if known.get("restore"):
-            text = f"nobody holds stage {stage} any more"
-            oldest, mark = take(known, "oldest", int), str(known.get("mark") or "")
-            raise StageLost(text, oldest, mark, known.get("mirror"))
-        wish = WantedState(take(known, "round", int), take(known, "digest", str))
+        known = await coordinator.insist(AskMembers(stage, wait=True), timeout=DONOR_TIMEOUT)
+        if isinstance(known, Restore):
+            raise StageLost(f"nobody holds stage {stage} any more", known)
+        wish = WantedState(known.round, known.digest)
         if wish.digest == unless:
             return None
-        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-        givers = [StateHolder(donor.uid, donor.address) for donor in donors if donor.uid != own_uid]
+        givers = [StateHolder(donor.uid, donor.address) for donor in known.members if donor.uid != own_uid]
         failpoint("join.before_fetch")
         try:
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=moments)
@@ -103,11 +96,12 @@ async def fetch_committed_now(transport: Transport, coordinator: CoordinatorLink
     """
     pieces = ChunkCache()
     while True:
-        known = await coordinator.insist("members", {"stage": stage})
-        donors = [Hop.parse(fields) for fields in take(known, "members", list)]
-        wish = WantedState(take(known, "round", int), take(known, "digest", str))
+        known = await coordinator.insist(AskMembers(stage))
+        if isinstance(known, Restore):
+            raise BadFrame(f"the client asks who cannot to restore stage {stage}")
+        wish = WantedState(known.round, known.digest)
         try:
-            givers = [StateHolder(donor.uid, donor.address) for donor in donors]
+            givers = [StateHolder(donor.uid, donor.address) for donor in known.members]
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)
         except StageUnavailable as error:
             logger.info("asking again for the state of %s: %s", stage, error)
@@ -126,19 +120,16 @@ async def fetch_snapshot(
 
 
 async def fetch_mirrored(
-    transport: Transport, stage: str, told: Mapping[str, Any] | None, newer_than: tuple[int, int]
+    transport: Transport, stage: str, told: Mirrored | None, newer_than: tuple[int, int]
 ) -> FetchedState | None:
     """The client's copy of a stage, if it is of a later (generation, round) than `newer_than`, else None.
 
     None, and a warning, when it cannot be had after some attempts.
     """
-    if told is None:
+    if told is None or (told.generation, told.round) <= newer_than:
         return None
-    order = take(told, "generation", int), take(told, "round", int)
-    if order <= newer_than:
-        return None
-    givers = [StateHolder("the client's mirror", Hop.parse(told).address, {"stage": stage})]
-    wish, pieces = WantedState(order[1], take(told, "digest", str)), ChunkCache()
+    givers = [StateHolder("the client's mirror", told.hop.address, stage)]
+    wish, pieces = WantedState(told.round, told.digest), ChunkCache()
     for _ in range(MIRROR_ATTEMPTS):
         try:
             return await fetch(Download(transport, givers, wish, pieces), wish.round, moments=False)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
-from distqat.distributed.network.call_fields import take
 from distqat.errors import BadContribution, BadFrame
+from distqat.protocol.call_schema import fields_of
+from distqat.protocol.calls.transfer_calls import StateOffer
 from distqat.swarm.tensor_frame import ALIGNMENT, Message
 from distqat.swarm.tensor_spec import MAX_DIMENSIONS
 from distqat.tensor_bytes import DTYPE_NAMES, DTYPES, flat_bytes
@@ -28,7 +29,6 @@ from distqat.tensor_bytes import DTYPE_NAMES, DTYPES, flat_bytes
 Named = dict[str, Tensor]
 
 CHUNK_BYTES = 1 << 20
-MAX_CHUNK_BYTES = 16 << 20
 MAX_SCHEMA_BYTES = 8 << 20
 MAX_STATE_BYTES = 64 << 30
 HASH_BYTES = hashlib.sha256().digest_size
@@ -63,21 +63,19 @@ class ChunkedStateDescription:
         """Bytes of one chunk; the last one may be short."""
         return min(self.chunk_bytes, self.nbytes - index * self.chunk_bytes)
 
-    def message(self, fields: Mapping[str, Any]) -> Message:
-        """As the answer to a call. Layout and hashes are payload: a frame's header is small."""
+    def message(self, round: int, step: int) -> Message:
+        """As the answer to DescribeState. Layout and hashes are payload: a frame's header is small."""
         schema = [[place.name, DTYPE_NAMES[place.dtype], list(place.shape)] for place in self.places]
         tensors = {
             "schema": _bytes(json.dumps(schema, separators=(",", ":")).encode()),
             "hashes": _bytes(b"".join(self.hashes)),
         }
-        return Message({**fields, "digest": self.digest, "chunk_bytes": self.chunk_bytes}, tensors)
+        return Message(fields_of(StateOffer(round, step, self.digest, self.chunk_bytes)), tensors)
 
     @classmethod
-    def parse(cls, message: Message) -> ChunkedStateDescription:
-        """What `message` made. Raises BadFrame or BadContribution for anything that contradicts itself."""
-        chunk_bytes = take(message.fields, "chunk_bytes", int)
-        if not ALIGNMENT <= chunk_bytes <= MAX_CHUNK_BYTES:
-            raise BadContribution(f"chunks of {chunk_bytes} bytes; at most {MAX_CHUNK_BYTES} are taken")
+    def parse(cls, offer: StateOffer, message: Message) -> ChunkedStateDescription:
+        """What `message` made. Raises BadContribution for anything that contradicts itself."""
+        chunk_bytes = offer.chunk_bytes
         raw = [_raw(message, name) for name in ("schema", "hashes")]
         if len(raw[0]) > MAX_SCHEMA_BYTES:
             raise BadContribution(f"a schema of {len(raw[0])} bytes; at most {MAX_SCHEMA_BYTES} are read")
@@ -86,7 +84,7 @@ class ChunkedStateDescription:
         if rest or count != -(-_end(places) // chunk_bytes):
             raise BadContribution(f"{len(raw[1])} bytes of chunk digests do not fit {_end(places)} bytes")
         hashes = tuple(raw[1][i * HASH_BYTES : (i + 1) * HASH_BYTES] for i in range(count))
-        return cls(take(message.fields, "digest", str), chunk_bytes, places, hashes)
+        return cls(offer.digest, chunk_bytes, places, hashes)
 
     def unpack(self, whole: Tensor) -> Named:
         """The tensors among all bytes, as views; BadContribution unless they have the digest of the state."""

@@ -7,15 +7,15 @@ since the other stage may be a round behind.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distqat.diloco.tensor_digest import state_digest
-from distqat.distributed.network.call_fields import Hop, take
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.errors import BadContribution, StageUnavailable, SwarmError
+from distqat.protocol.calls.round_calls import CopyHolders, FetchTiedWeight
+from distqat.swarm.call_messages import exchange
 from distqat.swarm.tensor_frame import Message
 from distqat.swarm.transport import Transport
 
@@ -48,14 +48,14 @@ class TiedWeightExchange:
             raise StageUnavailable(f"the tied weight of round {round} is not held here")
         return Message({}, self._kept[round])
 
-    async def fetch(self, told: Mapping[str, Any]) -> Named:
+    async def fetch(self, told: CopyHolders) -> Named:
         """The other stage's copy, by our names for it. Raises StageUnavailable when no holder gives it."""
-        round, digest = take(told, "round", int), take(told, "digest", str)
+        round, digest = told.round, told.digest
         reasons: list[str] = []
-        for holder in (Hop.parse(fields) for fields in take(told, "members", list)):
+        for holder in told.members:
             try:
                 link = await self._transport.link(holder.address)
-                reply = await link.call("tied", Message({"round": round}), timeout=self.timeout_s)
+                _, reply = await exchange(link, FetchTiedWeight(round), timeout=self.timeout_s)
             except SwarmError as error:
                 reasons.append(f"{holder.uid}: {error}")
                 continue

@@ -178,8 +178,8 @@ class ReportStep(Call[ReportHeard], method="report", served_by=(CLIENT,)):
     step: Count
     loss: float
     samples: Count
-    seconds: float
     sps: float  # samples per second
+    seconds: float = 0.0  # from begin to commit
     position: Mapping[str, Any] | None = None  # where its data go on, should it be started again
     progress: Mapping[str, Any] | None = None  # and its own counters
     account: Mapping[str, Any] | None = None  # what the data set leaves out

@@ -178,7 +178,7 @@ class AbortStep(Call[Done], method="abort", served_by=(SERVER,), raises=(StaleAt
 
 
 @dataclass(frozen=True)
-class StepOutcome:
+class AttemptOutcome:
     """What became of an attempt here. An ending binds: no other follows it."""
 
     verdict: Verdict
@@ -191,7 +191,7 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
-class AskOutcome(Call[StepOutcome], method="outcome", served_by=(SERVER,)):
+class AskOutcome(Call[AttemptOutcome], method="outcome", served_by=(SERVER,)):
     """Ask a stage what became of an attempt; answered at once."""
 
     id: AttemptId

@@ -87,4 +87,3 @@ def test_the_client_knows_from_where_on_states_are_its_runs(config: Config, tmp_
     assert (resumed.counts_from, resumed.goes_on) == (0, True)
     fresh = start(CommitLog(tmp_path / "a fourth log", "mlp"), oldest=9000)
     assert (fresh.counts_from, fresh.goes_on) == (9000, False)
-    assert fresh.fields() == {"counts_from": 9000, "goes_on": False}

@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.fakes.direct_calls import from_peer, hop_of
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.round_calls import Contribute, FoundStage, JoinStage, ReadyForRound, VoteOnResult
+from distqat.protocol.convener_actions import OpenRound
 
 
 async def test_a_log_that_cannot_be_written_breaks_the_rounds(
@@ -22,21 +23,20 @@ async def test_a_log_that_cannot_be_written_breaks_the_rounds(
 ) -> None:
     path = tmp_path / "commit_log.jsonl"
     log = CommitLog(path, "run")
-    rounds = RoundService(["front"], DilocoOptions(), log, lambda record: None)
-    rounds.zero("front", "0" * 64)
-    hop = Hop("front.0.0.0", PeerAddress("peer"))
-    rounds.join("front", hop, 0)
-    opened = await asyncio.wait_for(rounds.ready("front", hop.uid, 0), 5)
-    told = {"round": opened["round"], "attempt": opened["attempt"]}
-    offer = {"digest": "1" * 64, "samples": 8, "nbytes": 100}
-    await asyncio.wait_for(rounds.contribute("front", hop.uid, {**told, **offer}), 5)
+    uid, digest = "front.0.0.0", "1" * 64
+    rounds, call = RoundService(["front"], DilocoOptions(), log, lambda record: None, hop_of), from_peer(uid)
+    await rounds.found(FoundStage("front", uid, "0" * 64), call)
+    await rounds.join(JoinStage("front", hop_of(uid), 0), call)
+    opened = await asyncio.wait_for(rounds.ready(ReadyForRound("front", uid, 0), call), 5)
+    assert opened == OpenRound(1, 0, (uid,))
+    await asyncio.wait_for(rounds.contribute(Contribute("front", uid, 1, 0, digest, 8, 100), call), 5)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RoleError, match="No space left on device"):
-        await asyncio.wait_for(rounds.vote("front", hop.uid, {**told, "digest": "1" * 64}), 5)
+        await asyncio.wait_for(rounds.vote(VoteOnResult("front", uid, 1, 0, digest), call), 5)
     with pytest.raises(RoleError, match=str(path)):
         await asyncio.wait_for(rounds.broken, 5)
     rounds.close()

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.direct_calls import from_peer, hop_of
 
 from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination import stage_holders as module
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.stage_holders import DEAD_S, LOST_S
-from distqat.distributed.network.call_fields import Hop
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.round_calls import FoundStage, JoinStage
 
 STAGE, HOLDER, OTHER = "front", "front.0.0.0", "front.0.1.0"
 
@@ -37,9 +37,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 async def service(tmp_path: Path, clock: Clock) -> AsyncIterator[RoundService]:
     log = CommitLog(tmp_path / "log.jsonl", "run")
-    made = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
-    made.zero(STAGE, "digest")
-    made.join(STAGE, Hop(HOLDER, PeerAddress("peer")), 0)
+    made = RoundService([STAGE], DilocoOptions(), log, lambda record: None, hop_of)
+    await made.found(FoundStage(STAGE, HOLDER, "digest"), from_peer(HOLDER))
+    await made.join(JoinStage(STAGE, hop_of(HOLDER), 0), from_peer(HOLDER))
     yield made
     made.close()
     log.close()
@@ -68,7 +68,7 @@ async def test_the_dead_are_waited_for_shortly_the_silent_longer(
 async def test_after_a_start_of_the_client_the_holders_have_time(tmp_path: Path, clock: Clock) -> None:
     log = CommitLog(tmp_path / "log.jsonl", "run")
     log.commit_round(STAGE, 0, "digest")
-    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
+    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None, hop_of)
     assert not await restored_after(service, clock, LOST_S - 0.1)
     assert await restored_after(service, clock, 0.2)
     service.close()
@@ -76,7 +76,7 @@ async def test_after_a_start_of_the_client_the_holders_have_time(tmp_path: Path,
 
 
 async def test_another_member_that_holds_the_state_is_enough(service: RoundService, clock: Clock) -> None:
-    service.join(STAGE, Hop(OTHER, PeerAddress("other")), 0)
+    await service.join(JoinStage(STAGE, hop_of(OTHER), 0), from_peer(OTHER))
     service.left(STAGE, HOLDER, for_good=True)
     clock.now += 2 * LOST_S
     assert await service.holders(STAGE).wait_for_donor("front.0.2.0")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes.direct_calls import from_peer, hop_of
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.checkpoint import ShardState
@@ -19,14 +20,17 @@ from distqat.distributed.coordination import parameter_mirror as module
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.parameter_mirror import ParameterMirror
 from distqat.distributed.coordination.round_service import RoundService
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.checkpoint_loop import store_of
 from distqat.distributed.serving.committed_state import CommittedState
 from distqat.distributed.transfer.donor import DonatedState, Donor, upload_bucket
 from distqat.distributed.transfer.snapshot_exchange import fetch_mirrored
 from distqat.errors import StageUnavailable
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.round_calls import FoundStage, JoinStage
+from distqat.protocol.calls.slot_calls import Mirrored
+from distqat.protocol.calls.transfer_calls import DescribeState, FetchChunk
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.swarm.call_channel import IncomingCall
+from distqat.swarm.call_messages import CallHandlers
 from distqat.swarm.tensor_frame import Message
 
 STAGE, UID = "full", "full.0.0.0"
@@ -54,7 +58,7 @@ class Scene:
         self.config = config(folder, **mirror)
         self.network = MemoryNetwork()
         self.log = CommitLog(folder / "log.jsonl", "mirrored")
-        self.rounds = RoundService([STAGE], self.config.diloco, self.log, lambda record: None)
+        self.rounds = RoundService([STAGE], self.config.diloco, self.log, lambda record: None, hop_of)
         self.transport = MemoryTransport(self.network, "client")
         self.mirror = ParameterMirror(self.config, self.log, self.rounds, self.transport)
         self.server = MemoryTransport(self.network, UID)
@@ -63,18 +67,18 @@ class Scene:
         self.calls: list[str] = []
 
     async def begin(self) -> None:
-        await self.transport.serve(self.mirror.answer)
+        mirror = {DescribeState: self.mirror.describe, FetchChunk: self.mirror.chunk}
+        await self.transport.serve(CallHandlers("the client", mirror).answer)
         await self.server.serve(self._answer)
-        self.rounds.zero(STAGE, self.shared.digest)
-        self.rounds.join(STAGE, Hop(UID, PeerAddress(UID)), 0)
+        await self.rounds.found(FoundStage(STAGE, UID, self.shared.digest), from_peer(UID))
+        await self.rounds.join(JoinStage(STAGE, hop_of(UID), 0), from_peer(UID))
 
     async def _held(self, round: int) -> DonatedState:
         return DonatedState(self.shared, 10 * self.shared.round)
 
     async def _answer(self, call: IncomingCall) -> Message:
         self.calls.append(call.method)
-        answers = {"snapshot": self.donor.snapshot, "chunk": self.donor.chunk}
-        return await answers[call.method](call.message.fields)
+        return await CallHandlers("a server", self.donor.handlers).answer(call)
 
     def commit(self) -> CommittedState:
         """The next round."""
@@ -99,12 +103,17 @@ class Scene:
         )
         return store_of(self.config).write(STAGE, written)
 
+    async def newest_round(self) -> int | None:
+        copy = await self.mirror.newest(STAGE, 0)
+        return copy and copy.round
+
     async def fetched(self, newer_than: tuple[int, int] = (-1, -1)) -> CommittedState | None:
         """What a server without any disk gets from the mirror."""
         told = await self.mirror.newest(STAGE, self.log.first_generation)
-        address = Hop("mirror.0.0.0", PeerAddress("client")).fields()
+        mirror = Hop("mirror.0.0.0", PeerAddress("client"))
+        copy = told and Mirrored(told.generation, told.round, told.digest, mirror)
         joiner = MemoryTransport(self.network, "joiner")
-        got = await fetch_mirrored(joiner, STAGE, told and {**address, **told}, newer_than)
+        got = await fetch_mirrored(joiner, STAGE, copy, newer_than)
         await joiner.close()
         return got and got.shared
 
@@ -145,7 +154,7 @@ async def test_what_servers_of_the_host_have_written_is_not_fetched(scene: Scene
     scene.write(scene.commit(), scene.log.generation)
     await scene.mirror.refresh(STAGE)
     assert scene.calls == []
-    assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 1
+    assert await scene.newest_round() == 1
 
 
 async def test_servers_of_the_host_that_write_only_some_rounds_are_enough(scene: Scene) -> None:
@@ -158,7 +167,7 @@ async def test_servers_of_the_host_that_write_only_some_rounds_are_enough(scene:
     scene.commit()
     await scene.mirror.refresh(STAGE)
     assert "snapshot" in scene.calls, "nobody has written since the last time"
-    assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 4
+    assert await scene.newest_round() == 4
 
 
 async def test_a_broken_copy_is_fetched_again(scene: Scene) -> None:
@@ -170,7 +179,7 @@ async def test_a_broken_copy_is_fetched_again(scene: Scene) -> None:
     assert await scene.mirror.newest(STAGE, 0) is None
     await scene.mirror.refresh(STAGE)
     assert "snapshot" in scene.calls
-    assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 1
+    assert await scene.newest_round() == 1
 
 
 async def test_only_what_is_newer_than_the_servers_disk_is_taken(scene: Scene) -> None:
@@ -194,7 +203,7 @@ async def test_donors_that_are_further_are_asked_for_the_newest(scene: Scene) ->
 
     scene.donor._held = advancing
     await scene.mirror.refresh(STAGE)
-    assert (await scene.mirror.newest(STAGE, 0) or {})["round"] == 2
+    assert await scene.newest_round() == 2
 
 
 async def test_what_goes_wrong_is_one_warning(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

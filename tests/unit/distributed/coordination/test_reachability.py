@@ -6,15 +6,16 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.fakes.direct_calls import from_peer
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 
 from distqat.distributed.coordination import reachability as module
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.reachability import ReachabilityChecks
 from distqat.distributed.coordination.slot_grants import SlotGrants
-from distqat.distributed.network.call_fields import Hop
 from distqat.errors import RoleError, Unreachable
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.slot_calls import ReportUnreached
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.swarm.peer_link import gone
 from distqat.topology.snapshot import SwarmSnapshot
 
@@ -59,8 +60,8 @@ class Scene:
         snapshot = SwarmSnapshot(("front", "back"))
         return self.slots.grant(server.peer, Hop("any.0.0.0", server), snapshot, None).grant.uid
 
-    def hear(self, reporter: str, host: str, **servers: str) -> None:
-        self.reach.heard(reporter, {"host": host, "peers": servers})
+    async def hear(self, reporter: str, host: str, **servers: str) -> None:
+        await self.reach.heard(ReportUnreached(host, servers), from_peer(reporter))
 
     async def looked(self) -> None:
         """All looks are over."""
@@ -121,7 +122,7 @@ async def test_a_holder_that_falls_out_of_reach_loses_its_slot_and_hears_why(sce
     uid = scene.holds(HOME)
     scene.dialler.out["home"] = REFUSED
     while not scene.lost:
-        scene.hear("trainer", "here", home="no connection within 10 s")
+        await scene.hear("trainer", "here", home="no connection within 10 s")
         await asyncio.sleep(0.005)
     assert scene.lost == ["home"]
     assert scene.said == [scene.reach._out["home"]]
@@ -133,7 +134,7 @@ async def test_a_holder_that_falls_out_of_reach_loses_its_slot_and_hears_why(sce
 async def test_a_failure_that_passes_costs_nothing(scene: Scene) -> None:
     scene.holds(HOME)
     scene.dialler.out["home"] = REFUSED
-    scene.hear("trainer", "here", home="no connection")
+    await scene.hear("trainer", "here", home="no connection")
     await asyncio.sleep(0)  # the look has begun
     scene.dialler.out.clear()
     await scene.looked()
@@ -143,27 +144,27 @@ async def test_a_failure_that_passes_costs_nothing(scene: Scene) -> None:
 async def test_a_reporter_that_connects_by_another_way_costs_nothing(scene: Scene) -> None:
     scene.holds(HOME)
     scene.dialler.out["home"] = REFUSED
-    scene.hear("trainer", "here", home="no connection")  # and never again
+    await scene.hear("trainer", "here", home="no connection")  # and never again
     await scene.looked()
     assert scene.lost == []
 
 
 async def test_reports_about_strangers_cost_nothing(scene: Scene) -> None:
-    scene.hear("trainer", "here", stranger="no connection")
+    await scene.hear("trainer", "here", stranger="no connection")
     assert scene.reach._looking == {}
 
 
 async def test_a_wall_between_two_is_told_to_who_cannot_connect(scene: Scene) -> None:
     scene.holds(HOME)
     other = scene.holds(PeerAddress("other", "elsewhere", ("/ip4/203.0.113.9/tcp/50500",)))
-    scene.hear("other", "elsewhere", home=REFUSED)
+    await scene.hear("other", "elsewhere", home=REFUSED)
     await scene.looked()
     assert scene.lost == []
     said = scene.reach.notice_for("other")
     assert said.startswith(f"{other} cannot connect to front.0.0.0 (")
     assert "but the client can: see whether a firewall lets" in said
     assert scene.reach.notice_for("home") == ""
-    scene.hear("other", "elsewhere", home=REFUSED)
+    await scene.hear("other", "elsewhere", home=REFUSED)
     await scene.looked()
     assert scene.said == [said]  # once
 
@@ -176,7 +177,7 @@ async def test_a_server_beside_the_client_that_others_cannot_reach_is_told(
 ) -> None:
     uid = scene.holds(server)
     other = scene.holds(HOME)
-    scene.hear("home", "there", **{server.peer: "/ip4/198.51.100.1/tcp/50502: no answer"})
+    await scene.hear("home", "there", **{server.peer: "/ip4/198.51.100.1/tcp/50502: no answer"})
     await scene.looked()
     assert scene.lost == []  # the trainers of its own host still train over it
     said = scene.reach.notice_for(server.peer)
@@ -187,6 +188,6 @@ async def test_a_server_beside_the_client_that_others_cannot_reach_is_told(
 async def test_one_failed_dial_is_no_wall(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PERSISTS_S", 10.0)
     scene.holds(HOME)
-    scene.hear("trainer", "here", home="no connection")
+    await scene.hear("trainer", "here", home="no connection")
     await scene.looked()
     assert scene.said == []

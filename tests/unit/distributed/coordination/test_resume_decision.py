@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.direct_calls import hop_of
 
 from distqat.distributed.coordination.resume_decision import HeldState, HeldStates, ResumeQuestion, decide
 from distqat.errors import BadFrame
+from distqat.protocol.call_schema import fields_of, parse
+from distqat.protocol.calls.slot_calls import RequestSlot
 
 STAGES = ("front", "back")
 
@@ -77,28 +80,27 @@ def test_the_restorer_of_a_stage_holds_its_newest_round(said: dict[str, list[int
         assert decision.restorers[stage].startswith(stage)
 
 
-def request(**changes: Any) -> dict[str, Any]:
+def request(**changes: Any) -> RequestSlot:
     rounds = [[7, 4, "d"], [5, 3, "d"]]
     stages = {"front": {"rounds": rounds, "marks": [["0-1-9", 7, 4, "d", 9]]}}
-    return {"held": {"stages": stages, "finished": -1}, "live": None, **changes}
+    held = {"stages": stages, "finished": changes.pop("finished", -1)}
+    return parse(RequestSlot, {**fields_of(hop_of("any.0.0.0")), "held": held, "live": None, **changes})
 
 
 def test_states_of_other_runs_do_not_count() -> None:
-    whole = HeldStates.parse("front", request(), oldest=0, finished=False)
+    whole = HeldStates.of("front", request(), oldest=0, finished=False)
     assert [state.generation for state in whole.rounds] == [7, 5]
     assert [state.mark for state in whole.marks] == ["0-1-9"]
-    assert [s.generation for s in HeldStates.parse("front", request(), oldest=6, finished=False).rounds] == [
-        7
-    ]
-    over = request(held={**request()["held"], "finished": 7})
-    assert HeldStates.parse("front", over, oldest=0, finished=False) == HeldStates("front", (), ())
-    assert len(HeldStates.parse("front", over, oldest=0, finished=True).rounds) == 2
-    assert HeldStates.parse("back", request(), oldest=0, finished=False) == HeldStates("back", (), ())
+    assert [s.generation for s in HeldStates.of("front", request(), oldest=6, finished=False).rounds] == [7]
+    over = request(finished=7)
+    assert HeldStates.of("front", over, oldest=0, finished=False) == HeldStates("front", (), ())
+    assert len(HeldStates.of("front", over, oldest=0, finished=True).rounds) == 2
+    assert HeldStates.of("back", request(), oldest=0, finished=False) == HeldStates("back", (), ())
 
 
 def test_what_is_in_memory_comes_before_what_is_on_disk() -> None:
     live = {"generation": 7, "round": 6, "digest": "m"}
-    assert HeldStates.parse("front", request(live=live), oldest=0, finished=False).rounds == (
+    assert HeldStates.of("front", request(live=live), oldest=0, finished=False).rounds == (
         HeldState(7, 6, "m"),
     )
 
@@ -115,7 +117,7 @@ def test_what_is_in_memory_comes_before_what_is_on_disk() -> None:
 )
 def test_nonsense_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(BadFrame):
-        HeldStates.parse("front", request(**broken), oldest=0, finished=False)
+        HeldStates.of("front", request(**broken), oldest=0, finished=False)
 
 
 async def test_it_is_decided_once_all_that_are_expected_are_there() -> None:

@@ -12,6 +12,7 @@ from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.run_start import note_settings
 from distqat.distributed.training.checkpoint_schedule import CheckpointSchedule
 from distqat.errors import ConfigError
+from distqat.protocol.calls.step_calls import StageStanding
 
 
 def test_an_unfinished_run_is_continued(tmp_path: Path) -> None:
@@ -124,19 +125,19 @@ def test_another_pipeline_is_refused(tmp_path: Path) -> None:
 
 def test_the_step_after_a_round_is_marked_when_the_last_mark_is_on_disk() -> None:
     marker = CheckpointSchedule(pipeline=0, life=7, every_s=1e9)
-    at = [{"round": 0, "saved": ""}] * 2
+    at = [StageStanding(9, "", 0)] * 2
     assert marker.next(1) == ""
     marker.committed("", at, told=True)
     marker.committed("", at, told=True)
-    after = [{"round": 1, "saved": ""}] * 2
+    after = [StageStanding(9, "", 1)] * 2
     marker.committed("", after, told=True)
     mark = marker.next(11)
     assert mark == "0-7-00000011"
     marker.committed(mark, after, told=True)
-    later = [{"round": 2, "saved": ""}, {"round": 2, "saved": mark}]
+    later = [StageStanding(9, "", 2), StageStanding(9, mark, 2)]
     marker.committed("", later, told=True)
     assert marker.next(13) == ""  # one stage still writes
-    marker.committed("", [{"round": 2, "saved": mark}] * 2, told=True)
+    marker.committed("", [StageStanding(9, mark, 2)] * 2, told=True)
     assert marker.next(14) == "0-7-00000014"
 
 

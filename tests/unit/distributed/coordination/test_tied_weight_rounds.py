@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes.direct_calls import from_peer, hop_of
 from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from torch import nn
 
@@ -18,7 +19,6 @@ from distqat.diloco.options import DilocoOptions
 from distqat.distributed.coordination.commit_log import CommitLog
 from distqat.distributed.coordination.round_service import RoundService
 from distqat.distributed.coordination.tied_weight_rounds import KEPT, TiedCopy, TiedWeightRounds
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.committed_state import CommittedState, initial
 from distqat.distributed.serving.hosted_replica import HostedReplica
 from distqat.distributed.serving.round_arithmetic import RoundArithmetic
@@ -27,9 +27,11 @@ from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_tally import StepTally
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadContribution, StageUnavailable
-from distqat.protocol.hop import PeerAddress
-from distqat.swarm.call_channel import IncomingCall
-from distqat.swarm.tensor_frame import Message
+from distqat.protocol.call_schema import Call
+from distqat.protocol.calls.round_calls import CopyHolders, FetchContribution, FetchTiedWeight, FoundStage
+from distqat.protocol.calls.slot_calls import AskMembers, StageMembers
+from distqat.protocol.hop import Hop, PeerAddress
+from distqat.swarm.call_messages import CallHandlers
 
 HEAD, TAIL, TIED = "head", "tail", "lm_head.weight"
 OWN = {HEAD: "wte.weight", TAIL: TIED}
@@ -91,22 +93,19 @@ class Steps:
 
 
 class Client:
-    def __init__(self, service: RoundService) -> None:
-        self.service = service
+    """The client as its link would give it to the server `uid`."""
 
-    async def call(self, method: str, fields: dict[str, Any], timeout: float = 0) -> dict[str, Any]:
-        stage, uid, service = fields["stage"], fields.get("uid", ""), self.service
-        if method == "members":
-            newest = service.round_of(stage)
+    def __init__(self, service: RoundService, uid: str) -> None:
+        self.service, self.uid = service, uid
+
+    async def ask(self, request: Call[Any], *, timeout: float = 0) -> Any:
+        if isinstance(request, AskMembers):
+            newest = self.service.round_of(request.stage)
             assert newest is not None
-            return {"round": newest[0], "digest": newest[1]}
-        if method == "joined":
-            return service.join(stage, Hop.parse(fields), fields["round"])
-        if method == "ready":
-            return await service.ready(stage, uid, fields["round"])
-        return await (service.contribute if method == "contribute" else service.vote)(stage, uid, fields)
+            return StageMembers((), *newest)
+        return await self.service.handlers[type(request)](request, from_peer(self.uid))
 
-    insist = call
+    insist = ask
 
 
 class Half(nn.Module):
@@ -126,7 +125,8 @@ class Scene:
         options = DilocoOptions.model_validate({"inner_steps": 1, "averaging_timeout": 5.0, "codec": "fp32"})
         self.options, self.network = options, MemoryNetwork()
         self.log = CommitLog(folder / "log.jsonl", "run")
-        self.service = RoundService([HEAD, TAIL], options, self.log, lambda record: None, (HEAD, TAIL))
+        tied = HEAD, TAIL
+        self.service = RoundService([*tied], options, self.log, lambda record: None, hop_of, tied)
         self.members: dict[str, RoundMember] = {}
         self.modules: dict[str, Half] = {}
         self.running: list[asyncio.Future[None]] = []
@@ -137,17 +137,15 @@ class Scene:
         rounds = RoundArithmetic(self.options, get_codec(self.options.codec), module)
         shared = initial(module)
         if index == 0:
-            self.service.zero(stage, shared.digest)
+            await self.service.found(FoundStage(stage, uid, shared.digest), from_peer(uid))
         tied = TiedWeightExchange({TIED: OWN[stage]}, transport, 5.0)
-        client: Any = Client(self.service)
+        client: Any = Client(self.service, uid)
         hop, observer = Hop(uid, PeerAddress(uid)), ServingObserver()
         host = HostedReplica(hop, module, steps, transport, client)  # type: ignore[arg-type]
         member = RoundMember(host, steps, rounds, shared, observer, tied)  # type: ignore[arg-type]
 
-        async def answer(call: IncomingCall) -> Message:
-            return await (member.tied if call.method == "tied" else member.exchange.contribution)(call)
-
-        await transport.serve(answer)
+        handlers = {FetchTiedWeight: member.tied, FetchContribution: member.exchange.contribution}
+        await transport.serve(CallHandlers(uid, handlers).answer)
         await member.catch_up()
         self.members[uid], self.modules[uid] = member, module
         self.running.append(asyncio.ensure_future(member.run()))
@@ -220,12 +218,12 @@ async def test_a_round_goes_on_without_a_copy_that_nobody_gives(scene: Scene) ->
 
 async def test_a_copy_of_another_digest_or_shape_is_refused(scene: Scene) -> None:
     twin = TiedWeightExchange({TIED: OWN[HEAD]}, MemoryTransport(scene.network, "guest"), 5.0)
-    holders = [Hop(uid, PeerAddress(uid)).fields() for uid in scene.members if uid.startswith(TAIL)]
+    holders = tuple(hop_of(uid) for uid in scene.members if uid.startswith(TAIL))
     digest = scene.members["tail.0.0.0"]._tied.digest(scene.members["tail.0.0.0"].committed)  # type: ignore[union-attr]
-    copies = await twin.fetch({"round": 0, "digest": digest, "members": holders})
+    copies = await twin.fetch(CopyHolders(0, digest, holders))
     assert list(copies) == [OWN[HEAD]]
     with pytest.raises(StageUnavailable, match="not what it announced"):
-        await twin.fetch({"round": 0, "digest": "other", "members": holders})
+        await twin.fetch(CopyHolders(0, "other", holders))
     rounds, shared = scene.members["head.0.0.0"]._rounds, scene.members["head.0.0.0"].committed
     sent = rounds.contribution(shared, _local(scene))
     for wrong in (torch.zeros(5, 4), torch.full((5, 3), float("nan")), torch.zeros(5, 3).half()):

@@ -16,6 +16,7 @@ from distqat.distributed.network import coordinator_link, other_runs
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.errors import ConfigError, RoleError, RunFinished
 from distqat.process import waiting
+from distqat.protocol.calls.slot_calls import AskStatus, StatusFigures
 from distqat.swarm.call_channel import IncomingCall
 from distqat.swarm.directory import FinishedWord
 from distqat.swarm.tensor_frame import Message
@@ -54,6 +55,9 @@ class Scene:
         return transport
 
 
+HEARD = StatusFigures({"heard": "status"})
+
+
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(coordinator_link, "RETRY_S", 0.0)
@@ -72,10 +76,10 @@ async def test_a_server_that_is_started_before_the_client_waits_for_it(
     await scene.directory("client").announce_finished(
         time.time() - 60
     )  # the end of an older run of this name
-    asked = asyncio.ensure_future(scene.server().insist("slot", {}))
+    asked = asyncio.ensure_future(scene.server().insist(AskStatus()))
     await turns(lambda: "waiting for the client of this run: no client" in caplog.text)
     await scene.client()
-    assert await asyncio.wait_for(asked, BOUND_S) == {"heard": "slot"}
+    assert await asyncio.wait_for(asked, BOUND_S) == HEARD
 
 
 async def test_it_says_again_that_it_waits(
@@ -90,7 +94,7 @@ async def test_it_says_again_that_it_waits(
 
 async def test_it_ends_when_the_run_was_over_before_it_was_connected(scene: Scene) -> None:
     server = scene.server()
-    asked = asyncio.ensure_future(server.insist("slot", {}))
+    asked = asyncio.ensure_future(server.insist(AskStatus()))
     await asyncio.sleep(0)
     await scene.directory("client").announce_finished(time.time())
     with pytest.raises(RunFinished):
@@ -100,7 +104,7 @@ async def test_it_ends_when_the_run_was_over_before_it_was_connected(scene: Scen
 async def test_who_knew_a_client_believes_no_other_peer(scene: Scene) -> None:
     server = scene.server()
     client = await scene.client()
-    assert await server.call("beat", {}) == {"heard": "beat"}
+    assert await server.ask(AskStatus()) == HEARD
     await client.close()
     await scene.directory("stranger").announce_finished(time.time())
     asked = asyncio.ensure_future(server.wait())
@@ -140,7 +144,7 @@ async def test_a_name_that_no_run_has_ends_a_role_and_names_those_that_are_there
     for run in runs:
         await announce(scene, run)
     with pytest.raises(ConfigError, match=said):
-        await asyncio.wait_for(scene.server().insist("slot", {}), BOUND_S)
+        await asyncio.wait_for(scene.server().insist(AskStatus()), BOUND_S)
     assert scene.looks > 1, "not at the first look: a run that is started again is not there for a moment"
 
 
@@ -153,11 +157,11 @@ async def test_a_run_whose_client_is_away_is_waited_for(
     monkeypatch.setattr(other_runs, "OTHERS_S", 0.0)
     for run in ["run", "other"] if ours else []:
         await announce(scene, run)
-    asked = asyncio.ensure_future(scene.server().insist("slot", {}))
+    asked = asyncio.ensure_future(scene.server().insist(AskStatus()))
     await turns(lambda: scene.looks >= 3)
     assert not asked.done()
     await scene.client()
-    assert await asyncio.wait_for(asked, BOUND_S) == {"heard": "slot"}
+    assert await asyncio.wait_for(asked, BOUND_S) == HEARD
 
 
 async def test_the_terminal_is_told_what_it_waits_for(
@@ -175,7 +179,7 @@ async def test_who_holds_something_of_the_run_waits_on(scene: Scene, monkeypatch
     monkeypatch.setattr(coordinator_link, "ALONE_S", 0.0)
     server = scene.server()
     client = await scene.client()
-    await server.call("beat", {})
+    await server.ask(AskStatus())
     await client.close()
     scene.records.cut_off.add("server")
     asked = asyncio.ensure_future(server.wait())

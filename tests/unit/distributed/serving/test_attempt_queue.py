@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.serving.attempt_queue import AttemptQueue
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.errors import StaleAttempt
+from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId
 from distqat.protocol.step_lock import StepLock
 from distqat.swarm.peer_link import PeerAddress

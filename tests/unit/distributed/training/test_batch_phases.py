@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from distqat.distributed.network.call_fields import Hop
 from distqat.distributed.training.batch_phases import BatchTally, phase_steps
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.hop import Hop, PeerAddress
 from distqat.tasks import Batch, Phase, TaskSettings, get_task
 from distqat.tasks.cv import ImageClassification
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distqat.distributed.training.loss_jumps import ENOUGH, LossWatch, PhaseChange, phase_of, tell
+from distqat.protocol.calls.step_calls import StageStanding
 from distqat.quant.quant_schedule import PHASES
 
 TRAINING, FROZEN, MEASURING = PHASES
@@ -62,8 +63,11 @@ def test_nothing_is_said_without_a_before_and_of_losses_that_are_not_finite() ->
 
 
 def test_the_phase_is_that_of_the_stage_that_is_furthest() -> None:
-    assert phase_of([{"phase": TRAINING}, {"phase": FROZEN}, {"round": 3}]) == FROZEN
-    assert phase_of([]) == phase_of([{"phase": "of another version"}]) == TRAINING
+    assert (
+        phase_of([StageStanding(1, phase=TRAINING), StageStanding(1, phase=FROZEN), StageStanding(1)])
+        == FROZEN
+    )
+    assert phase_of([]) == phase_of([StageStanding(1, phase="of another version")]) == TRAINING
 
 
 def test_a_jump_is_told_to_the_person_and_every_change_to_the_metrics(

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.diloco.tensor_digest import state_digest
-from distqat.distributed.transfer import state_chunks
 from distqat.distributed.transfer.download import ChunkCache
 from distqat.distributed.transfer.state_chunks import ChunkedState, ChunkedStateDescription
 from distqat.errors import BadContribution, BadFrame
+from distqat.protocol.call_schema import parse
+from distqat.protocol.calls.transfer_calls import MAX_CHUNK_BYTES, StateOffer
 from distqat.swarm.tensor_frame import Message
 from distqat.tensor_bytes import DTYPES
 
@@ -37,8 +38,12 @@ def made(specs: dict[str, tuple[list[int], str]], seed: int = 1) -> dict[str, to
     return tensors
 
 
+def read(message: Message) -> ChunkedStateDescription:
+    return ChunkedStateDescription.parse(parse(StateOffer, message.fields), message)
+
+
 def through(whole: ChunkedState) -> dict[str, torch.Tensor]:
-    description = ChunkedStateDescription.parse(whole.description.message({}))
+    description = read(whole.description.message(3, 7))
     assert description == whole.description
     pieces = ChunkCache()
     for index in pieces.missing(description):
@@ -126,11 +131,11 @@ def _schema(entries: Any) -> torch.Tensor:
 def test_descriptions_that_contradict_themselves(schema: torch.Tensor, hashes: int) -> None:
     tensors = {"schema": schema, "hashes": torch.zeros(32 * hashes, dtype=torch.uint8)}
     with pytest.raises(BadContribution):
-        ChunkedStateDescription.parse(Message({"digest": "d", "chunk_bytes": 16}, tensors))
+        read(Message({"round": 0, "step": 0, "digest": "d", "chunk_bytes": 16}, tensors))
 
 
-@pytest.mark.parametrize("chunk_bytes", [0, -1, state_chunks.MAX_CHUNK_BYTES + 1, True, "16", None])
+@pytest.mark.parametrize("chunk_bytes", [0, -1, MAX_CHUNK_BYTES + 1, True, "16", None])
 def test_chunk_sizes_are_bounded(chunk_bytes: Any) -> None:
     empty = {"schema": _schema([]), "hashes": torch.empty(0, dtype=torch.uint8)}
     with pytest.raises((BadContribution, BadFrame)):
-        ChunkedStateDescription.parse(Message({"digest": "d", "chunk_bytes": chunk_bytes}, empty))
+        read(Message({"round": 0, "step": 0, "digest": "d", "chunk_bytes": chunk_bytes}, empty))
