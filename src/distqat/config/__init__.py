@@ -11,7 +11,7 @@ from distqat.config.agreement import (
     structure,
     structure_digest,
 )
-from distqat.config.authority import Authority, authority_of, keys_of, run_settings, with_run_settings
+from distqat.config.authority import authority_of, keys_of, run_settings, with_run_settings
 from distqat.config.flags import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
 from distqat.config.pipeline_check import check_folders
@@ -20,7 +20,6 @@ from distqat.config.schema import Config
 
 __all__ = [
     "DEFAULT_CONFIG",
-    "Authority",
     "Config",
     "ConfigParser",
     "add_config_arguments",

@@ -205,7 +205,7 @@ class RoundService:
         self._tied.forget(stage)
         own = self._stages[stage]
         own.assembly = RoundAnswers(convener, lambda round: self._log.digest(stage, round))
-        own.holders.begin()
+        own.holders.began = True
         self._set_timer(stage, own.assembly)
         self._check_finished()
 

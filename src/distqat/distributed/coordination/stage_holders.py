@@ -21,7 +21,7 @@ class StageHolders:
 
     def __init__(self) -> None:
         self.began = False
-        """Whether the stage has a round 0."""
+        """Whether the stage has a round 0; without one there is nothing to bring back."""
         self.hops: dict[str, Hop] = {}
         self.generation: int | None = None
         """Of the start of the client that appointed the restorer; None: the first who asks is chosen."""
@@ -86,11 +86,6 @@ class StageHolders:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
         return True
-
-    def begin(self) -> None:
-        """The stage has a committed round."""
-        self.began = True
-        self._tell()
 
     def _tell(self) -> None:
         """Wake who waits for a change."""
