@@ -202,10 +202,18 @@ class Task:
         return getattr(getattr(self, method), "__func__", None) is not getattr(Task, method)
 
 
+class _Adopted(Task):
+    """A task that does not inherit from `Task`: what it has of it stands over the defaults."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        names = (name for name in dir(Task) if not name.startswith("_") and hasattr(task, name))
+        vars(self).update({name: getattr(task, name) for name in names})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
 def adopted(task: Any) -> Task:
-    """`task`, or for one that does not inherit from `Task`: its public attributes over the defaults."""
-    if isinstance(task, Task):
-        return task
-    found = Task()
-    vars(found).update({name: getattr(task, name) for name in dir(task) if not name.startswith("_")})
-    return found
+    """`task` itself, or with the defaults where it does not inherit from `Task`."""
+    return task if isinstance(task, Task) else _Adopted(task)

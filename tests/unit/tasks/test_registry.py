@@ -61,6 +61,10 @@ def test_a_task_that_inherits_from_nothing_has_the_defaults_and_its_own_methods(
     class Plain:
         name, metric, largest = "plain", "loss", 3
 
+        @property
+        def teacher(self) -> int:
+            raise FileNotFoundError("loaded when it is asked, and not before")
+
         def collate(self, samples: Sequence[Sample]) -> Batch:
             return Batch({}, {}, len(samples))
 
@@ -75,3 +79,5 @@ def test_a_task_that_inherits_from_nothing_has_the_defaults_and_its_own_methods(
     assert (task.judges, task.phased, task.plays) == (True, False, False)
     assert task.judge([], dict)[0] == 1.0
     assert adopted(task) is task
+    with pytest.raises(FileNotFoundError):
+        task.teacher  # noqa: B018
