@@ -205,7 +205,7 @@ class RoundService:
         self._tied.forget(stage)
         own = self._stages[stage]
         own.assembly = RoundAnswers(convener, lambda round: self._log.digest(stage, round))
-        own.holders.began = True
+        own.holders.begin()
         self._set_timer(stage, own.assembly)
         self._check_finished()
 

@@ -87,6 +87,11 @@ class StageHolders:
                 await asyncio.wait_for(self._changed.wait(), left_s)
         return True
 
+    def begin(self) -> None:
+        """The stage has a committed round; who published it says next that it holds it."""
+        self.began, self._lost_at = True, time.monotonic()
+        self._tell()
+
     def _tell(self) -> None:
         """Wake who waits for a change."""
         self._changed.set()

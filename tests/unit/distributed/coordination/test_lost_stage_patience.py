@@ -80,3 +80,19 @@ async def test_another_member_that_holds_the_state_is_enough(service: RoundServi
     service.left(STAGE, HOLDER, for_good=True)
     clock.now += 2 * LOST_S
     assert await service.holders(STAGE).wait_for_donor("front.0.2.0")
+
+
+async def test_who_waits_for_a_founder_is_not_asked_to_restore_what_it_has_just_published(
+    tmp_path: Path, clock: Clock
+) -> None:
+    log = CommitLog(tmp_path / "log.jsonl", "run")
+    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
+    waiting = asyncio.ensure_future(service.holders(STAGE).wait_for_donor(OTHER))
+    await asyncio.sleep(0)
+    clock.now += 10 * LOST_S  # the founder's quantizers calibrate
+    service.zero(STAGE, "digest")
+    await asyncio.sleep(0)
+    # its next call
+    assert await asyncio.wait_for(waiting, 1)
+    service.close()
+    log.close()
