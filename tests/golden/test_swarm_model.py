@@ -131,7 +131,7 @@ def test_without_a_closure_a_failure_undoes_the_step_and_is_raised(loop: EventLo
     mean_loss(model, batch)
     model.step()
     plain.step(copy.deepcopy(batch))
-    assert [server.steps.counts["aborted"] for server in swarm.stages] == [1, 1, 0, 0]
+    assert [server.steps.tally.counts["aborted"] for server in swarm.stages] == [1, 1, 0, 0]
     theirs = {n.removeprefix("stages."): t for n, t in plain.model.state_dict().items()}
     stepped = [server for server in swarm.stages if server.replica.step]
     assert len(stepped) == 2

@@ -108,7 +108,8 @@ async def test_the_trainer_of_a_swarm_computes_it(monkeypatch: pytest.MonkeyPatc
         scene = Scene(swarm)
         await scene.train(0, batch)
         assert task.asked == config.model_pipeline.microbatches
-        assert scene.told[0]["loss"] == pytest.approx(2.3, abs=0.3)
+        (step,) = scene.steps()
+        assert step["loss"] == pytest.approx(2.3, abs=0.3)
         assert [stage.replica.step for stage in swarm.stages] == [1, 1]
 
 

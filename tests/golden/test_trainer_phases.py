@@ -18,6 +18,7 @@ from distqat.distributed.serving.replica import PreparedStep
 from distqat.distributed.trainer import Trainer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import DataServerGone
+from distqat.protocol.calls.slot_calls import ReportHeard, ReportStep
 
 GENERATOR, DISCRIMINATOR = "generator.0.0.0", "discriminator.0.0.0"
 
@@ -42,7 +43,7 @@ class Scene:
         self.trainer = Trainer(swarm.config, peer, 0, data, sink)  # type: ignore[arg-type]
         watch: Any = SimpleNamespace(snapshot=Driver(swarm)._snapshot)
         self.trainer._watch = self.trainer._routes._watch = watch
-        self.trainer._coordinator = SimpleNamespace(call=self.call)  # type: ignore[assignment]
+        self.trainer._coordinator = SimpleNamespace(ask=self.ask)  # type: ignore[assignment]
         for server in swarm.stages:
             server.passage = lambda name, uid=server.uid: self.passed(name, uid)  # type: ignore[misc]
 
@@ -53,9 +54,9 @@ class Scene:
     async def consumed(self, batch_id: int) -> None:
         self.events.append(f"consumed {batch_id}")
 
-    async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        self.told.append(fields)
-        return {"finished": self.finished}
+    async def ask(self, request: ReportStep) -> ReportHeard:
+        self.told.append({**request.figures, "loss": request.loss, "samples": request.samples})
+        return ReportHeard(self.finished)
 
     async def train(self, number: int, batch: Any) -> bool:
         leased: list[LeasedBatch | None] = [LeasedBatch(number, batch, 0, ())]
