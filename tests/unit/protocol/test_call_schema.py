@@ -18,7 +18,13 @@ from distqat.protocol.call_schema import FLAT, OTHERS, Bounds, fields_of, parse
 from distqat.protocol.calls import CALLS
 from distqat.protocol.calls.round_calls import JoinStage, ReadyForRound, VoteOnResult
 from distqat.protocol.calls.slot_calls import Beat, GrantedSlot, Restore, RunOver, StageMembers
-from distqat.protocol.calls.step_calls import CommitTerms, DecideStep, OpenStep, TrainMicrobatch
+from distqat.protocol.calls.step_calls import (
+    AttemptOutcome,
+    CommitTerms,
+    DecideStep,
+    OpenStep,
+    TrainMicrobatch,
+)
 from distqat.protocol.convener_actions import OpenRound
 from distqat.protocol.hop import Hop, PeerAddress
 from distqat.protocol.round_answers import RoundMissed
@@ -71,6 +77,9 @@ def instances(kind: Any) -> st.SearchStrategy[Any]:
     fields = {f.name: values(hints[f.name]) for f in dataclasses.fields(kind)}
     if kind in (Hop, GrantedSlot):
         fields["uid"] = st.sampled_from(["front.0.0.0", "back.0.12.0"])
+    if kind is AttemptOutcome:
+        committed = st.builds(AttemptOutcome, st.just("committed"), instances(CommitTerms))
+        return committed | st.sampled_from(["aborted", "undecided", "unknown"]).map(AttemptOutcome)
     return st.builds(kind, **fields)
 
 
@@ -177,3 +186,11 @@ def test_nothing_is_said_of_a_vote_without_a_result() -> None:
     assert "digest" not in fields_of(vote)
     assert parse(VoteOnResult, {**fields_of(vote), "digest": None}) == vote
     assert fields_of(JoinStage("front", HOP, 2))["uid"] == "front.0.0.0"
+
+
+def test_a_commit_comes_with_its_terms_and_nothing_else_does() -> None:
+    terms = fields_of(CommitTerms(8, False, 1.0))
+    assert parse(AttemptOutcome, {"verdict": "committed", "commit": terms}).commit is not None
+    for broken in ({"verdict": "committed"}, {"verdict": "aborted", "commit": terms}):
+        with pytest.raises(BadFrame, match="has commit"):
+            parse(AttemptOutcome, broken)

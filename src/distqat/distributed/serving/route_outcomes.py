@@ -30,7 +30,7 @@ async def ask_route(transport: Transport, route: Sequence[Hop], id: StepId, own_
         with contextlib.suppress(SwarmError, asyncio.TimeoutError):
             link = await within(transport.link(hop.address, prompt=True), ASK_TIMEOUT)
             outcome = await ask(link, AskOutcome(id), timeout=ASK_TIMEOUT, prompt=True)
-            return outcome.verdict, outcome.terms if outcome.verdict == "committed" else None
+            return outcome.verdict, outcome.commit
         return UNKNOWN
 
     return await asyncio.gather(*map(ask_one, route))

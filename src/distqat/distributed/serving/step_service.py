@@ -20,7 +20,7 @@ from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_tally import StepOutcome, StepTally
 from distqat.errors import Refused, StaleAttempt, SwarmError
 from distqat.failpoints import failpoint
-from distqat.protocol.call_schema import Call, fields_of
+from distqat.protocol.call_schema import Call
 from distqat.protocol.calls.step_calls import (
     AbortStep,
     AskOutcome,
@@ -168,10 +168,11 @@ class StepService:
 
     async def outcome(self, request: AskOutcome, call: IncomingCall) -> AttemptOutcome:
         """What became of a step here, at once; a commit with what was asked. No other ending follows it."""
-        verdict, commit = self._lock.verdict(request.id), self._commits.get(request.id)
-        if verdict == "committed" and commit is None:
-            verdict = "unknown"
-        return AttemptOutcome(verdict, fields_of(commit.terms) if commit else {})
+        verdict = self._lock.verdict(request.id)
+        if verdict != "committed":
+            return AttemptOutcome(verdict)
+        commit = self._commits.get(request.id)
+        return AttemptOutcome("unknown") if commit is None else AttemptOutcome(verdict, commit.terms)
 
     def follow(self, lease_s: float) -> None:
         """How many seconds a step may be silent from here on."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from distqat.errors import Busy, Refused, StageUnavailable, StaleAttempt
-from distqat.protocol.call_schema import FLAT, SERVER, Bounds, Call, Count, Name, Positive, parse
+from distqat.protocol.call_schema import FLAT, SERVER, Bounds, Call, Count, Name, Positive
 from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId, Verdict
 
@@ -182,12 +182,11 @@ class AttemptOutcome:
     """What became of an attempt here. An ending binds: no other follows it."""
 
     verdict: Verdict
-    commit: Mapping[str, Any]  # the terms, as in `decide`; empty unless it is committed
+    commit: CommitTerms | None = None  # of a committed one, and of no other
 
-    @property
-    def terms(self) -> CommitTerms:
-        """With what a committed attempt is applied. Raises BadFrame."""
-        return parse(CommitTerms, self.commit)
+    def __post_init__(self) -> None:
+        if (self.verdict == "committed") != (self.commit is not None):
+            raise ValueError(f"an outcome that is {self.verdict} has commit {self.commit}")
 
 
 @dataclass(frozen=True)

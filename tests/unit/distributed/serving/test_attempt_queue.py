@@ -6,21 +6,20 @@ import asyncio
 import time
 
 import pytest
+from tests.fakes.direct_calls import hop_of
 
 from distqat.distributed.serving.attempt_queue import AttemptQueue
 from distqat.distributed.serving.attempt_state import OpenAttempt
 from distqat.errors import StaleAttempt
-from distqat.protocol.hop import Hop
+from distqat.protocol.calls.step_calls import OpenStep
 from distqat.protocol.step_attempts import StepId
 from distqat.protocol.step_lock import StepLock
-from distqat.swarm.peer_link import PeerAddress
 
 UID = "front.0.0.0"
 
 
 def attempt(trainer: str, step: int = 1) -> OpenAttempt:
-    fields = {"route": [Hop(UID, PeerAddress("p")).fields()], "microbatches": 1, "train": True}
-    return OpenAttempt.parse(StepId(trainer, 1, step, 0), fields, UID)
+    return OpenAttempt.of(OpenStep(StepId(trainer, 1, step, 0), (hop_of(UID),), 1, True), UID)
 
 
 class Replica:
