@@ -183,10 +183,10 @@ class NetworkSwarm:
     async def _start_client(self, name: str) -> None:
         peer = self._peer(name)
         self.client = Client(self.config, [], peer, SimpleNamespace(), self.logs[name])  # type: ignore[arg-type]
-        self.client.preflight.open()  # there is no data server
-        await peer.transport.serve(self.client._answer, self.client._died)
+        self.client.parts.preflight.open()  # there is no data server
+        await peer.transport.serve(self.client.calls.answer, self.client.calls.died)
         self._run("announcing", keep_announced(lambda: peer.directory.announce_role(CLIENT, "")))
-        self._run("watching", self.client._watch.run())
+        self._run("watching", self.client.parts.watch.run())
 
     async def restart_client(self, config: Config) -> None:
         """The client ends and another takes its place, with its log and this configuration."""
@@ -194,9 +194,9 @@ class NetworkSwarm:
         for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
-        self.client._rounds.close()
-        self.client._log.close()
-        await self.client._peer.transport.close()
+        self.client.parts.rounds.close()
+        self.client.parts.log.close()
+        await self.client.parts.peer.transport.close()
         self.config = self._here(config)
         await self._start_client(f"{CLIENT}{len(self._peers)}")
 
@@ -241,8 +241,8 @@ class NetworkSwarm:
         for task in self._running.values():
             task.cancel()
         ended = await asyncio.gather(*self._running.values(), return_exceptions=True)
-        self.client._rounds.close()
-        self.client._log.close()
+        self.client.parts.rounds.close()
+        self.client.parts.log.close()
         for server in self.servers.values():
             server._compute.stop()
         for peer in self._peers:
@@ -275,7 +275,7 @@ class NetworkSwarm:
 
     def holder_of(self, peer: str) -> str | None:
         """The slot that the client's log gives to a peer."""
-        holder = self.client._slots.of_peer(peer)
+        holder = self.client.parts.slots.of_peer(peer)
         return holder.grant.uid if holder else None
 
     def at(self, uid: str) -> str:
@@ -291,7 +291,7 @@ class NetworkSwarm:
         return int(held.served.status.status()["round"]) if held else -1
 
     def committed(self, stage: str) -> int:
-        newest = self.client._log.newest_round(stage)
+        newest = self.client.parts.log.newest_round(stage)
         return newest[0] if newest else -1
 
     def rounds(self, stage: str) -> list[dict[str, Any]]:
@@ -333,7 +333,7 @@ class NetworkSwarm:
             for record in log.of("round"):
                 if name in self.servers and record["committed"] and record["digest"]:
                     stage = ExpertId.parse(record["uid"]).stage
-                    known = {self.client._log.digest(stage, n) for n in range(self.committed(stage) + 1)}
+                    known = {self.client.parts.log.digest(stage, n) for n in range(self.committed(stage) + 1)}
                     assert record["digest"] in known, (name, record)
         for stage in self.config.stages:
             numbers = [r["round"] for r in self.rounds(stage)]

@@ -42,13 +42,13 @@ async def test_rounds_go_on_to_the_clients_number_and_a_restarted_client_changes
             "diloco.outer_steps is 3, as the client of this run says; not 1, as configured here"
             in caplog.text
         )
-        await until(lambda: swarm.client._rounds.finished.is_set(), "all rounds of the client")
+        await until(lambda: swarm.client.parts.rounds.finished.is_set(), "all rounds of the client")
         assert rates(swarm) == {2e-3}
         held, moments = replicas(swarm), [len(r.optimizer.state) for r in replicas(swarm)]
 
         await swarm.restart_client(run(6, adam_lr=LATER))
         assert f"changed since the last start: {RATE}: 0.002 -> {LATER} (servers are told)" in caplog.text
-        await until(lambda: swarm.client._rounds.finished.is_set(), "three more rounds")
+        await until(lambda: swarm.client.parts.rounds.finished.is_set(), "three more rounds")
         assert {swarm.committed(stage) for stage in swarm.config.stages} == {6}
         assert rates(swarm) == {LATER}
         assert replicas(swarm) == held  # nobody was started again, and nobody lost its moments

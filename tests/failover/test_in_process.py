@@ -64,16 +64,16 @@ async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     directory = MemoryDirectory(Records(), "client", config.experiment_prefix, tuple(config.stages))
     peer: Any = SimpleNamespace(transport=transport, directory=directory, host="", maddrs=())
     client = Client(config, [], peer, None, NullSink())  # type: ignore[arg-type]
-    client.preflight.open()
-    await transport.serve(client._answer, client._died)
+    client.parts.preflight.open()
+    await transport.serve(client.calls.answer, client.calls.died)
 
     def newcomer() -> Newcomer:
         return Newcomer(network, config, f"server-{next(numbers)}")
 
     newcomer.kill = network.kill  # type: ignore[attr-defined]
     yield client, newcomer
-    client._rounds.close()
-    client._log.close()
+    client.parts.rounds.close()
+    client.parts.log.close()
 
 
 async def test_two_servers_claim_one_gap_two_hundred_times(
@@ -97,11 +97,11 @@ async def test_two_servers_claim_one_gap_two_hundred_times(
         assert gap in owners, "the gap is filled"
         (other,) = owners.keys() - {gap}
         assert other not in holders, "and nobody's slot was given away"
-        assert client._slots.of_peer(owners[gap].name).grant.uid == gap  # type: ignore[union-attr]
-        assert len({holder.grant.uid for holder in client._slots.holders}) == 5
+        assert client.parts.slots.of_peer(owners[gap].name).grant.uid == gap  # type: ignore[union-attr]
+        assert len({holder.grant.uid for holder in client.parts.slots.holders}) == 5
         holders[gap] = owners[gap]
         newcomer.kill(owners[other].name)
-    text = (Path(client._config.log_dir) / "commit_log.jsonl").read_text()
+    text = (Path(client.parts.config.log_dir) / "commit_log.jsonl").read_text()
     grants = [line for line in text.splitlines() if '"grant"' in line]
     assert len(grants) == len(set(grants)) == 4 + 2 * 200
 
@@ -219,22 +219,22 @@ async def test_nobody_gets_a_slot_before_the_checks_are_over(
     """A server that asks early is told to ask again, and hears then what its model is to be checked with."""
     client, newcomer = claims
     monkeypatch.setattr(preflight, "HOLD_S", 0.0)
-    client.preflight = preflight.Preflight(mlp())
+    client.parts.preflight = preflight.Preflight(mlp())
     asked = asyncio.ensure_future(newcomer().ask(0))
     held = asyncio.get_running_loop().create_future()
-    passed = client.preflight.passed
+    passed = client.parts.preflight.passed
 
     async def seen() -> bool:
         if not held.done():
             held.set_result(None)
         return await passed()
 
-    monkeypatch.setattr(client.preflight, "passed", seen)
+    monkeypatch.setattr(client.parts.preflight, "passed", seen)
     await held
     assert not asked.done()
-    client.preflight.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
+    client.parts.preflight.told = {"inputs": {"x": ("float32", [2, 1, 8, 8])}, "labels": {}}
     monkeypatch.setattr(preflight, "HOLD_S", 10.0)
-    client.preflight.open()
+    client.parts.preflight.open()
     slot = await asyncio.wait_for(asked, 10)
     assert slot.expert.stage in ("front", "back")
     assert slot.batch is not None

@@ -61,7 +61,7 @@ async def test_a_slot_that_was_given_away_is_fenced(tmp_path: Path) -> None:
     """Who was away for long finds its slot taken, under a later epoch, and joins anew elsewhere."""
     async with swarm(tmp_path) as running:
         name = running.at(VICTIM)
-        epoch = running.client._slots.of_peer(name).grant.epoch  # type: ignore[union-attr]
+        epoch = running.client.parts.slots.of_peer(name).grant.epoch  # type: ignore[union-attr]
         running.cut(name)
         await until(lambda: running.holder_of(name) is None, "the client has freed the slot")
         assert running.state(name) == "unknown"  # before the slot was free, it had stopped serving
@@ -72,7 +72,7 @@ async def test_a_slot_that_was_given_away_is_fenced(tmp_path: Path) -> None:
         await until(lambda: running.holder_of(name) not in (None, VICTIM), "another slot")
         await until(lambda: running.state(name) == "serving", "it serves there")
         assert running.holder_of(newcomer) == VICTIM
-        assert running.client._slots.of_peer(newcomer).grant.epoch > epoch  # type: ignore[union-attr]
+        assert running.client.parts.slots.of_peer(newcomer).grant.epoch > epoch  # type: ignore[union-attr]
         assert len({running.holder_of(server) for server in running.servers}) == 5
         running.check()
 
