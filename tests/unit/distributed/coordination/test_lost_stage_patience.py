@@ -86,13 +86,13 @@ async def test_who_waits_for_a_founder_is_not_asked_to_restore_what_it_has_just_
     tmp_path: Path, clock: Clock
 ) -> None:
     log = CommitLog(tmp_path / "log.jsonl", "run")
-    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None)
+    service = RoundService([STAGE], DilocoOptions(), log, lambda record: None, hop_of)
     waiting = asyncio.ensure_future(service.holders(STAGE).wait_for_donor(OTHER))
     await asyncio.sleep(0)
     clock.now += 10 * LOST_S  # the founder's quantizers calibrate
-    service.zero(STAGE, "digest")
+    await service.found(FoundStage(STAGE, HOLDER, "digest"), from_peer(HOLDER))
     await asyncio.sleep(0)
-    # its next call
+    await service.join(JoinStage(STAGE, hop_of(HOLDER), 0), from_peer(HOLDER))
     assert await asyncio.wait_for(waiting, 1)
     service.close()
     log.close()
