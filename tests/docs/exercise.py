@@ -24,13 +24,14 @@ from tests.docs.pages import ROOT
 from distqat.checkpoint import CheckpointStore, ShardState
 from distqat.config import Config, ConfigParser, config_from_args, load_config
 from distqat.diloco.tensor_digest import state_digest
+from distqat.distributed import role_main
 from distqat.distributed.assembly.evaluation import build_all
-from distqat.distributed.network.role_peer import TOKEN
 from distqat.distributed.serving.committed_state import initial
 from distqat.drill import failover_drill
 from distqat.errors import CheckpointError, ExportError, StageUnavailable
 from distqat.launch import cli, run_local
 from distqat.process.process_title import title
+from distqat.swarm.handshake import TOKEN
 
 PEERS = "/ip4/203.0.113.7/tcp/50000/p2p/QmTest,/ip4/127.0.0.1/tcp/50000/p2p/QmTest"
 PLACEHOLDERS = {
@@ -111,8 +112,9 @@ class Commands:
                 ("set_title", lambda *_: None),
                 ("plan_servers", lambda settings, count: [count] * count),
             ):
-                if hasattr(module, attribute):
-                    self._monkeypatch.setattr(module, attribute, stub)
+                for owner in (module, role_main):
+                    if hasattr(owner, attribute):
+                        self._monkeypatch.setattr(owner, attribute, stub)
             assert module.main(list(flags)) == 0
         return config_from_args(self.parsed[-1])
 
