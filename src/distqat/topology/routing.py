@@ -30,7 +30,7 @@ class Route:
 
 @dataclass
 class _Knowledge:
-    """What this trainer knows about one tenancy of a slot."""
+    """What this trainer knows about one holding of a slot."""
 
     record: ServerRecord
     samples_per_s: float | None = None
@@ -54,7 +54,7 @@ class Router:
     measured is tried first; otherwise a stage stays with its replica until another is better by
     `hysteresis` (0.2: 20 %), so that noise does not make trainers hop. A failure sets a replica aside at
     once: a stale record costs one failed call. It comes back when its record has been renewed and an
-    exponential back-off is over; a new tenancy of the slot (other peer or epoch) starts afresh.
+    exponential back-off is over; a new holder of the slot (other peer or epoch) starts afresh.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Router:
         return known.samples_per_s if known else None
 
     def _learn(self, snapshot: SwarmSnapshot) -> None:
-        """Take over the records; forget who left, and who was followed by another tenancy."""
+        """Take over the records; forget who left, and who was followed by another holder."""
         known: dict[ExpertId, _Knowledge] = {}
         for server in (s for stage in snapshot.stages for s in snapshot.replicas(stage)):
             before = self._known.get(server.expert)

@@ -21,7 +21,7 @@ class ServerRecord:
     peer_id: str
     stage: str
     index: int
-    epoch: int  # of the slot grant: a newer one is another tenancy of the slot
+    epoch: int  # of the slot grant: a newer one is another holder of the slot
     state: ServerState
     throughput: float  # samples per second; 0: not measured yet
     step: int
@@ -51,7 +51,7 @@ class SwarmSnapshot:
     servers: tuple[ServerRecord, ...] = ()
 
     def replicas(self, stage: str) -> tuple[ServerRecord, ...]:
-        """All servers of `stage` in any state by index; of two in one slot the newer tenancy counts."""
+        """All servers of `stage` in any state by index; of two in one slot the newer holder counts."""
         newest: dict[int, ServerRecord] = {}
         for server in self.servers:
             if server.stage != stage:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SlotGrant:
-    """A slot given to a peer; a higher epoch of the same slot is a later tenancy."""
+    """A slot given to a peer; a higher epoch of the same slot is a later holder."""
 
     uid: str
     peer: str

@@ -89,6 +89,6 @@ class StepRecords:
 
 
 def _way(id: StepId, hops: list[Hop]) -> dict[str, Any]:
-    """An attempt's id and route in a record; peers tell tenancies of one slot apart."""
+    """An attempt's id and route in a record; peers tell the holders of one slot apart."""
     route, peers = [hop.uid for hop in hops], [hop.address.peer for hop in hops]
     return {"id": list(astuple(id)), "route": route, "peers": peers}

@@ -56,7 +56,7 @@ class DonatedMoments:
 
 @dataclass
 class _Frozen:
-    parcel: ChunkedState
+    chunked: ChunkedState
     round: int
     step: int
     used: float
@@ -104,7 +104,7 @@ class Donor:
                 raise StageUnavailable(f"round {held.shared.round} stands here, asked for was {round}")
             async with self._freezing:  # who comes meanwhile gets the same one
                 frozen = self._find(part, round, digest) or await self._freeze(part, held)
-        return frozen.parcel.description.message(frozen.round, frozen.step)
+        return frozen.chunked.description.message(frozen.round, frozen.step)
 
     async def chunk(self, request: FetchChunk, call: IncomingCall) -> Message:
         """The bytes of one chunk. Busy when too many wait already; StageUnavailable when it was let go."""
@@ -113,15 +113,15 @@ class Donor:
         if frozen is None:
             raise StageUnavailable(f"the snapshot {digest[:12]} is not held here any more; ask for it again")
         frozen.used = time.monotonic()
-        if index >= len(frozen.parcel.description.hashes):
+        if index >= len(frozen.chunked.description.hashes):
             raise BadFrame(f"snapshot {digest[:12]} has no chunk {index}")
-        wait = self._bucket.take(frozen.parcel.description.size(index), PATIENCE_S)
+        wait = self._bucket.take(frozen.chunked.description.size(index), PATIENCE_S)
         if wait is None:
             raise Busy("too many fetch from here at the moment; ask again")
         if wait > 0:
             await asyncio.sleep(wait)
         failpoint("donor.chunk")
-        return Message({}, {"bytes": frozen.parcel.chunk(index)})
+        return Message({}, {"bytes": frozen.chunked.chunk(index)})
 
     def close(self) -> None:
         """Let everything go."""
@@ -156,9 +156,9 @@ class Donor:
             tensors, step, digest = own.tensors, own.step, None
 
         def hashed() -> ChunkedState:
-            parcel = ChunkedState(tensors, digest or state_digest(tensors), self._chunk_bytes)
-            _ = parcel.description
-            return parcel
+            chunked = ChunkedState(tensors, digest or state_digest(tensors), self._chunk_bytes)
+            _ = chunked.description
+            return chunked
 
         frozen = _Frozen(await asyncio.to_thread(hashed), held.shared.round, step, time.monotonic())
         kept = sorted(self._frozen[part], key=lambda each: each.used)[-(KEPT - 1) :]
@@ -172,4 +172,4 @@ class Donor:
 
 
 def _digest(frozen: _Frozen) -> str:
-    return frozen.parcel.description.digest
+    return frozen.chunked.description.digest
