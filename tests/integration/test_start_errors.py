@@ -12,7 +12,7 @@ import pytest
 from tests.plugin_scene import forgotten_plugins
 
 from distqat.data.options import DataOptions
-from distqat.distributed import client, data_server, monitor, server, trainer
+from distqat.distributed import client, data_server, monitor, role_main, server, trainer
 from distqat.launch import run_local, start_servers, trainer_client
 
 MODEL = """
@@ -97,14 +97,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for module in (start_servers, trainer_client, run_local, client):
-        for name in ("ForkServerClient", "Zygotes"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, Nothing)
+    for module in (start_servers, trainer_client, client):
+        monkeypatch.setattr(module, "ForkServerClient", Nothing)
+    monkeypatch.setattr(run_local, "WarmForkServers", Nothing)
+    for module in (start_servers, trainer_client, run_local, role_main):
         monkeypatch.setattr(module, "set_title", lambda *_: None)
-    for role in (server, data_server, client, trainer, monitor):
-        monkeypatch.setattr(role, "set_title", lambda *_: None)
-        monkeypatch.setattr(role, "set_up_logging", lambda *_: None)
+    monkeypatch.setattr(role_main, "set_up_logging", lambda *_: None)
     monkeypatch.setattr("distqat.launch.launcher_roles.set_up_logging", lambda *_: None)
     monkeypatch.setattr(data_server, "OPEN_S", 0.5)
     with forgotten_plugins():
