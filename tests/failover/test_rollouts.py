@@ -19,6 +19,7 @@ from distqat.distributed.training.baseline_batches import batch_feed
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.batch_source import BatchFeed, StoppedWaiting
 from distqat.distributed.training.rollout import RolloutFeed
+from distqat.process import RoleParameters
 
 
 def config_of(**options: Any) -> Config:
@@ -62,7 +63,7 @@ async def test_a_swarm_plays_and_learns_as_the_baseline_does() -> None:
     config = config_of()
     check_model(config)
     plain = BaselineTrainer(config, torch.device("cpu"))
-    async with batch_feed(config, plain.answer) as own:
+    async with batch_feed(config, plain.answer, RoleParameters()) as own:
         assert isinstance(own, RolloutFeed)
         for _ in range(8):  # two rollouts of 64 samples, twice
             lease = await own.next(32)

@@ -93,13 +93,13 @@ class EarlyRelease(StepLock):
     def tick(self, now: float) -> list[Any]:
         """Silence ends a prepared step, too, without asking anybody."""
         holder = self._holder
-        if holder is None or now < self._deadline - self.lease_s * 0.8 or self._decided:
+        if holder is None or now < self._deadline - self.lease_s * 0.8 or self.state == "decided":
             return super().tick(now)
         return [*self._expire(holder, "early"), *self._advance(now)]
 
 
 class ReleasesEarly(Replica):
-    def make_windows(self) -> StepLock:
+    def make_lock(self) -> StepLock:
         return EarlyRelease(lease_s=3.0)
 
 

@@ -43,7 +43,7 @@ class Replica(Node):
         self.ended: list[tuple[StepId, str]] = []  # attempts and how they ended, for the checks
 
     def start(self) -> None:
-        self.windows = self.make_windows()
+        self.lock = self.make_lock()
         self.applied: set[StepId] = set()
         self.applied_by = Counter()
         self.begun = set()
@@ -54,7 +54,7 @@ class Replica(Node):
         self.heard: dict[str, float] = {}  # trainers, and when last
         self.every(0.25, self.tick)
 
-    def make_windows(self) -> StepLock:
+    def make_lock(self) -> StepLock:
         return StepLock(lease_s=LEASE_S)
 
     def tick(self) -> None:
@@ -62,7 +62,7 @@ class Replica(Node):
             if self.clock - heard > SILENCE_S:
                 del self.heard[trainer]
                 self.on_gone(trainer)
-        self.act(self.windows.tick(self.clock))
+        self.act(self.lock.tick(self.clock))
 
     def crash(self) -> None:
         for trainer, count in self.applied_by.items():
@@ -83,17 +83,17 @@ class Replica(Node):
 
     def on_open(self, source: str, id: StepId, route: tuple[str, ...]) -> None:
         self.routes[id] = route
-        self.act(self.windows.request(id, self.clock))
+        self.act(self.lock.request(id, self.clock))
 
     def on_work(self, source: str, id: StepId) -> None:
-        self.windows.touch(id, self.clock)
+        self.lock.touch(id, self.clock)
 
     def on_prepare(self, source: str, id: StepId) -> None:
-        self.windows.prepare(id, self.clock)
+        self.lock.prepare(id, self.clock)
         self.send(source, "prepared", id, self.name)
 
     def on_decide(self, source: str, id: StepId, unconfirmed: bool) -> None:
-        verdict = self.windows.verdict(id)
+        verdict = self.lock.verdict(id)
         if verdict == "undecided" and unconfirmed:
             self.rule_of(id).told = True  # answered when it asks again, or was asked before
             self.resolve(id)
@@ -107,24 +107,24 @@ class Replica(Node):
             self.send(source, "committed", id, self.name)
 
     def decide(self, id: StepId) -> None:
-        if self.windows.verdict(id) == "committed":
+        if self.lock.verdict(id) == "committed":
             return
-        self.windows.decide(id, self.clock)
+        self.lock.decide(id, self.clock)
         self.after(APPLY_S, lambda: self.apply(id))
 
     def apply(self, id: StepId) -> None:
         self.applied.add(id)
         self.applied_by[id.trainer] += 1
         self.end(id, "applied")
-        self.act(self.windows.commit(id, self.clock))
+        self.act(self.lock.commit(id, self.clock))
 
     def on_abort(self, source: str, id: StepId) -> None:
-        actions = self.windows.abort(id, self.clock)
+        actions = self.lock.abort(id, self.clock)
         self.drop(id, "told to")
         self.act(actions)
 
     def verdict(self, id: StepId) -> Verdict:
-        return self.windows.verdict(id)
+        return self.lock.verdict(id)
 
     def on_outcome(self, source: str, id: StepId) -> None:
         self.send(source, "outcome_is", id, self.name, self.verdict(id))
@@ -134,7 +134,7 @@ class Replica(Node):
             self.answers[id][name] = verdict
 
     def on_gone(self, trainer: str) -> None:
-        self.act(self.windows.gone(trainer, self.clock))
+        self.act(self.lock.gone(trainer, self.clock))
 
     def act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -160,7 +160,7 @@ class Replica(Node):
 
     def resolve(self, id: StepId) -> None:
         """The first stage aborts; the others ask their route, one question at a time."""
-        if id in self.answers or self.windows.verdict(id) != "undecided":
+        if id in self.answers or self.lock.verdict(id) != "undecided":
             return
         self.answers[id] = {}
         if self.rule_of(id).position == 0:
@@ -185,7 +185,7 @@ class Replica(Node):
 
     def conclude(self, id: StepId) -> None:
         answers = self.answers.pop(id, None)
-        if answers is None or self.windows.verdict(id) != "undecided":
+        if answers is None or self.lock.verdict(id) != "undecided":
             return
         rule = self.rule_of(id)
         unheard = rule.unheard
@@ -198,7 +198,7 @@ class Replica(Node):
             self.send(id.trainer, "decided", id, self.name)
         elif conclusion == "abort":
             alone = rule.position > 0 and rule.unheard > unheard
-            actions = self.windows.abort(id, self.clock)
+            actions = self.lock.abort(id, self.clock)
             self.drop(id, "alone" if alone else "resolved")
             self.act(actions)
             self.send(id.trainer, "refused", id, "decide", "StaleAttempt")

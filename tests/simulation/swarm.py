@@ -87,7 +87,7 @@ class Swarm:
         if not isinstance(node, Replica):
             return
         if node.alive:
-            holder = node.windows.holder
+            holder = node.lock.holder
             self.require(node.begun <= {holder}, f"{node.name}: {node.begun} work, {holder} holds")
         life, seen = self._taken[node.name]
         if life != node.life:
