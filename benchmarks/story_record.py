@@ -68,7 +68,7 @@ class Story:
 
     @classmethod
     def from_json(cls, text: str) -> Story:
-        """Raises TypeError for the fields of another version, ValueError for what is no JSON."""
+        """Raises TypeError for the fields of another version, ValueError for what is not JSON."""
         fields = json.loads(text)
         return cls(**{**fields, "kill": Kill(**fields["kill"])})
 

@@ -18,7 +18,7 @@ def missing_folder(source: str) -> str:
     if not around.is_dir():
         return f"there is no folder {folder}, nor one around it"
     if folder.exists():
-        return f"{folder} is no folder; give the folder that the file lies in"
+        return f"{folder} is not a folder; give the folder that the file lies in"
     there = sorted(each.name for each in around.iterdir() if each.is_dir() and not each.name.startswith("."))
     close = difflib.get_close_matches(folder.name, there, n=3, cutoff=0.5)
     if close:

@@ -366,7 +366,7 @@ async def test_a_file_whose_name_is_no_text_is_named_too(path: Path, tmp_path: P
     source = open_source(DataOptions(dataset_name=str(tmp_path / "images")), seed=0)
     server = DataServer(source, get_task("cv", TaskSettings()))
     await server.start(path)
-    with pytest.raises(DataError, match=r"caf\\udce9 \d\.png: it is no image"):
+    with pytest.raises(DataError, match=r"caf\\udce9 \d\.png: it is not an image"):
         await connect(path, 4)
     await server.stop()
 

@@ -100,11 +100,11 @@ def test_a_broken_held_out_picture_costs_the_judgement_alone(
         in ended.last
     )
     assert "held-out samples 1 to 80 (from 1): " in ended.last
-    assert "/photos/test/dog/30.png: it is no image" in ended.last
+    assert "/photos/test/dog/30.png: it is not an image" in ended.last
     assert read_model(folder / "model.safetensors")
     told = summary(tmp_path)
     assert (told["accuracy"], told["samples"] > 0) == (None, True)
-    assert "/photos/test/dog/30.png: it is no image" in told["evaluation_error"]
+    assert "/photos/test/dog/30.png: it is not an image" in told["evaluation_error"]
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", "checkpoints/ending"]) == 1
     assert "Traceback" not in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_wrong_names_are_explained(hub: Any, tmp_path: Path) -> None:
     said = run(WRONG % json.dumps(cases), hub.address, tmp_path)
     assert {kind for kind, _ in said.values()} == {"DataError"}
     assert "HF_TOKEN" in said["name"][1]
-    assert "is no name of a data set" in said["path"][1]
+    assert "is not a name of a data set" in said["path"][1]
     assert "Available: ['default']" in said["config"][1]
     assert "known: train, test" in said["split"][1]
 

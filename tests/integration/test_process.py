@@ -27,7 +27,7 @@ QUICK = RestartPolicy(first_delay_s=0.001, max_delay_s=0.002, crashes=3)
 
 
 class Watched:
-    """Processes by pidfd: their ends are events, and a number that was given out again is no confusion."""
+    """Processes by pidfd: their ends are events, and a number that was given out again confuses nobody."""
 
     def __init__(self, pids: list[int]) -> None:
         self._left = {os.pidfd_open(pid): pid for pid in pids}

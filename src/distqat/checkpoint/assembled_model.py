@@ -98,7 +98,7 @@ def read_model(path: Path) -> Named:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no model file: {error}") from error
+        raise CheckpointError(f"{path} is not a model file: {error}") from error
 
 
 def read_told(path: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def read_told(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(model_metadata(path).get(TOLD, "{}")))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no model file: {error}") from error
+        raise CheckpointError(f"{path} is not a model file: {error}") from error
 
 
 def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:

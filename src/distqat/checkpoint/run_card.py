@@ -104,4 +104,4 @@ def model_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no model file: {error}") from error
+        raise CheckpointError(f"{path} is not a model file: {error}") from error

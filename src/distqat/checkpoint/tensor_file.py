@@ -112,7 +112,7 @@ def read_tensors(path: Path, entry: FileEntry) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(data))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file ({error}); nothing else is read") from error
+        raise CheckpointError(f"{path} is not a safetensors file ({error}); nothing else is read") from error
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

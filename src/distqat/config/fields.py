@@ -28,14 +28,17 @@ class ConfigField:
 
     @property
     def flag(self) -> str:
+        """The flag on the command line: `--diloco-inner-steps`."""
         return "--" + self.path.replace(".", "-").replace("_", "-")
 
     @property
     def section(self) -> str:
+        """The dotted path of the section that the key is in; empty at the top level."""
         return self.path.rpartition(".")[0]
 
     @property
     def is_bool(self) -> bool:
+        """Whether the flag has a `--no-` form."""
         return bool in _members(self.annotation)
 
     @property
@@ -50,6 +53,7 @@ class ConfigField:
 
     @property
     def is_number(self) -> bool:
+        """Whether a value that is not a number is an error."""
         return not self.is_bool and any(member in (int, float) for member in _members(self.annotation))
 
     @property

@@ -30,11 +30,13 @@ class ConfigParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the program with `status`; the message goes to the person at the terminal."""
         if message:
             complain(message.rstrip("\n"))
         sys.exit(status)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse` does; an unknown flag is one sentence that names the closest one."""
         if args is None:  # a role that was started by itself
             prepare()
         parsed, unknown = self.parse_known_args(args, namespace)

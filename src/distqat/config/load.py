@@ -26,9 +26,9 @@ PLUGINS: KeyPath = ("plugins",)
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read `path` (None: defaults only) and set `overrides`, keyed by dotted path, on top.
 
-    A path that is no file but names a shipped config (`configs/resnet18.yaml`, `resnet18.yaml`, `resnet18`)
-    means the shipped one. Raises ConfigError with a line per problem: `file:line: path: what`; a stage that
-    nobody registered is one.
+    A path that is not a file but names a shipped config (`configs/resnet18.yaml`, `resnet18.yaml`,
+    `resnet18`) means the shipped one. Raises ConfigError with a line per problem: `file:line: path: what`; a
+    stage that nobody registered is one.
     """
     source = YamlSource("defaults") if path is None else read(path)
     beside = [Path(path).parent] if path is not None and Path(path).is_file() else []
@@ -91,7 +91,7 @@ def read(path: str | Path) -> YamlSource:
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(
-                f"{path}:{line}: cannot be read: it is no UTF-8 text; save it as UTF-8"
+                f"{path}:{line}: cannot be read: it is not UTF-8 text; save it as UTF-8"
             ) from None
     shipped = shipped_configs()
     name = re.sub(r"^(\./)?configs/", "", str(path)).removesuffix(".yaml")
@@ -118,7 +118,7 @@ def shipped_configs() -> dict[str, str]:
 
 
 def _load_plugins(source: YamlSource, changes: Mapping[KeyPath, Any]) -> list[str]:
-    """Load them and give their names, paths made absolute. What is no list of texts is left to the schema."""
+    """Load them and give their names, paths made absolute. The schema refuses other kinds of value."""
     load_installed()
     names: list[str] = []
     for given, flag in ((source.values.get("plugins"), ""), (changes.get(PLUGINS), "--plugin")):

@@ -124,7 +124,7 @@ def _of_path(path: Path) -> ModuleSpec:
 
 def _of_module(name: str) -> ModuleSpec:
     if not _MODULE_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no plugin: expected a path to a .py file, or the name of a module")
+        raise ConfigError(f"{name!r} is not a plugin: expected a path to a .py file, or the name of a module")
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # of the package around it

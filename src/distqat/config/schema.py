@@ -196,7 +196,7 @@ class Config(Options):
     def _peer_addresses(cls, addresses: list[str]) -> list[str]:
         for address in addresses:
             if not address.startswith("/") or "/p2p/" not in address:
-                raise ValueError(f"{address!r} is no peer address like /ip4/IP/tcp/PORT/p2p/ID")
+                raise ValueError(f"{address!r} is not a peer address like /ip4/IP/tcp/PORT/p2p/ID")
         return addresses
 
     @field_validator("host_maddrs", "announce_maddrs")
@@ -204,7 +204,7 @@ class Config(Options):
     def _addresses(cls, addresses: list[str]) -> list[str]:
         for address in addresses:
             if not address.startswith("/"):
-                raise ValueError(f"{address!r} is no address like /ip4/IP/tcp/PORT")
+                raise ValueError(f"{address!r} is not an address like /ip4/IP/tcp/PORT")
         return addresses
 
     @field_validator("public_ip")

@@ -122,7 +122,7 @@ def _construct(loader: CoreLoader, node: yaml.Node, path: KeyPath, lines: Lines,
         return loader.construct_object(node)
     except (ValueError, KeyError):  # `!!int many`, a number of ten thousand digits
         kind = node.tag.rpartition(":")[2]
-        raise ConfigError(f"{name}:{line}: {str(node.value)[:40]!r} is no {kind}") from None
+        raise ConfigError(f"{name}:{line}: {str(node.value)[:40]!r} is not a valid {kind}") from None
 
 
 def _refuse_duplicates(node: yaml.Node, path: KeyPath, name: str, seen: set[int]) -> None:

@@ -47,7 +47,7 @@ class OuterState:
         for key in sorted(set(tensors) - {"step"}):
             slot, _, name = key.partition("/")
             if slot not in _SLOTS or not name or tensors[key].dtype != torch.float32:
-                raise CheckpointError(f"outer state: {key!r} is no float32 tensor named slot/parameter")
+                raise CheckpointError(f"outer state: {key!r} is not a float32 tensor named slot/parameter")
             slots.setdefault(slot, {})[name] = tensors[key]
         return cls(int(step), slots)
 

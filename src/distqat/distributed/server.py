@@ -112,7 +112,7 @@ class Server:
             await asyncio.Event().wait()
         try:
             share = CoreShare()
-        except OSError as error:  # a full disk is no reason not to serve
+        except OSError as error:  # a full disk must not keep it from serving
             logger.warning("other servers of this host do not know of this one: %s", error)
             await asyncio.Event().wait()
 

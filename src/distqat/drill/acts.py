@@ -101,6 +101,7 @@ class Drill:
         self.swarm.say = self.say
 
     def say(self, what: str, *, awaited: bool = False) -> Event:
+        """Adds an event to the timeline and shows it; `awaited`: its recovery is waited for."""
         event = self.timeline.add(what, awaited=awaited)
         self.screen.refresh(self.timeline)
         return event

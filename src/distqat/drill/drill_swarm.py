@@ -67,18 +67,22 @@ class ServerLife:
 
     @property
     def name(self) -> str:
+        """The UID of its replica, or the role's name before it has one."""
         return self.uid or self.role.command.name
 
     @property
     def stage(self) -> str:
+        """The stage that it served."""
         return self.uid.partition(".")[0]
 
     @property
     def lives(self) -> bool:
+        """Whether it was neither killed nor has ended."""
         return self.killed is None and self.role.returncode is None
 
     @property
     def died(self) -> bool:
+        """Whether it was killed, or ended with another code than 0."""
         return self.killed is not None or self.role.returncode not in (None, 0)
 
     async def serves(self, timeout_s: float = READY_S) -> None:

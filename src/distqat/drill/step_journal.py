@@ -76,11 +76,13 @@ def _with_rolled_back(lines: list[JournalLine], averaged: int) -> list[JournalLi
 
 
 def attempt_of(record: Record) -> Attempt:
+    """The attempt that a record is of."""
     trainer, life, step, attempt = record["id"]
     return str(trainer), int(life), int(step), int(attempt)
 
 
 def stage_of(uid: str) -> str:
+    """`front.0.1.0` -> `front`."""
     return uid.partition(".")[0]
 
 

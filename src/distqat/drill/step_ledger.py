@@ -59,6 +59,7 @@ class StageLedger:
 
     @property
     def balanced(self) -> bool:
+        """Whether every attempt that was sent has ended in exactly one way."""
         ended = self.applied + self.skipped + self.frozen + self.aborted + self.lost + self.rolled_back
         return self.sent == ended
 

@@ -36,11 +36,13 @@ class Timeline:
     now: str = ""
 
     def add(self, what: str, *, awaited: bool = False) -> Event:
+        """An event that happens now."""
         event = Event(time.monotonic() - self.began, what, awaited=awaited)
         self.events.append(event)
         return event
 
     def records(self) -> list[dict[str, Any]]:
+        """All events as plain values, for `--json`."""
         return [{"at_s": e.at_s, "what": e.what, "recovery_s": e.recovery_s} for e in self.events]
 
 
@@ -90,6 +92,7 @@ class TimelineLines:
         self._waiting: list[Event] = []
 
     def refresh(self, timeline: Timeline) -> None:
+        """Prints what is new since the last call."""
         for event in timeline.events[self._shown :]:
             self._say(f"{event.at_s:6.1f} s  {event.what}")
             if event.awaited:
@@ -100,7 +103,7 @@ class TimelineLines:
             self._say(f"{'':8}  trains again after {event.recovery_s:.2f} s: {event.what}")
 
     def close(self) -> None:
-        return None
+        """Nothing to do: lines stay."""
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -117,12 +120,14 @@ class TimelinePanel:
         lines_above(console)
 
     def refresh(self, timeline: Timeline) -> None:
+        """Draws the table anew."""
         from rich.console import Group
         from rich.text import Text
 
         self._live.update(Group(timeline_table(timeline), Text(timeline.now, "dim")), refresh=True)
 
     def close(self) -> None:
+        """The table stays on the terminal as it is."""
         self._live.stop()
         show_through(None)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from distqat.data.reading_errors import batch_of
-from distqat.export.agreement import Scores, compare
 from distqat.export.agreement_report import ExportReport, Operations, Sizes
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.latency import LatencyMedians, latency
@@ -20,6 +19,7 @@ from distqat.export.layer_agreement import LayerAgreement, compare_layers, first
 from distqat.export.onnx.integer_products import ATTENTION
 from distqat.export.onnx.onnx_model import OnnxModels
 from distqat.export.onnx.ort_session import ExecutedOperations, OrtSession, executed
+from distqat.export.output_agreement import Scores, compare
 from distqat.tasks import Batch, Sample, Task
 
 BATCH, TOKENS = 64, 2048

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from distqat.checkpoint import write_model
 from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
-from distqat.export.agreement import compare
 from distqat.export.agreement_report import ExportReport, Sizes
 from distqat.export.checker import Expectations, FakeQuantized, batches, versions
 from distqat.export.file_description import FileDescription
 from distqat.export.joined_stages import JoinedStages
+from distqat.export.output_agreement import compare
 from distqat.quant import WeightQuantizer, quantizers
 from distqat.quant.parametrized import settle_computed_weights
 from distqat.quant.quantized_layers import QuantizedLayer

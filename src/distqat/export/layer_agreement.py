@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distqat.export.agreement import overlapping
 from distqat.export.onnx.activation_nodes import ActivationCodes
 from distqat.export.onnx.ort_session import OrtSession
+from distqat.export.output_agreement import overlapping
 from distqat.quant import ActivationQuantizer, quantizers
 
 TOLERATED_SHARE = 0.02

@@ -36,7 +36,7 @@ class Predictor:
     def __init__(self, path: Path) -> None:
         path = path / MODEL if path.is_dir() else path
         if not path.is_file():
-            raise ExportError(f"{path} is no file; give the .onnx file of distqat export, or its folder")
+            raise ExportError(f"{path} is not a file; give the .onnx file of distqat export, or its folder")
         self._session = OrtSession(path)
         self.description = FileDescription.from_metadata(self._session.metadata, str(path))
         self._task: Any = self.description.task()
@@ -109,7 +109,9 @@ def _image(path: Path, channels: int) -> Any:
             return _fitting(np.load(path, allow_pickle=False), path, channels)
         return {"bytes": path.read_bytes()}
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} is no image ({', '.join(IMAGES)}) that can be read: {error}") from error
+        raise ExportError(
+            f"{path} is not an image ({', '.join(IMAGES)}) that can be read: {error}"
+        ) from error
 
 
 def _fitting(array: Array, path: Path, channels: int) -> Array:

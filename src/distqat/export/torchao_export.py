@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from distqat.errors import ExportError
-from distqat.export.agreement import compare
 from distqat.export.agreement_report import ExportReport, Operations
 from distqat.export.checker import Expectations, FakeQuantized, batches
 from distqat.export.codes_file import export_codes, weight_codes
 from distqat.export.file_description import FileDescription
 from distqat.export.joined_stages import JoinedStages
+from distqat.export.output_agreement import compare
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis

@@ -41,9 +41,11 @@ class PlainDisplay:
         self._shown = ("", -LINE_EVERY_S)
 
     def say(self, line: str) -> None:
+        """Prints a line."""
         print(line, file=self._stream, flush=True)
 
     def show(self, frame: ProgressFrame) -> None:
+        """Prints the frame as a line, if it differs and the last line is some seconds old."""
         line, now = plain_line(frame), self._clock()
         before, at = self._shown
         apart = max(LINE_EVERY_S, min(MOST_APART_S, LINES_APART * frame.elapsed_s))
@@ -52,9 +54,11 @@ class PlainDisplay:
             self.say(line)
 
     def clear(self) -> None:
+        """The next frame is printed whatever was printed before."""
         self._shown = ("", -LINE_EVERY_S)
 
     def table(self, what: RenderableType) -> None:
+        """Prints a table without colours."""
         from rich.console import Console
 
         Console(file=self._stream, width=110, soft_wrap=True).print(what)
@@ -74,9 +78,11 @@ class LiveDisplay:
         self._live: Live | None = None
 
     def say(self, line: str) -> None:
+        """Prints a line above the panel."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, frame: ProgressFrame) -> None:
+        """Draws the panel."""
         if self._live is None:
             self._live = self._new()
             self._live.start()
@@ -84,12 +90,14 @@ class LiveDisplay:
         self._live.update(panel(frame), refresh=True)
 
     def clear(self) -> None:
+        """Takes the panel away."""
         if self._live is not None:
             self._live.stop()
             self._live = None
             show_through(None)
 
     def table(self, what: RenderableType) -> None:
+        """Prints a table."""
         self._console.print(what)
 
 

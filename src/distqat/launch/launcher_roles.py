@@ -49,6 +49,7 @@ class LauncherSettings:
 
     @property
     def log_dir(self) -> Path:
+        """The log folder as a path."""
         return Path(self.config.log_dir)
 
     def argv(self, **changes: Any) -> tuple[str, ...]:

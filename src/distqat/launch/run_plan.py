@@ -31,11 +31,13 @@ class RunPlan:
 
     @property
     def servers(self) -> int:
+        """How many servers the run has; 0 for the baseline."""
         config = self.settings.config
         return 0 if self.mode == "baseline" else config.world_size * len(config.stages)
 
     @property
     def goal(self) -> RunGoal:
+        """When the run is over."""
         config = self.settings.config
         whole = goal_of(config)
         if self.mode == "baseline":
@@ -63,6 +65,7 @@ class RunPlan:
         ]
 
     def release(self) -> None:
+        """Gives the ports and the log folder back."""
         for port in self.ports.values():
             port.release()
         self.folder.release()

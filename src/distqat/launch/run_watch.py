@@ -85,6 +85,7 @@ class RunWatch:
         self._following.append(asyncio.create_task(self._follow(client)))
 
     async def close(self) -> None:
+        """Ends the asking and takes the display away."""
         for task in self._following:
             task.cancel()
         await self._status.close()

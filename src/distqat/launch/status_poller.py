@@ -50,6 +50,7 @@ class StatusPoller:
             return None
 
     async def close(self) -> None:
+        """Ends the connection to the client."""
         if self._transport is not None:
             await self._transport.close()
 

@@ -52,6 +52,7 @@ class WarmForkServers:
 
     @property
     def servers(self) -> ForkServerClient:
+        """Where servers are forked from; `start_servers` comes first."""
         assert self._servers is not None, "start_servers comes first"
         return self._servers
 

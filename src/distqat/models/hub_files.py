@@ -36,9 +36,9 @@ def _from_hub(source: str, file: str) -> Path | None:
         return Path(hf_hub_download(source, file))
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(
-            f"{source!r} is no folder ({missing_folder(source)}), and {file} of it cannot be fetched because "
-            "the hub cannot be reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a folder, or a "
-            "config to train from scratch"
+            f"{source!r} is not a folder ({missing_folder(source)}), and {file} of it cannot be fetched "
+            "because the hub cannot be reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE), give a "
+            "folder, or a config to train from scratch"
         ) from error
     except EntryNotFoundError:
         return None

@@ -102,7 +102,7 @@ def _config(source: str) -> dict[str, Any]:
     try:
         given: Any = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_infinity)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is no JSON: {error}") from error
+        raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(given, dict):
         raise ModelError(f"{path} holds no configuration; is {source!r} a model of transformers?")
     return given

@@ -42,6 +42,7 @@ class RoleProcess:
 
     @property
     def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
         return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> int:

@@ -30,6 +30,7 @@ class PortClaim:
     _lock: int | None
 
     def release(self) -> None:
+        """Lets others claim the port."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -33,11 +33,13 @@ class RoleCommand:
     threads: int | None = None
 
     def to_message(self) -> dict[str, Any]:
+        """As the fields of a message to the fork server."""
         log = None if self.log_path is None else str(self.log_path.absolute())
         return {**vars(self), "env": dict(self.env), "log_path": log}
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> RoleCommand:
+        """The inverse of `to_message`."""
         log = message["log_path"]
         path = None if log is None else Path(log)
         return cls(**{**message, "argv": tuple(message["argv"]), "log_path": path})
@@ -55,7 +57,7 @@ class MessageLines:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The messages that `data` completes. RoleError: a line that is no JSON object, or too long."""
+        """The messages that `data` completes. RoleError: a line that is not a JSON object, or too long."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_LIMIT:
             raise RoleError(f"a message of more than {_LINE_LIMIT} bytes between processes of one host")
@@ -64,7 +66,7 @@ class MessageLines:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The message in a line. RoleError: it is no JSON object."""
+    """The message in a line. RoleError: it is not a JSON object."""
     try:
         message = json.loads(line)
     except ValueError as error:

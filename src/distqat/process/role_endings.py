@@ -26,6 +26,7 @@ class RoleEnded:
 
     @property
     def given_up(self) -> bool:
+        """Whether it will not be started again."""
         return self.consequence.startswith(GIVEN_UP)
 
     @property

@@ -28,6 +28,7 @@ class LogClaim:
     _lock: int
 
     def release(self) -> None:
+        """Lets others take the name of the log."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -94,10 +95,12 @@ class TerminalHandler(logging.Handler):
     """Our own records for the person at the terminal; tracebacks are for the log."""
 
     def filter(self, record: logging.LogRecord) -> Any:
+        """Lines of ours, without tracebacks."""
         ours = record.name.partition(".")[0] == "distqat" and not record.exc_info
         return super().filter(record) if ours else False
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Writes the line to the person's terminal."""
         complain(self.format(record))
 
 

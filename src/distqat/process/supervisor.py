@@ -44,6 +44,7 @@ class Supervisor:
 
     @property
     def live(self) -> tuple[RoleProcess, ...]:
+        """The roles that run now."""
         return tuple(self._live.values())
 
     def end_of(self, command: RoleCommand) -> RoleEnded | None:

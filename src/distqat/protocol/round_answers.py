@@ -84,9 +84,11 @@ class RoundAnswers:
         return None, self._seen(self.convener.joined(uid, now))
 
     def left(self, uid: str, now: float) -> list[Action]:
+        """A member is gone."""
         return self._seen(self.convener.left(uid, now))
 
     def tick(self, now: float) -> list[Action]:
+        """What is due at `now`."""
         return self._seen(self.convener.tick(now))
 
     def ready(self, uid: str, round: int, now: float) -> tuple[Reply, list[Action]]:

@@ -241,7 +241,7 @@ class RoundConvener:
     def _check_member(self, uid: str, event: str) -> None:
         if uid not in self.members:
             raise RuntimeError(
-                f"{event} of {uid}, which is no member in round {self.round + 1} ({self.phase})"
+                f"{event} of {uid}, which is not a member in round {self.round + 1} ({self.phase})"
             )
 
     def _check_frozen(self, uid: str, phase: Phase, event: str) -> None:

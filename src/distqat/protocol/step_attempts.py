@@ -80,4 +80,5 @@ class AttemptEndings:
             del self._known[next(iter(self._known))]
 
     def verdict(self, id: StepId) -> Verdict:
+        """How the attempt ended here; `unknown` if it is not among the last ones."""
         return self._known.get(id, "unknown")

@@ -61,7 +61,7 @@ class DhtNode:
     async def start(cls, identity: PeerIdentity, options: EngineOptions) -> DhtNode:
         """Start the daemon and join the DHT.
 
-        Raises RoleError when no initial peer answers, ConfigError when one is no address, ClockSkew.
+        Raises RoleError when no initial peer answers, ConfigError when one is not an address, ClockSkew.
         """
         hivemind_patches.install()
         from hivemind.dht.crypto import RSASignatureValidator
@@ -86,7 +86,8 @@ class DhtNode:
                 raise RoleError(_nobody_answers(options)) from error
             if unreadable := _UNREADABLE.search(str(error)):
                 raise ConfigError(
-                    f"--initial-peers: {unreadable[1]!r} is no address of a peer ({unreadable[2].strip()}); "
+                    f"--initial-peers: {unreadable[1]!r} is not an address of a peer "
+                    f"({unreadable[2].strip()}); "
                     "copy what start_trainer_client.py prints"
                 ) from error
             raise RoleError(

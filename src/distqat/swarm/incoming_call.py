@@ -48,7 +48,7 @@ def error_frame(call: ReceivedFrame, error: Exception) -> list[bytes | memoryvie
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """What travels of an error: of an exception that is no SwarmError, its kind and its place too."""
+    """What travels of an error: of an exception that is not a SwarmError, its kind and its place too."""
     if isinstance(error, RemoteFault):
         fault = {"kind": error.kind, "place": error.place, "said": error.said}
     elif isinstance(error, SwarmError):

@@ -53,7 +53,7 @@ def _address(word: str) -> IP:
         address = ipaddress.ip_address(inside)
     except ValueError:
         raise ValueError(
-            f"{word!r} is no IP address like 203.0.113.7 or 2001:db8::7 (a name is not one either; "
+            f"{word!r} is not an IP address like 203.0.113.7 or 2001:db8::7 (a name is not one either; "
             f"`getent hosts {word}` tells its address)"
         ) from None
     if isinstance(address, ipaddress.IPv6Address):
@@ -62,7 +62,7 @@ def _address(word: str) -> IP:
         elif address.is_link_local or address.scope_id:
             raise ValueError(f"{word!r} holds on one link only; give the host's global or private address")
     if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"{word!r} is no address that others could dial")
+        raise ValueError(f"{word!r} is not an address that others could dial")
     return address
 
 

@@ -149,9 +149,9 @@ def _parse_header(raw: bytes) -> tuple[str, dict[str, Any], Sequence[Any], int]:
     try:
         header = msgpack.unpackb(raw, raw=False, ext_hook=_no_extension, strict_map_key=True)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise BadFrame(f"the header is no msgpack map: {error}") from error
+        raise BadFrame(f"the header is not a msgpack map: {error}") from error
     if not isinstance(header, dict):
-        raise BadFrame("the header is no msgpack map")
+        raise BadFrame("the header is not a msgpack map")
     method, fields, specs, digest = (header.get(key) for key in "mftd")
     if not (isinstance(method, str) and isinstance(fields, dict) and isinstance(specs, list)):
         raise BadFrame("the header lacks method, fields or tensors")

@@ -94,7 +94,7 @@ def _soundfile(encoded: bytes) -> Any:
             f"WAV of format {wav.format} with {8 * wav.width} bits cannot be decoded: convert it to 16-bit "
             "PCM, or pip install 'distqat[speech]'"
         )
-    return require("soundfile", extra="speech", why="recorded speech that is no WAV")
+    return require("soundfile", extra="speech", why="recorded speech that is not a WAV")
 
 
 def _encoded(recording: Any) -> bytes | None:

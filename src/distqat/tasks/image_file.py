@@ -45,7 +45,7 @@ def decoded(data: bytes) -> Any:
         image = Image.open(io.BytesIO(data))
         image.load()
     except UnidentifiedImageError:
-        raise TaskError(f"it is no image that Pillow knows; it begins with {data[:8]!r}") from None
+        raise TaskError(f"it is not an image that Pillow knows; it begins with {data[:8]!r}") from None
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise TaskError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
     return image

@@ -47,5 +47,5 @@ def class_index(value: Any) -> int:
         text = value.strip()
         if text.isascii() and text.removeprefix("-").isdecimal():
             return int(text)
-        raise TaskError(f"label {value[:80]!r} is no class index: classes are given by numbers, from 0")
-    raise TaskError(f"label {str(value)[:80]} is no class index, which is a whole number from 0")
+        raise TaskError(f"label {value[:80]!r} is not a class index: classes are given by numbers, from 0")
+    raise TaskError(f"label {str(value)[:80]} is not a class index, which is a whole number from 0")

@@ -36,6 +36,6 @@ class ExpertId:
         match = _UID.fullmatch(uid)
         if match is None:
             raise ValueError(
-                f"{uid[:80]!r} is no expert UID; it reads {{stage}}.0.{{index}}.0, as front.0.0.0"
+                f"{uid[:80]!r} is not an expert UID; it reads {{stage}}.0.{{index}}.0, as front.0.0.0"
             )
         return cls(match[1], int(match[2]))

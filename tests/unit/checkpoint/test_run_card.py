@@ -70,5 +70,5 @@ def test_a_changed_one_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="bytes changed after writing"):
         read_card(tmp_path)
     (tmp_path / "none.safetensors").write_text("nothing")
-    with pytest.raises(CheckpointError, match="is no model file"):
+    with pytest.raises(CheckpointError, match="is not a model file"):
         read_card(tmp_path / "none.safetensors")

@@ -85,7 +85,7 @@ def renamed_pickle(path: Path) -> None:
 
 
 def listed_pickle(path: Path) -> None:
-    """Its digest fits: only that it is no safetensors file speaks against it."""
+    """Its digest fits: only that it is not a safetensors file speaks against it."""
     pickled(path)
     import hashlib
 
@@ -112,7 +112,7 @@ def removed(path: Path) -> None:
         (cut, "cut short"),
         (pickled, "bytes"),
         (renamed_pickle, "shared.pt"),
-        (listed_pickle, "no safetensors file"),
+        (listed_pickle, "not a safetensors file"),
         (another_stage, "is of stage 'back'"),
         (removed, "No such file"),
     ],

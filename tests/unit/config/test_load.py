@@ -110,7 +110,7 @@ def test_a_folder_or_bytes_are_no_config(tmp_path: Path) -> None:
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(
-        ConfigError, match=r"bytes\.yaml:1: cannot be read: it is no UTF-8 text; save it as UTF-8"
+        ConfigError, match=r"bytes\.yaml:1: cannot be read: it is not UTF-8 text; save it as UTF-8"
     ):
         load_config(tmp_path / "bytes.yaml")
     (tmp_path / "latin.yaml").write_bytes("seed: 1\nexperiment_prefix: café\n".encode("latin-1"))

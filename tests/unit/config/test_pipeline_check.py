@@ -95,5 +95,7 @@ def test_a_folder_that_is_not_there_names_what_is(tmp_path: Path, monkeypatch: p
     assert said("./mymodl") == wrong
     assert said(str(tmp_path / "x" / "y")).endswith(f"there is no folder {tmp_path}/x/y, nor one around it")
     assert said("./zzz").endswith(f"{tmp_path} holds the folders mymodel")
-    assert said("./afile").endswith(f"{tmp_path}/afile is no folder; give the folder that the file lies in")
+    assert said("./afile").endswith(
+        f"{tmp_path}/afile is not a folder; give the folder that the file lies in"
+    )
     assert said("./mymodel") == said("mymodel") == said("acme/name-on-the-hub") == ""

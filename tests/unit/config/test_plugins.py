@@ -210,7 +210,7 @@ def test_what_a_plugin_does_wrong_is_said_with_its_line(tmp_path: Path, text: st
         ("./", "has no __init__.py"),
         ("no_such_module_here", "no module 'no_such_module_here' can be imported; is its package installed"),
         ("no_such.module_here", "no module 'no_such.module_here' can be imported"),
-        ("a b", "'a b' is no plugin: expected a path to a .py file, or the name of a module"),
+        ("a b", "'a b' is not a plugin: expected a path to a .py file, or the name of a module"),
     ],
 )
 def test_a_plugin_that_is_not_there(

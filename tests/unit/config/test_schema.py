@@ -142,10 +142,10 @@ def test_addresses_may_be_one_string_with_commas() -> None:
     [
         ({"experiment_prefix": "../up"}, "must start with a letter"),
         ({"device": "cuda1"}, "cuda:N"),
-        ({"initial_peers": "logs/x/initial_peers.txt"}, "no peer address"),
-        ({"host_maddrs": ["0.0.0.0:50000"]}, "no address"),
+        ({"initial_peers": "logs/x/initial_peers.txt"}, "not a peer address"),
+        ({"host_maddrs": ["0.0.0.0:50000"]}, "not an address"),
         ({"public_ip": ""}, "is PUBLIC_IP set?"),
-        ({"public_ip": "300.1.1.1"}, "no IP address"),
+        ({"public_ip": "300.1.1.1"}, "not an IP address"),
         ({"monitor_port": 65536}, "65535"),
         ({"model_pipeline": {"pipeline": []}}, "at least 1"),
         (

@@ -66,8 +66,8 @@ def test_the_sample_at_fault_is_named(error: BaseException) -> None:
     ("wrong", "said"),
     [
         ({"label": None}, "the label is null"),
-        ({"label": 2.7}, r"label 2\.7 is no class index"),
-        ({"label": float("inf")}, "label inf is no class index"),
+        ({"label": 2.7}, r"label 2\.7 is not a class index"),
+        ({"label": float("inf")}, "label inf is not a class index"),
         ({"label": 7}, r"label 7 is outside the classes \[0, 3\)"),
         ({"image": [[1, 2], [3]]}, "rows of different lengths"),
         ({"image": {"bytes": b"\xff\xd8\xff\xe0 no more"}}, "no image|cannot be decoded"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distqat.export.agreement import OutputAgreement
 from distqat.export.agreement_report import ExportReport, Operations, Sizes
 from distqat.export.latency import LatencyMedians
 from distqat.export.layer_agreement import LayerAgreement, first_apart
+from distqat.export.output_agreement import OutputAgreement
 
 GOOD = ExportReport(
     model="model.onnx",

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tests.unit.export.quantized import first_batch, quantized, tiny_config
 
-from distqat.export.agreement import overlapping
 from distqat.export.codes_file import integer_state
 from distqat.export.onnx.onnx_model import onnx_models
 from distqat.export.onnx.ort_session import OrtSession, executed
+from distqat.export.output_agreement import overlapping
 from distqat.quant import joints
 
 POSITIONS = "full.wav2vec2.encoder.pos_conv_embed.conv"

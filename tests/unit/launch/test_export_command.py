@@ -151,9 +151,9 @@ def test_what_cannot_be_used_is_said(exported: Path, tmp_path: Path, capsys: Any
     write_wave(sound, bytes(3200), rate=16000)
     np.save(colours, np.zeros((8, 9, 3), dtype=np.uint8))
     for words, code, said in (
-        (["predict", str(tmp_path), "x.png"], 1, "is no file; give the .onnx file"),
-        (["predict", str(exported), str(tmp_path / "none.png")], 1, "is no image"),
-        (["predict", str(exported), str(sound)], 1, "is no image"),
+        (["predict", str(tmp_path), "x.png"], 1, "is not a file; give the .onnx file"),
+        (["predict", str(exported), str(tmp_path / "none.png")], 1, "is not an image"),
+        (["predict", str(exported), str(sound)], 1, "is not an image"),
         (["predict", str(exported), str(colours)], 1, "[8, 9, 3] of 3 channels, and the model takes 1; give"),
         (["predict", str(exported / "report.json"), "x.png"], 1, "ONNX Runtime cannot load"),
         (["export", str(tmp_path), "--out", str(tmp_path / "o"), *FLAGS], 1, "holds no round"),

@@ -86,7 +86,7 @@ def test_a_file_of_another_program_tells_nothing(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
     assert read_told(tmp_path / "other.safetensors") == {}
     (tmp_path / "none.safetensors").write_text("nothing")
-    with pytest.raises(CheckpointError, match="is no model file"):
+    with pytest.raises(CheckpointError, match="is not a model file"):
         read_told(tmp_path / "none.safetensors")
 
 

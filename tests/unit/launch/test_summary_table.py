@@ -72,10 +72,10 @@ def test_a_model_that_was_not_judged() -> None:
 
 
 def test_paths_stand_on_lines_of_their_own() -> None:
-    assert places(RunSummary(**FIELDS), Path("logs/resnet18")) == [
+    assert places(RunSummary(**FIELDS), Path("nowhere/resnet18")) == [
         "model        checkpoints/resnet18/model.safetensors",
         "checkpoints  checkpoints/resnet18",
-        "logs         logs/resnet18/",
+        "logs         nowhere/resnet18/",
     ]
 
 

@@ -248,7 +248,7 @@ def test_infinity_in_a_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("config.json", "{", "config.json is no JSON"),
+        ("config.json", "{", "config.json is not JSON"),
         ("config.json", "[]", "holds no configuration"),
         ("model.safetensors", "cut short", "model.safetensors is damaged or was not written to its end"),
     ],

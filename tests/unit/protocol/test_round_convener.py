@@ -128,7 +128,7 @@ def test_transitions(members: list[str], events: list[tuple[Any, ...]], led_to: 
 @pytest.mark.parametrize(
     ("before", "event", "words"),
     [
-        ([], ("ready", C), f"ready of {C}, which is no member in round 1 (gathering)"),
+        ([], ("ready", C), f"ready of {C}, which is not a member in round 1 (gathering)"),
         ([], ("contributed", A), f"contribution of {A} in round 1 while gathering"),
         (READY_AB, ("voted", A, "x"), f"vote of {A} in round 1 while collecting"),
         (SENT_AB, ("contributed", A), f"contribution of {A} in round 1 while voting"),
@@ -207,7 +207,7 @@ def test_a_joiner_that_missed_a_round_is_behind_and_in_the_next_one_when_it_has_
     table = Table(A)
     first = [("ready", A), ("contributed", A), ("joined", B), ("ready", B), ("voted", A, "x")]
     assert table.run(first) == [("commit", 1, "x", (A,)), ("behind", 1, (B,))]
-    with pytest.raises(RuntimeError, match="no member"):
+    with pytest.raises(RuntimeError, match="is not a member"):
         table.do("ready", B)
     assert table.run([("joined", B), ("ready", B)]) == []  # at once, and opens nothing by itself
     assert table.do("tick", at=1000.0) == []

@@ -51,10 +51,10 @@ def test_addresses_as_people_write_them(text: str, meant: list[str]) -> None:
     [
         ("", "is PUBLIC_IP set"),
         ("host.example.org", "getent hosts host.example.org"),
-        ("300.1.1.1", "no IP address"),
+        ("300.1.1.1", "not an IP address"),
         ("fe80::1%eth0", "one link only"),
-        ("0.0.0.0", "no address that others could dial"),
-        ("::", "no address that others could dial"),
+        ("0.0.0.0", "not an address that others could dial"),
+        ("::", "not an address that others could dial"),
         ("203.0.113.7,203.0.113.8", "two addresses of one kind"),
     ],
 )

@@ -173,7 +173,7 @@ def test_types_that_have_a_range() -> None:
         ("1.png", "cannot be read from str"),
         ({"bytes": None, "path": "1.png"}, "paths of images are not followed"),
         (b"", "empty: 0 bytes"),
-        (b"GIF99a", "no image that Pillow knows"),
+        (b"GIF99a", "not an image that Pillow knows"),
         (FILES["colours"][:70], "cannot be decoded"),
         (encoded(NOISE, "JPEG")[:700], "cannot be decoded: image file is truncated"),
         (torch.ones(8, 8), r"\[C, H, W\]"),

@@ -1,4 +1,4 @@
-"""Loss and accuracy over the nodes that have a label; what is no graph is refused."""
+"""Loss and accuracy over the nodes that have a label; what is not a graph is refused."""
 
 from __future__ import annotations
 

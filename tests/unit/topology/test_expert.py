@@ -22,7 +22,7 @@ def test_the_uid_reads_back(stage: str, index: int) -> None:
      "a.b.0.0.0", "front.0.0.0\n", "front.0.\u0661.0", "front.0.9999999999.0", "fr ont.0.0.0"],
 )  # fmt: skip
 def test_other_texts_are_no_uid(uid: str) -> None:
-    with pytest.raises(ValueError, match="no expert UID"):
+    with pytest.raises(ValueError, match="not an expert UID"):
         ExpertId.parse(uid)
 
 

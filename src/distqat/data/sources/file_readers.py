@@ -72,7 +72,7 @@ def text_lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(file, 1):
                 if "\0" in line:
                     raise DataError(
-                        f"{path} holds zero bytes (line {number}): it is no text, or UTF-16 without its "
+                        f"{path} holds zero bytes (line {number}): it is not text, or UTF-16 without its "
                         f"mark; convert it to UTF-8: iconv -f UTF-16LE -t UTF-8 {path.name}"
                     )
                 yield line

@@ -64,8 +64,8 @@ def _open(name: str, config: str | None) -> tuple[Mapping[str, Any], str]:
     """All splits as streams, and the revision that they are pinned to."""
     if not REPO_ID.fullmatch(name):
         raise DataError(
-            f"{name!r} is no name of a data set; {nearest(name)}expected 'name' or 'owner/name', 'digits', "
-            "'python_docs', or a path that begins with ./ or /"
+            f"{name!r} is not a name of a data set; {nearest(name)}expected 'name' or 'owner/name', "
+            "'digits', 'python_docs', or a path that begins with ./ or /"
         )
     datasets = quiet_datasets()
     from huggingface_hub import HfApi

@@ -49,7 +49,7 @@ def _lines(path: Path, encoding: str) -> Iterator[Row]:
                     for value in _decoded(line):  # two where files without a last newline were joined
                         yield _row(value, path, f"line {number}")
                 except ValueError as error:
-                    raise DataError(f"{path}, line {number} is no JSON: {error}; {_cut(line)}") from error
+                    raise DataError(f"{path}, line {number} is not JSON: {error}; {_cut(line)}") from error
 
 
 def _values(path: Path, encoding: str) -> Iterator[Row]:
@@ -63,7 +63,7 @@ def _values(path: Path, encoding: str) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise
     except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
+        raise DataError(f"{path} is not JSON: {error}") from error
 
 
 def _decoded(text: str) -> Iterator[Any]:

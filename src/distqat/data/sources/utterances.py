@@ -83,7 +83,7 @@ def _fields(sample: Sample) -> tuple[object | None, str | None]:
             wanted = " and ".join(" or ".join(names) for names in (AUDIO_COLUMNS, TEXT_COLUMNS))
             columns = ", ".join(sorted(sample)) or "none"
             raise DataError(
-                f"{at(sample)}a sample is no recording with its text: expected columns {wanted}, "
+                f"{at(sample)}a sample is not a recording with its text: expected columns {wanted}, "
                 f"found: {columns}"
             )
         found.append(next((value for value in there if value is not None), None))

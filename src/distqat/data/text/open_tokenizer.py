@@ -94,7 +94,7 @@ def _download(name: str) -> Path:
         return Path(hf_hub_download(name, FILE))
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(
-            f"the tokenizer {name!r} is no folder ({looked_at(name)}), and it cannot be "
+            f"the tokenizer {name!r} is not a folder ({looked_at(name)}), and it cannot be "
             "fetched because the hub cannot be reached; check the network (HF_ENDPOINT, HF_HUB_OFFLINE) or "
             f"train offline with data.tokenizer: {BYTES!r} or 'bpe:2000'"
         ) from error

@@ -109,6 +109,7 @@ class ClientCalls:
         )
 
     async def answer(self, call: IncomingCall) -> Message:
+        """Answers one call; errors of its handler travel back as they are."""
         failpoint(f"client.{call.method}")
         return await self._handlers.answer(call)
 

@@ -121,6 +121,7 @@ class CommitLog:
             self.finished = True
 
     def close(self) -> None:
+        """Closes the file; every entry is on disk already."""
         self._file.close()
 
     def _start_anew(self) -> None:
@@ -154,7 +155,7 @@ class CommitLog:
                 self._take(json.loads(line), run)
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
-                    f"{self._path}:{number} is no entry of a commit log ({error}); "
+                    f"{self._path}:{number} is not an entry of a commit log ({error}); "
                     "move the file away to start a new run"
                 ) from error
 

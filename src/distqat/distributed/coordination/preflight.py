@@ -49,6 +49,7 @@ class Preflight:
         self.open()
 
     def open(self) -> None:
+        """Lets servers have slots."""
         self._open.set()
 
     async def opened(self) -> None:

@@ -193,6 +193,7 @@ class RoundService:
         return await self._answered(own, request, reply, actions)
 
     def close(self) -> None:
+        """Stops the timers; who still waits hears nothing more."""
         for own in self._stages.values():
             if own.timer is not None:
                 own.timer.cancel()

@@ -55,9 +55,11 @@ class SlotGrants:
 
     @property
     def holders(self) -> list[SlotHolder]:
+        """Everybody who holds a slot now."""
         return list(self._holders.values())
 
     def of_peer(self, peer: str) -> SlotHolder | None:
+        """The slot that a peer holds; None if it has none."""
         return self._holders.get(peer)
 
     def hop_of(self, peer: str) -> Hop | None:
@@ -66,6 +68,7 @@ class SlotGrants:
         return holder.hop if holder else None
 
     def of_stage(self, stage: str) -> list[SlotHolder]:
+        """Those who hold a slot of `stage`."""
         return [h for h in self._holders.values() if ExpertId.parse(h.grant.uid).stage == stage]
 
     def grant(self, peer: str, hop: Hop, snapshot: SwarmSnapshot, holding: str | None) -> SlotHolder:

@@ -72,6 +72,7 @@ class CoordinatorLink:
 
     @property
     def connected(self) -> bool:
+        """Whether there is a link to the client now."""
         return self._link is not None and self._link.alive
 
     async def ask(self, request: Call[A], *, timeout: float = CALL_TIMEOUT) -> A:

@@ -50,7 +50,7 @@ class CommittedState:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             if part not in parts:
-                raise BadContribution(f"a snapshot holds {key!r}, which is no part of a stage's state")
+                raise BadContribution(f"a snapshot holds {key!r}, which is not a part of a stage's state")
             parts[part][name] = tensor.clone()
         state = OuterState.from_tensors(parts["outer"])
         return cls(round, parts["anchor"], state, parts["step"], parts["buffer"], dict(counters))

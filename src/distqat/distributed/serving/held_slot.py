@@ -144,7 +144,7 @@ class HeldSlot:
             live = LiveState(state.generation, held.round, held.digest)
         peer, coordinator = self._server.peer, self._server.coordinator
         granted = await ask_for_slot(self._config, peer, coordinator, state.uid, live)
-        # Who founded the stage keeps it: it is no founder any more once round 0 is in the log.
+        # Who founded the stage keeps it: it is not a founder any more once round 0 is in the log.
         if granted.expert != state.granted.expert or (granted.founder and not state.granted.founder):
             logger.warning("%s is somebody else's now", state.uid)
             return False

@@ -161,6 +161,7 @@ class ServedReplica(ServingObserver):
     # what steps and rounds tell
 
     def admit(self) -> None:
+        """Raises where the slot takes no new steps now."""
         self._slot.admit()
 
     def standing(self, step: int) -> StageStanding:
@@ -174,6 +175,7 @@ class ServedReplica(ServingObserver):
         )
 
     def step_ended(self, id: StepId, outcome: StepOutcome, samples: int, mark: str) -> None:
+        """Counts and writes down a step that ended here; a mark makes it a checkpoint step."""
         member = self.member
         if outcome == "calibrated":
             if not self.host.replica.calibrating:
@@ -189,6 +191,7 @@ class ServedReplica(ServingObserver):
             self._save(lambda replica: own_state(replica, progress), member, mark)
 
     def round_ended(self, record: dict[str, Any]) -> None:
+        """Writes the round down, and its state if it was committed."""
         if record["committed"] and self.member is not None:
             self._save(moments, self.member)
         self.status.round_ended(record)

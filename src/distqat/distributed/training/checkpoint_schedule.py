@@ -30,6 +30,7 @@ class TrainerProgress:
         return self.taken
 
     def fields(self) -> dict[str, Any]:
+        """As plain values, for the trainer's part of a checkpoint step."""
         return {"step": self.step, "taken": self.taken, "samples": self.samples, "scaler": self.scaler}
 
     @classmethod

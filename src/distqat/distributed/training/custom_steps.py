@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class OpenStep:
+class StepInHand:
     """An attempt that holds the step lock of every stage of its route."""
 
     running: RouteStep
@@ -43,7 +43,7 @@ class OpenStep:
 class ModelCall:
     """One call through all stages: the step that it belongs to, and what the last stage gave."""
 
-    step: OpenStep
+    step: StepInHand
     number: int
     outputs: dict[str, Tensor]
     auxiliary: float  # the sum of the stages' own losses
@@ -66,7 +66,7 @@ class CustomSteps:
         self._fp16 = LossScaler.for_fp16()
         self._stop = asyncio.Event()
         self._step, self._attempt = 1, 0
-        self._opened: OpenStep | None = None
+        self._opened: StepInHand | None = None
 
     async def forward(self, inputs: Mapping[str, Tensor], needs_grad: Collection[str]) -> ModelCall:
         """Through all stages, which keep what `backward` needs; opens a step if none is.
@@ -144,7 +144,7 @@ class CustomSteps:
         self._stop.set()
         await self.abort()
 
-    async def _begin(self, inputs: Mapping[str, Tensor]) -> OpenStep:
+    async def _begin(self, inputs: Mapping[str, Tensor]) -> StepInHand:
         """Open a step over whatever route there is; quantizers that calibrate are shown `inputs` first."""
         while (route := await self._routes.next(self._stop)) is not None:
             began, hops = time.monotonic(), [Hop.of(server) for server in route.servers]
@@ -159,13 +159,13 @@ class CustomSteps:
                 running = self._driver.begin(hops, self._driver.id(self._step, self._attempt))
                 async with aborted_on_failure(running):
                     await self._driver.open(running, NO_SETTINGS, 0)
-                return OpenStep(running, route, began)
+                return StepInHand(running, route, began)
             except SwarmError as error:
                 await self._failed(error, route)
         raise StoppedWaiting
 
     @contextlib.asynccontextmanager
-    async def _undone_on_failure(self, opened: OpenStep) -> AsyncIterator[None]:
+    async def _undone_on_failure(self, opened: StepInHand) -> AsyncIterator[None]:
         try:
             async with aborted_on_failure(opened.running):
                 yield

@@ -29,6 +29,7 @@ class EventLoopThread:
             raise TimeoutError(f"the swarm did not answer within {timeout:.1f} s") from None
 
     def close(self) -> None:
+        """Stops the loop and waits for its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
         self._loop.close()

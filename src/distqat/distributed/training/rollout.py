@@ -80,12 +80,15 @@ class RolloutFeed:
         return LeasedBatch(lease, _rows(source, chosen), epoch, ())
 
     async def consumed(self, batch_id: int) -> None:
+        """The samples of a batch count as trained on."""
         del self._leases[batch_id]
 
     async def release(self, batch_id: int) -> None:
+        """The batch comes again: its step was given up."""
         self._back.append(self._leases.pop(batch_id))
 
     async def close(self) -> None:
+        """Forgets what was handed out."""
         self._leases.clear()
 
     async def _play(self) -> Experience:

@@ -23,6 +23,7 @@ class SamplesPerSecond:
     value: float = 0.0
 
     def add(self, samples: int, seconds: float) -> float:
+        """Takes one batch in, and gives the rate in samples/s."""
         rate = samples / max(seconds, 1e-9)
         self.value = rate if self.value == 0 else self.window * self.value + (1 - self.window) * rate
         return self.value

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 DONOR_TIMEOUT = 3600.0  # how long a stage may be without a donor before the question is put again
 RETRY_S = 0.2
 MIRROR_ATTEMPTS, MIRROR_RETRY_S = 5, 1.0  # there is no other source that is as new
-MOST = 1e6  # an inner moment beyond this is no honest one
+MOST = 1e6  # an inner moment beyond this is not an honest one
 
 
 class StageLost(SwarmError):

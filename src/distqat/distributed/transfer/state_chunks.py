@@ -151,9 +151,9 @@ def _parse_schema(raw: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     try:
         entries = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadContribution(f"the schema of a state is no JSON: {error}") from error
+        raise BadContribution(f"the schema of a state is not JSON: {error}") from error
     if not isinstance(entries, list):
-        raise BadContribution("the schema of a state is no list")
+        raise BadContribution("the schema of a state is not a list")
     schema = [_parse_entry(entry) for entry in entries]
     names = [name for name, _, _ in schema]
     if names != sorted(set(names)):

@@ -51,7 +51,7 @@ def test_places_in_a_text(tmp_path: Path) -> None:
     [
         ("Café\n\n".encode("latin-1"), r"a\.txt is not in UTF-8 \(line 1, byte 0xe9\): convert it"),
         (b"fine\n" * 9 + b"\xff", r"line 10, byte 0xff"),
-        ("two words".encode("utf-16-le"), "zero bytes .line 1.: it is no text, or UTF-16 without its mark"),
+        ("two words".encode("utf-16-le"), "zero bytes .line 1.: it is not text, or UTF-16 without its mark"),
     ],
 )
 def test_what_is_no_text(data: bytes, said: str, tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_places_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (LINES[:-40], "line 9 is no JSON: .*; it ends in mid-line: cut short"),
+        (LINES[:-40], "line 9 is not JSON: .*; it ends in mid-line: cut short"),
         ('{"a": 1}\n[1, 2]\n', "line 2 holds list where a row is an object"),
-        ('{"a": 1}\nnot json\n{"a": 2}', "line 2 is no JSON: .*it reads 'not json'"),
+        ('{"a": 1}\nnot json\n{"a": 2}', "line 2 is not JSON: .*it reads 'not json'"),
         ("[1, 2]", r"row 0 \(from 0\) holds int"),
-        ('[{"a": 1},', "is no JSON"),
+        ('[{"a": 1},', "is not JSON"),
         ('{"a": "Café"}', "is not in UTF-8, as JSON is"),
     ],
 )

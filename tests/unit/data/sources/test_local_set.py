@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken\.parquet cannot be read: .*[Pp]arquet"):
         source(tmp_path / "broken.parquet")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"broken\.jsonl, line 2 is no JSON: "):
+    with pytest.raises(DataError, match=r"broken\.jsonl, line 2 is not JSON: "):
         source(tmp_path / "broken.jsonl")
     with pytest.raises(DataError, match="files have no configurations"):
         source(tmp_path / "one.txt", dataset_config="plain")

@@ -38,7 +38,7 @@ def test_the_column_with_the_text() -> None:
 def test_options_of_text() -> None:
     with pytest.raises(TaskError, match="did you mean 'text_column'"):
         parse_options(TextOptions, {"text_columns": "x"}, "llm")
-    with pytest.raises(TaskError, match="no regular expression"):
+    with pytest.raises(TaskError, match="not a regular expression"):
         parse_options(TextOptions, {"document_start": "("}, "llm")
 
 

@@ -44,7 +44,7 @@ def test_a_broken_sample_is_named_by_its_number() -> None:
     samples = [SAMPLE] * 300
     samples[270] = BROKEN
     with pytest.raises(
-        DataError, match=r"held-out samples 257 to 300 .*: sample 14 of .*no image that Pillow knows"
+        DataError, match=r"held-out samples 257 to 300 .*: sample 14 of .*not an image that Pillow knows"
     ):
         list(heldout_batches(images(), samples))
 
