@@ -99,10 +99,10 @@ def _create(parent: Path, label: str) -> tuple[Path, int]:
             descriptor = _open(folder)
         except FileNotFoundError:  # a prune between two of these lines
             continue
-        _locked_by_another(descriptor)
-        with suppress(FileNotFoundError):
-            if folder.stat().st_ino == os.fstat(descriptor).st_ino:
-                return folder, descriptor
+        if not _locked_by_another(descriptor):  # else a prune saw it before it was locked, and deletes it
+            with suppress(FileNotFoundError):
+                if folder.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return folder, descriptor
         os.close(descriptor)
     raise CheckpointError(f"no temporary folder can be kept in {parent}: something deletes them at once")
 

@@ -1,7 +1,7 @@
 """A link to one peer: a stream for tensors, a stream for control, and a heartbeat on the latter.
 
 A ping behind a 64 MB transfer waits 309 ms on the same stream and 2 ms on its own, hence two. A stopped peer
-closes nothing, hence the heartbeat; silence.py says how long that takes.
+closes nothing, hence the heartbeat; peer_silence.py says how long that takes.
 """
 
 from __future__ import annotations

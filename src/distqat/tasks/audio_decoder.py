@@ -23,7 +23,7 @@ def waveform(recording: Any, sampling_rate: int) -> Waveform:
     """One recording as float32 [samples] at `sampling_rate` hertz, in [-1, 1].
 
     It is `{"bytes": encoded}` or `{"array": [samples] or [channels, samples], "sampling_rate": hertz}`. WAV
-    is read here (`wav.py`), everything else (FLAC, OGG, MP3) needs the package soundfile.
+    is read here (`wav_reader.py`), everything else (FLAC, OGG, MP3) needs the package soundfile.
     Raises TaskError for what is not a recording, MissingExtra without soundfile.
     """
     samples, rate = _decoded(recording)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from distqat.checkpoint import atomic_folders
 from distqat.checkpoint.atomic_folders import (
     is_temporary,
     locked,
@@ -20,6 +24,29 @@ def test_work_in_progress_is_no_leftover(tmp_path: Path) -> None:
         assert remove_leftovers(tmp_path / "round") == []
         (folder / "file").write_text("x")
     assert not folder.exists()
+
+
+def test_a_prune_that_comes_before_the_lock_makes_the_writer_take_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prune has locked the new folder and is about to delete it."""
+    others: list[int] = []
+    lock = atomic_folders._locked_by_another
+
+    def pruned_before(descriptor: int, *, unknown: bool = False) -> bool:
+        if not others:
+            (new,) = tmp_path.iterdir()
+            others.append(os.open(new, os.O_RDONLY))
+            fcntl.flock(others[0], fcntl.LOCK_EX)
+        return lock(descriptor, unknown=unknown)
+
+    monkeypatch.setattr(atomic_folders, "_locked_by_another", pruned_before)
+    with temporary_folder(tmp_path, "front") as folder:
+        assert len(list(tmp_path.iterdir())) == 2
+        (pruned,) = [path for path in tmp_path.iterdir() if path != folder]
+        shutil.rmtree(pruned)
+        os.close(others[0])
+        (folder / "file").write_text("x")
 
 
 def test_what_dead_writers_left_goes(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Data sets of files on this host: `dataset_name: ./path`. No network is asked for anything.
 
-Parquet, JSON and text files are streamed like those of the hub (`stream.py`); images, whose folders name
+Parquet, JSON and text files are streamed like those of the hub (`sample_stream.py`); images, whose folders name
 their classes, are read one by one in an order over all of them.
 """
 
