@@ -71,9 +71,9 @@ STEP = """\
 attempt; after it only a decision does. A stage that is prepared and cannot hear its trainer asks the others
 on the route (`outcome`): committed anywhere means commit. Else the first stage of the route that can be
 reached has decided, or decides now ([decision 16](decisions/0016-decision-at-the-first-stage.md)). So for
-every stage: sent = applied + skipped + frozen + aborted + lost + rolled back. `prepare`, `decide`, `commit` and `abort` may be
-repeated; a repetition gets the same answer. A newer life of a trainer ends all that its older lives have
-left open, except what is prepared.
+every stage: sent = applied + skipped + frozen + aborted + lost + rolled back. `prepare`, `decide`, `commit`
+and `abort` may be repeated; a repetition gets the same answer. A newer life of a trainer ends all that
+its older lives have left open, except what is prepared.
 """
 ROUND = """\
 ## An outer round

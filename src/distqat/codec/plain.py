@@ -34,7 +34,7 @@ class Float32Codec:
         return numel * self._dtype.itemsize
 
     def part_names(self) -> tuple[str, ...]:
-        """The only part."""
+        """A plain tensor travels as one part."""
         return ("values",)
 
 

@@ -36,7 +36,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class Sizes:
-    """In bytes."""
+    """Sizes of the files and of the parameters, in bytes."""
 
     float_file: int
     integer_file: int
@@ -97,7 +97,7 @@ class ExportReport:
         return fields
 
     def to_markdown(self) -> str:
-        """A page."""
+        """The report as a Markdown page."""
         lines = [f"# Export of {self.source}", "", self.verdict(), ""]
         lines += [f"- {each}" for each in (*self.failures, *self.notes())]
         lines += ["", *self._answers(), *self._speed(), *self._layers()]

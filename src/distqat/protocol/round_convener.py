@@ -122,7 +122,7 @@ class RoundConvener:
         return self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """What is due at `now` because time has passed."""
         return self._advance(now)
 
     def takes_part(self, uid: str) -> bool:

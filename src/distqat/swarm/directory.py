@@ -58,21 +58,39 @@ class Directory(Protocol):
 
     run: str
 
-    async def snapshot(self) -> SwarmSnapshot: ...
-    async def announce(self, record: ServerRecord) -> None: ...
-    async def roles(self, role: str) -> list[PeerAddress]: ...
-    async def announce_role(self, role: str, host: str) -> None: ...
-    async def announce_finished(self, at: float) -> None: ...
-    async def finished(self) -> list[FinishedWord]: ...
-    async def runs(self) -> set[str]: ...
+    async def snapshot(self) -> SwarmSnapshot:
+        """All servers of the run, as their records say now."""
+
+    async def announce(self, record: ServerRecord) -> None:
+        """Store this server's record until it expires."""
+
+    async def roles(self, role: str) -> list[PeerAddress]:
+        """Who announced itself as `role` (client, monitor)."""
+
+    async def announce_role(self, role: str, host: str) -> None:
+        """Store that this peer has the role."""
+
+    async def announce_finished(self, at: float) -> None:
+        """Store that the run is over since `at` (Unix time)."""
+
+    async def finished(self) -> list[FinishedWord]:
+        """Who says that the run is over."""
+
+    async def runs(self) -> set[str]:
+        """Names of all runs that were announced."""
 
 
 class Records(Protocol):
-    """Signed, owner-bound records that vanish when they expire: `Engine`, and `MemoryRecords` in tests."""
+    """Signed, owner-bound records that vanish when they expire: `DhtNode`, and `MemoryRecords` in tests."""
 
-    async def addresses(self) -> tuple[str, ...]: ...
-    async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool: ...
-    async def find(self, key: str) -> list[SignedRecord]: ...
+    async def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs that this peer announces."""
+
+    async def store(self, key: str, name: str, value: bytes, ttl_s: float) -> bool:
+        """Store `value` under `key` and this owner's `name` for `ttl_s` seconds; whether it was kept."""
+
+    async def find(self, key: str) -> list[SignedRecord]:
+        """All records under `key` that have not expired."""
 
 
 class DhtDirectory:

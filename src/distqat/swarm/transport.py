@@ -36,7 +36,9 @@ class LinkLike(Protocol):
     peer: str
 
     @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether calls can be made; a link that ended stays so."""
+
     async def call(
         self,
         method: str,
@@ -45,10 +47,20 @@ class LinkLike(Protocol):
         timeout: float,
         urgent: bool = False,
         prompt: bool = False,
-    ) -> Message: ...
-    def bytes_out(self) -> int: ...
-    def bytes_in(self) -> int: ...
-    def close(self, reason: str = ...) -> None: ...
+    ) -> Message:
+        """The peer's answer within `timeout` seconds; `urgent` calls go over the control stream.
+
+        Raises PeerGone, CallTimeout, and whatever error the peer answered with.
+        """
+
+    def bytes_out(self) -> int:
+        """Bytes sent, frames and heartbeats."""
+
+    def bytes_in(self) -> int:
+        """Bytes received, frames and heartbeats."""
+
+    def close(self, reason: str = ...) -> None:
+        """Ends the link; calls in flight raise PeerGone with the reason."""
 
 
 class Transport(Protocol):
@@ -59,30 +71,42 @@ class Transport(Protocol):
     on_unreached: Unreached | None
     """Told of peers that could not be connected to, and why."""
 
-    async def serve(self, answer: Answer, gone: Gone | None = None) -> None: ...
-    async def link(self, to: PeerAddress, *, prompt: bool = False) -> LinkLike: ...
+    async def serve(self, answer: Answer, gone: Gone | None = None) -> None:
+        """Accept links and answer their calls; `gone` hears of peers whose links ended."""
+
+    async def link(self, to: PeerAddress, *, prompt: bool = False) -> LinkLike:
+        """The link to a peer, dialled if there is none. Raises PeerGone, Refused, ProtocolMismatch."""
+
     async def prove(self, to: PeerAddress) -> None:
         """Raises PeerGone unless a peer that has no connection to `to` gets one at its addresses.
 
         RoleError: nothing is known.
         """
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Ends all links and stops listening."""
 
 
 class Streams(Protocol):
     """Where byte streams come from."""
 
-    async def listen(self, on_stream: OnStream) -> None: ...
-    def reaches(self, to: PeerAddress) -> bool: ...
-    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+    async def listen(self, on_stream: OnStream) -> None:
+        """Hand every stream that others open to `on_stream`, with the peer where it is authenticated."""
+
+    def reaches(self, to: PeerAddress) -> bool:
+        """Whether a stream to `to` may be opened this way."""
+
+    async def open(self, to: PeerAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new stream. Raises OSError or PeerGone."""
+
     async def prove(self, to: PeerAddress) -> None:
         """As `Transport.prove`."""
 
     async def hang_up(self, peer: str) -> None:
         """`peer` is silent: drop what is connected to it, so that the next stream takes a new connection."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Stops listening."""
 
 
 class UnixStreams:

@@ -133,7 +133,7 @@ class PolicyPlayer:
 
     @property
     def shapes(self) -> Shapes:
-        """Of the environment."""
+        """What the environment shows and takes."""
         return self._played.shapes
 
     def rollout(self) -> Play:

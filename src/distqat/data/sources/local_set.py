@@ -1,7 +1,7 @@
 """Data sets of files on this host: `dataset_name: ./path`. No network is asked for anything.
 
-Parquet, JSON and text files are streamed like those of the hub (`sample_stream.py`); images, whose folders name
-their classes, are read one by one in an order over all of them.
+Parquet, JSON and text files are streamed like those of the hub (`sample_stream.py`); images, whose folders
+name their classes, are read one by one in an order over all of them.
 """
 
 from __future__ import annotations

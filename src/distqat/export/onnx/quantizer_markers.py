@@ -1,8 +1,8 @@
 """Quantizers as marks in a traced graph: a node that says which grid its tensor is rounded to.
 
 A marked model is a copy of the quantized one in which every quantizer is replaced by a module that computes
-nothing. Traced to ONNX it becomes the node `distqat::Mark(x, scale)`; `onnx_graph.py` and its neighbours turn the
-marks into integers, or drop them for the float model.
+nothing. Traced to ONNX it becomes the node `distqat::Mark(x, scale)`; `onnx_graph.py` and its neighbours turn
+the marks into integers, or drop them for the float model.
 """
 
 from __future__ import annotations
