@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,44 @@ def test_a_call_without_its_way_back_is_the_users_mistake(loop: EventLoopThread)
     mean_loss(model, batch)  # over the same servers at once: they are not to blame
     model.step()
     assert [server.replica.step for server in swarm.stages] == [1, 1]
+    loop.run(swarm.__aexit__(), 30)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StaleAttempt])
+def test_whatever_a_closure_raises_undoes_the_step(loop: EventLoopThread, error: type[BaseException]) -> None:
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    (batch,) = batches(config, 1)
+    runs = [0]
+
+    def closure() -> Tensor:
+        runs[0] += 1
+        logits = model(batch[0].inputs["x"])
+        if runs[0] == 1:
+            raise error("no labels")
+        loss = torch.nn.functional.cross_entropy(logits, batch[0].labels["y"])
+        loss.backward()
+        return loss
+
+    if error is not StaleAttempt:  # a SwarmError: the closure runs again by itself
+        with pytest.raises(error, match="no labels"):
+            model.step(closure)
+        assert [server.steps.tally.counts["aborted"] for server in swarm.stages] == [1, 1]
+    model.step(closure)
+    assert [server.replica.step for server in swarm.stages] == [1, 1]
+    loop.run(swarm.__aexit__(), 30)
+
+
+def test_a_closure_must_return_the_loss(loop: EventLoopThread) -> None:
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    (batch,) = batches(config, 1)
+    no_loss: Any = lambda: mean_loss(model, batch) and None
+    with pytest.raises(TypeError, match="must return the loss as a tensor, not NoneType"):
+        model.step(no_loss)
+    assert [server.steps.tally.counts["aborted"] for server in swarm.stages] == [1, 1]
     loop.run(swarm.__aexit__(), 30)
 
 

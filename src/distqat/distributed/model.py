@@ -101,16 +101,27 @@ class SwarmModel(nn.Module):
             closure: calls the model and `backward()` for one batch, and returns the loss. It is called again
                 when a server fails, until the step is committed or `timeout` is over.
         Raises SwarmError when the step was undone (without a closure, or out of time), RuntimeError when a
-        call of the model in training mode was not followed by `backward()`.
+        call of the model in training mode was not followed by `backward()`, TypeError when the closure
+        returns no tensor; what the closure raises undoes the step on every stage first.
         """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                loss = float(closure().detach()) if closure is not None else math.nan
+                loss = self._loss_of(closure) if closure is not None else math.nan
                 return self._run(self._steps.commit(loss))
             except SwarmError:
                 if closure is None or time.monotonic() > deadline:
                     raise
+
+    def _loss_of(self, closure: Callable[[], Tensor]) -> float:
+        try:
+            loss = closure()
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"the closure must return the loss as a tensor, not {type(loss).__name__}")
+            return float(loss.detach())
+        except BaseException:  # also an interrupt: the stages must not wait for a step that nobody ends
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Undo the calls since the last step, on every stage."""

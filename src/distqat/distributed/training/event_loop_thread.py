@@ -25,8 +25,9 @@ class EventLoopThread:
         try:
             return future.result(timeout)
         except concurrent.futures.TimeoutError:
-            future.cancel()
             raise TimeoutError(f"the swarm did not answer within {timeout:.1f} s") from None
+        finally:
+            future.cancel()  # changes nothing once it is done; an interrupt must not leave it running
 
     def close(self) -> None:
         """Stops the loop and waits for its thread."""
