@@ -187,12 +187,29 @@ def test_whatever_a_closure_raises_undoes_the_step(loop: EventLoopThread, error:
     loop.run(swarm.__aexit__(), 30)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_input_that_is_not_finite_is_named_at_once(loop: EventLoopThread, value: float) -> None:
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    model = swarm.custom_model(loop)
+    images = batches(config, 1)[0][0].inputs["x"].clone()
+    images[-1, -1] = value
+    for mode in (model.train(), model.eval()):
+        with pytest.raises(ValueError, match="input 'x' of the model has values that are not finite"):
+            mode(images)
+    assert all(server.steps.tally.counts["aborted"] == 0 for server in swarm.stages)
+    loop.run(swarm.__aexit__(), 30)
+
+
 def test_a_closure_must_return_the_loss(loop: EventLoopThread) -> None:
     config = config_of("mlp", quantize=False)
     swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
     model = swarm.custom_model(loop)
     (batch,) = batches(config, 1)
-    no_loss: Any = lambda: mean_loss(model, batch) and None
+
+    def no_loss() -> Any:
+        mean_loss(model, batch)
+
     with pytest.raises(TypeError, match="must return the loss as a tensor, not NoneType"):
         model.step(no_loss)
     assert [server.steps.tally.counts["aborted"] for server in swarm.stages] == [1, 1]

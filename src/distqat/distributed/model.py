@@ -82,8 +82,14 @@ class SwarmModel(nn.Module):
         """A single tensor if the last stage gives one, else named tensors; connected to autograd.
 
         In eval mode outside any step. While quantizers still calibrate, those of a first training call are
-        shown its inputs, so let that be a batch like the others.
+        shown its inputs, so let that be a batch like the others. Raises ValueError naming an input that is
+        not finite.
         """
+        for name, tensor in named_tensors(inputs).items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"input {name!r} of the model has values that are not finite (NaN or infinity)"
+                )
         if self.training:
             # An input with a gradient, so that backward is called though none of the model's needs one.
             grad = torch.zeros((), requires_grad=True)
