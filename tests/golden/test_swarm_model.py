@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from tests.golden.test_exactness import batches, config_of, largest_relative_dif
 from tests.swarm_scene import MemorySwarm
 from torch import Tensor
 
+from distqat.distributed.model import SwarmModel
+from distqat.distributed.network.role_peer import RolePeer
 from distqat.distributed.training import custom_steps
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.distributed.training.event_loop_thread import EventLoopThread
-from distqat.errors import StaleAttempt, SwarmError
+from distqat.errors import ProtocolMismatch, Refused, StaleAttempt, SwarmError
+from distqat.protocol.hop import PeerAddress
 from distqat.tasks.base import Batch
+from distqat.topology.snapshot import SwarmSnapshot
 
 
 @pytest.fixture
@@ -213,6 +218,41 @@ def test_a_closure_must_return_the_loss(loop: EventLoopThread) -> None:
     with pytest.raises(TypeError, match="must return the loss as a tensor, not NoneType"):
         model.step(no_loss)
     assert [server.steps.tally.counts["aborted"] for server in swarm.stages] == [1, 1]
+    loop.run(swarm.__aexit__(), 30)
+
+
+@pytest.mark.parametrize("error", [Refused, ProtocolMismatch])
+def test_servers_that_do_not_let_the_loop_in_end_connect(
+    loop: EventLoopThread, monkeypatch: pytest.MonkeyPatch, error: type[SwarmError]
+) -> None:
+    """Another token or version; one server that refuses alone is gone around."""
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config, replicas=2).__aenter__(), 30)
+    refusing, dialled = {"front.0.0.0", "front.0.1.0"}, []
+
+    async def link(to: PeerAddress, *, prompt: bool = False) -> None:
+        dialled.append(to.peer)
+        if to.peer in refusing:
+            raise error(f"{to.peer} refused the connection: set DISTQAT_TOKEN as the others have it")
+
+    async def start(*_: object, **__: object) -> SimpleNamespace:
+        async def snapshot() -> SwarmSnapshot:
+            return swarm.snapshot()
+
+        async def stop() -> None:
+            return
+
+        directory = SimpleNamespace(snapshot=snapshot)
+        return SimpleNamespace(
+            transport=SimpleNamespace(link=link, peer="loop"), directory=directory, stop=stop
+        )
+
+    monkeypatch.setattr(RolePeer, "start", start)
+    with pytest.raises(error, match="set DISTQAT_TOKEN as the others have it"):
+        SwarmModel.connect(config, timeout=10)
+    assert dialled == ["front.0.0.0", "front.0.1.0"]
+    refusing.remove("front.0.1.0")
+    SwarmModel.connect(config, timeout=10).close()
     loop.run(swarm.__aexit__(), 30)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,10 +19,14 @@ from distqat.distributed.training.custom_steps import CustomSteps, ModelCall
 from distqat.distributed.training.event_loop_thread import EventLoopThread
 from distqat.distributed.training.route_choice import RouteChoice
 from distqat.distributed.training.step_driver import StepDriver, StepResult
-from distqat.errors import StageUnavailable, SwarmError
+from distqat.errors import ProtocolMismatch, Refused, StageUnavailable, SwarmError
 from distqat.models import named_tensors
 from distqat.swarm.deadline import within
-from distqat.swarm.directory import DirectoryWatch
+from distqat.swarm.directory import DirectoryWatch, address_of
+from distqat.swarm.transport import Transport
+from distqat.topology.snapshot import SwarmSnapshot
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
@@ -58,7 +63,8 @@ class SwarmModel(nn.Module):
 
         Waits until every stage has a server. Args: pipeline: loops with different numbers prefer different
         replicas. Raises RoleError when no peer answers, StageUnavailable naming a stage that nobody serves,
-        ConfigError naming the runs that are there when this one is not.
+        ConfigError naming the runs that are there when this one is not, Refused when the servers have
+        another DISTQAT_TOKEN, ProtocolMismatch when they speak another version of the protocol.
         """
         loop = EventLoopThread()
         try:
@@ -157,6 +163,7 @@ class Connection:
             if not (await watch.refresh()).servers:
                 await check_run_is_there(peer.directory)
             await _wait_for_servers(routes, timeout)
+            await _check_admission(peer.transport, watch.snapshot)
         except BaseException:
             await connection.close()
             raise
@@ -173,6 +180,26 @@ async def _wait_for_servers(routes: RouteChoice, timeout: float) -> None:
         await within(routes.next(asyncio.Event()), timeout)
     except asyncio.TimeoutError:
         raise StageUnavailable(f"{routes.missing}; waited for {timeout:.0f} s") from None
+
+
+async def _check_admission(transport: Transport, snapshot: SwarmSnapshot) -> None:
+    """Raises Refused or ProtocolMismatch when no server of a stage lets us in: another token or version.
+
+    One that refuses alone may be a stranger's: anybody may announce a server, and steps go around it.
+    """
+    for stage in snapshot.stages:
+        refusals: list[SwarmError] = []
+        for server in snapshot.serving(stage):
+            try:
+                await transport.link(address_of(server))
+                break
+            except (Refused, ProtocolMismatch) as error:
+                refusals.append(error)
+            except SwarmError as error:
+                logger.warning("%s cannot be reached: %s", server.expert, error)
+        else:
+            if refusals:
+                raise refusals[0]
 
 
 class _SwarmCall(torch.autograd.Function):
