@@ -20,7 +20,9 @@ from distqat.config import Config, ConfigParser, add_config_arguments, config_fr
 from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.model import SwarmModel
+from distqat.errors import DistqatError
 from distqat.tasks import Batch
+from distqat.terminal import complain
 
 DEFAULT = "configs/mlp.yaml"
 
@@ -73,20 +75,30 @@ def local_swarm(config_path: str) -> Iterator[list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and print the loss. Exit code 0."""
+    """Train and print the loss. Exit code 1: the swarm cannot be joined, or trained any longer."""
     parser = ConfigParser("custom_loop.py", description="Train a swarm in a loop of one's own.")
     parser.add_argument("--steps", type=int, default=150, help="how many steps to take")
     add_config_arguments(parser)
     parser.set_defaults(config_path=DEFAULT)
     args = parser.parse_args(argv)
-    config = config_from_args(args)
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
+    try:
+        join_and_train(config_from_args(args), args.config_path, args.steps)
+    except (DistqatError, TimeoutError) as error:
+        complain(f"{parser.prog}: {error}")
+        return 1
+    return 0
+
+
+def join_and_train(config: Config, config_path: str, steps: int) -> None:
+    """Over the swarm that `config.initial_peers` leads to, else over one that is started here."""
     with contextlib.ExitStack() as stack:
-        peers = config.initial_peers or stack.enter_context(local_swarm(args.config_path))
+        peers = config.initial_peers or stack.enter_context(local_swarm(config_path))
         model = SwarmModel.connect(config.model_copy(update={"initial_peers": peers}))
         stack.callback(model.close)
-        losses = train(model, batches_of(config), args.steps)
+        losses = train(model, batches_of(config), steps)
         print(f"trained: loss {losses[0]:.4f} -> {sum(losses[-10:]) / len(losses[-10:]):.4f}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -256,6 +256,18 @@ def test_servers_that_do_not_let_the_loop_in_end_connect(
     loop.run(swarm.__aexit__(), 30)
 
 
+def test_out_of_time_names_the_stage_that_nobody_serves(loop: EventLoopThread) -> None:
+    config = config_of("mlp", quantize=False)
+    swarm = loop.run(MemorySwarm(config).__aenter__(), 30)
+    whole, swarm.stages = swarm.stages, swarm.stages[:1]
+    model = swarm.custom_model(loop, timeout=0.2)
+    model._steps._routes._watch.next_change = lambda: asyncio.Event().wait()  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError, match=r"did not answer within 0\.2 s: .*back"):
+        model(batches(config, 1)[0][0].inputs["x"])
+    swarm.stages = whole
+    loop.run(swarm.__aexit__(), 30)
+
+
 def test_quantizers_are_calibrated_by_the_first_call(loop: EventLoopThread) -> None:
     config = config_of("mlp", quantize=True)
     swarm = loop.run(MemorySwarm(config).__aenter__(), 30)

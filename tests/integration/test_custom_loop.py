@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples.custom_loop import DEFAULT, batches_of, train
+from examples.custom_loop import DEFAULT, batches_of, main, train
 from tests.swarm_scene import MemorySwarm
 
 from distqat.config import load_config
+from distqat.distributed.model import SwarmModel
 from distqat.distributed.training.event_loop_thread import EventLoopThread
-from distqat.errors import SwarmError
+from distqat.errors import Refused, SwarmError
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,25 @@ def test_the_loop_trains_and_goes_on_when_a_server_dies() -> None:
     model.close()
     loop.run(swarm.__aexit__(), 30)
     loop.close()
+
+
+def test_no_step_at_all_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--steps=0"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "custom_loop.py: --steps must be at least 1, not 0\n"
+
+
+@pytest.mark.parametrize("error", [Refused, TimeoutError])
+def test_an_error_of_the_swarm_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def connect(config: object) -> None:
+        raise error("the run's token does not match")
+
+    monkeypatch.setattr(SwarmModel, "connect", connect)
+    assert main(["--initial-peers=/ip4/127.0.0.1/tcp/1/p2p/Qm"]) == 1
+    assert capsys.readouterr().err == "custom_loop.py: the run's token does not match\n"
 
 
 @pytest.mark.slow

@@ -140,7 +140,12 @@ class SwarmModel(nn.Module):
         self._run(self._steps.abort())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(work, self._timeout)
+        try:
+            return self._loop.run(work, self._timeout)
+        except TimeoutError as error:
+            if not self._steps.missing:
+                raise
+            raise TimeoutError(f"{error}: {self._steps.missing}") from None
 
 
 class Connection:

@@ -68,6 +68,11 @@ class CustomSteps:
         self._step, self._attempt = 1, 0
         self._opened: StepInHand | None = None
 
+    @property
+    def missing(self) -> str:
+        """Which stages nobody serves, as far as a call waits for that."""
+        return self._routes.missing
+
     async def forward(self, inputs: Mapping[str, Tensor], needs_grad: Collection[str]) -> ModelCall:
         """Through all stages, which keep what `backward` needs; opens a step if none is.
 

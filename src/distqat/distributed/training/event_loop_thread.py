@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -30,7 +31,16 @@ class EventLoopThread:
             future.cancel()  # changes nothing once it is done; an interrupt must not leave it running
 
     def close(self) -> None:
-        """Stops the loop and waits for its thread."""
+        """Cancels what still runs there, stops the loop and waits for its thread."""
+        with contextlib.suppress(TimeoutError):
+            self.run(_cancel_the_rest(), 5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
         self._loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)

@@ -29,7 +29,7 @@ class RouteChoice:
         self._pipeline = pipeline
         self._router = Router()
         self.missing = ""
-        """Which stages had no replica when `next` looked last, and why."""
+        """Which stages had no replica when `next` looked last, and why; empty: all had one."""
 
     async def next(self, stop: asyncio.Event) -> Route | None:
         """A replica for every stage, as soon as there is one; None when asked to stop."""
@@ -37,7 +37,9 @@ class RouteChoice:
             wait = None
             while not stop.is_set():
                 try:
-                    return self._router.choose(self._watch.snapshot, self._pipeline, time.monotonic())
+                    route = self._router.choose(self._watch.snapshot, self._pipeline, time.monotonic())
+                    self.missing = ""
+                    return route
                 except StageUnavailable as error:
                     self.missing = str(error)
                     if wait is None:
