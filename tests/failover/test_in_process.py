@@ -22,7 +22,7 @@ from tests.fakes.memory_transport import MemoryLink, MemoryNetwork, MemoryTransp
 from tests.swarm_scene import MemorySwarm
 
 from distqat.checkpoint import CheckpointStore, tensor_file
-from distqat.config import Config
+from distqat.config import Config, agreement
 from distqat.distributed.client import Client
 from distqat.distributed.coordination import preflight
 from distqat.distributed.network.coordinator_link import CoordinatorLink
@@ -31,8 +31,10 @@ from distqat.distributed.serving.committed_state import initial
 from distqat.distributed.serving.slot_request import ask_for_slot
 from distqat.errors import ProtocolMismatch, Refused, SwarmError
 from distqat.metrics import NullSink
-from distqat.protocol.calls.slot_calls import AskStatus, GrantedSlot
-from distqat.protocol.hop import PeerAddress
+from distqat.protocol.calls.slot_calls import AskStatus, GrantedSlot, RequestSlot
+from distqat.protocol.hop import Hop, PeerAddress
+from distqat.swarm.call_messages import ask
+from distqat.topology.expert import ExpertId
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("one_thread")]
 FRONT, BACK = "front.0.0.0", "back.0.0.0"
@@ -70,7 +72,7 @@ async def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     def newcomer() -> Newcomer:
         return Newcomer(network, config, f"server-{next(numbers)}")
 
-    newcomer.kill = network.kill  # type: ignore[attr-defined]
+    newcomer.kill, newcomer.network = network.kill, network  # type: ignore[attr-defined]
     yield client, newcomer
     client.parts.rounds.close()
     client.parts.log.close()
@@ -104,6 +106,46 @@ async def test_two_servers_claim_one_gap_two_hundred_times(
     text = (Path(client.parts.config.log_dir) / "commit_log.jsonl").read_text()
     grants = [line for line in text.splitlines() if '"grant"' in line]
     assert len(grants) == len(set(grants)) == 4 + 2 * 200
+
+
+@pytest.mark.parametrize(
+    ("holding", "named"),
+    [("nope.0.5.0", "stranger"), ("front.0.999999.0", "stranger"), ("garbage", "stranger"), ("", "another")],
+)
+async def test_a_stranger_gets_no_slot_that_the_run_does_not_have(
+    claims: tuple[Client, Any], holding: str, named: str
+) -> None:
+    """Nor one in another peer's name; and the log does not grow by the attempt."""
+    client, newcomer = claims
+    log = Path(client.parts.config.log_dir) / "commit_log.jsonl"
+    before, config = log.read_text(), client.parts.config
+    agreements = {stage: agreement(config, stage) for stage in config.stages}
+    request = RequestSlot(Hop("any.0.0.0", PeerAddress(named)), agreements, holding)
+    link = await MemoryTransport(newcomer.network, "stranger").link(PeerAddress("client"))
+    with pytest.raises(Refused, match="slot"):
+        await ask(link, request, timeout=10)
+    newcomer.kill("stranger")  # and the client does without it
+    assert log.read_text() == before
+    assert (await newcomer().ask(0)).epoch == 1
+
+
+async def test_who_only_says_that_it_held_a_slot_is_dialled(claims: tuple[Client, Any]) -> None:
+    client, newcomer = claims
+    dialled: list[str] = []
+
+    async def prove(to: PeerAddress) -> None:
+        dialled.append(to.peer)
+
+    client.calls.reach._transport.prove = prove  # type: ignore[method-assign]
+    config, network = client.parts.config, newcomer.network
+    agreements = {stage: agreement(config, stage) for stage in config.stages}
+    for _ in range(2):  # the second time the log knows it
+        request = RequestSlot(Hop("any.0.0.0", PeerAddress("stranger")), agreements, FRONT)
+        link = await MemoryTransport(network, "stranger").link(PeerAddress("client"))
+        assert (await ask(link, request, timeout=10)).expert == ExpertId.parse(FRONT)  # type: ignore[union-attr]
+        network.kill("stranger")
+    assert dialled == ["stranger"]
+    assert client.parts.slots.holders == []
 
 
 async def test_a_stale_record_costs_one_call_until_it_is_renewed(fault_seed: int) -> None:

@@ -156,7 +156,8 @@ class InboundLinks:
         for channel in channels.values():
             channel.abort(reason)
         if all(peer != key[0] for peer, _ in self._links):
-            self._gone(key[0], silent)
+            # What it raises is logged by the loop, and ends neither the sweep nor another link.
+            asyncio.get_running_loop().call_soon(self._gone, key[0], silent)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from distqat.protocol.peer_silence import Heartbeat
+from distqat.swarm import handshake
+from distqat.swarm.handshake import Hello
 from distqat.swarm.peer_link import InboundLinks
 
 HEARTBEAT = Heartbeat(interval_s=1.0, silence_s=6.0, doubt_s=2.5)
@@ -24,7 +26,8 @@ class Loop:
 
 def channel(peer: str, last_heard: float) -> Any:
     closed = asyncio.get_running_loop().create_future()
-    return SimpleNamespace(peer=peer, last_heard=last_heard, closed=closed)
+    ends = {"overdue": lambda: False, "abort": lambda reason: None}
+    return SimpleNamespace(peer=peer, last_heard=last_heard, closed=closed, **ends)
 
 
 async def test_a_peer_is_doubtful_while_all_its_links_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +54,20 @@ async def test_our_own_absence_is_nobodys_silence(monkeypatch: pytest.MonkeyPatc
     assert not links.doubtful("server0")
     clock.now = 132.5
     assert links.doubtful("server0")
+
+
+async def test_the_sweep_goes_on_when_the_role_fails_over_a_peer(caplog: pytest.LogCaptureFixture) -> None:
+    noticed = asyncio.Queue[str]()
+
+    def gone(peer: str, silent: bool) -> None:
+        noticed.put_nowait(peer)
+        raise KeyError(peer)
+
+    links = InboundLinks(Heartbeat(interval_s=0.01, silence_s=0.02, doubt_s=0.01), gone)
+    now = asyncio.get_running_loop().time()
+    for number, lives_s in enumerate((0.0, 0.1)):  # the second falls silent after the first was noticed
+        hello = Hello(f"server{number}", handshake.DATA)
+        links.add(hello, channel(hello.peer, now + lives_s))
+    assert [await asyncio.wait_for(noticed.get(), 5) for _ in range(2)] == ["server0", "server1"]
+    assert "KeyError: 'server0'" in caplog.text
+    links.close()

@@ -115,17 +115,21 @@ class ClientCalls:
 
     async def _slot(self, request: RequestSlot, call: IncomingCall) -> RunOver | SlotWait | GrantedSlot:
         run = self._run
-        peer, holding = call.peer, request.holding
+        peer, holding = call.peer, request.holding or None
         check_agreement(self._agreements, request.agreements, peer)
         if run.finished.is_set():
             return RunOver()
-        await self.reach.prove(request.hop.address, holding)
+        address = request.hop.address
+        if address.peer != peer:  # what is proven, and told to others, must be who calls
+            raise Refused(f"{peer} asks for a slot in the name of {address.peer}")
+        held_before = run.slots.held_before(peer, holding)
+        await self.reach.prove(address, held_before=held_before)
         self._gone(peer)
-        if not holding and not await run.preflight.passed():
+        if not held_before and not await run.preflight.passed():
             return SlotWait("the client still looks at the model and the data")
-        if not holding:
+        if not held_before:
             await run.start.holders_first()
-        holder = run.slots.grant(peer, request.hop, run.watch.snapshot, holding or None)
+        holder = run.slots.grant(peer, request.hop, run.watch.snapshot, holding)
         uid, stage = holder.grant.uid, ExpertId.parse(holder.grant.uid).stage
         logger.info("granted %s to %s, epoch %d", uid, peer, holder.grant.epoch)
         alone = len(run.slots.of_stage(stage)) == 1

@@ -35,7 +35,7 @@ class CommitLog:
         """What stands at `path` is continued; a finished run only with `resume`, else another one begins."""
         self._path = path
         self._rounds: dict[tuple[str, int], str] = {}
-        self._epochs: dict[str, int] = {}
+        self._grants: dict[str, SlotGrant] = {}  # the last of each slot
         self.generation = int(time.time())
         """The line of history that rounds belong to: Unix time at its begin, so later means newer."""
         self.first_generation = self.generation
@@ -109,10 +109,16 @@ class CommitLog:
 
     def grant(self, uid: str, peer: str) -> SlotGrant:
         """Give a slot to a peer under a new epoch."""
-        grant = SlotGrant(uid, peer, self._epochs.get(uid, 0) + 1)
+        last = self._grants.get(uid)
+        grant = SlotGrant(uid, peer, last.epoch + 1 if last else 1)
         self._append({"kind": "grant", "uid": uid, "peer": peer, "epoch": grant.epoch})
-        self._epochs[uid] = grant.epoch
+        self._grants[uid] = grant
         return grant
+
+    def last_peer(self, uid: str) -> str | None:
+        """Whom a slot was given to last; None if it never was."""
+        last = self._grants.get(uid)
+        return last.peer if last else None
 
     def finish(self) -> None:
         """The run is over."""
@@ -129,7 +135,7 @@ class CommitLog:
         kept = self._path.with_name(f"{self._path.stem}.{int(self._path.stat().st_mtime)}{self._path.suffix}")
         self._path.rename(kept)
         logger.info("the run in %s is finished; this is a new one, its log is kept as %s", self._path, kept)
-        self._rounds, self._epochs, self.finished, self.settings = {}, {}, False, {}
+        self._rounds, self._grants, self.finished, self.settings = {}, {}, False, {}
         self.generation = self.first_generation = int(time.time())
 
     def _append(self, entry: dict[str, Any]) -> None:
@@ -173,7 +179,8 @@ class CommitLog:
             self.generation = int(entry["generation"])
             self._restart(entry["stage"], int(entry["round"]), entry["digest"])
         elif kind == "grant":
-            self._epochs[entry["uid"]] = int(entry["epoch"])
+            uid = entry["uid"]
+            self._grants[uid] = SlotGrant(uid, entry["peer"], int(entry["epoch"]))
         elif kind == "settings":
             self.settings = dict(entry["settings"])
         elif kind == "finished":

@@ -55,15 +55,15 @@ class ReachabilityChecks:
         self._notices: dict[str, str] = {}
         self._dials = asyncio.Semaphore(AT_ONCE)
 
-    async def prove(self, server: PeerAddress, holding: str | None) -> None:
+    async def prove(self, server: PeerAddress, *, held_before: bool) -> None:
         """Raises Unreachable, in words for its owner, unless `server` can be connected to.
 
-        What was proven once is believed until somebody reports otherwise, and so is a server that holds a
-        slot, of an earlier start of the client perhaps.
+        What was proven once is believed until somebody reports otherwise, and so is a server that held its
+        slot before, in an earlier start of the client perhaps.
         """
         if server.peer in self._out:
             raise Unreachable(self._out.pop(server.peer))
-        if holding or self._proven.get(server.peer) == server.maddrs:
+        if held_before or self._proven.get(server.peer) == server.maddrs:
             return
         for attempt in range(TRIES):
             try:

@@ -163,7 +163,9 @@ class RoundService:
 
     def left(self, stage: str, uid: str, *, for_good: bool = False) -> None:
         """A server is gone, drained or moved; `for_good` if it left or died, and was not just silent."""
-        own = self._stages[stage]
+        own = self._stages.get(stage)
+        if own is None:  # a stage that this run does not have
+            return
         own.holders.left(uid, for_good=for_good)
         self._tell(stage, (uid,), RoundMissed())
         if own.assembly is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from distqat.distributed.coordination.commit_log import CommitLog, SlotGrant
-from distqat.errors import ProtocolMismatch
+from distqat.errors import ProtocolMismatch, Refused
 from distqat.protocol.hop import Hop
 from distqat.topology.expert import ExpertId
 from distqat.topology.slot_placement import Move, choose_move, choose_slot, gaps_since
@@ -71,12 +71,20 @@ class SlotGrants:
         """Those who hold a slot of `stage`."""
         return [h for h in self._holders.values() if ExpertId.parse(h.grant.uid).stage == stage]
 
+    def held_before(self, peer: str, holding: str | None) -> bool:
+        """Whether `holding` was last given to this peer. Raises Refused unless it is a slot of this run."""
+        return holding is not None and self._log.last_peer(str(self._slot(holding))) == peer
+
     def grant(self, peer: str, hop: Hop, snapshot: SwarmSnapshot, holding: str | None) -> SlotHolder:
-        """A slot for a server: the one that it holds if that is free, else where it is needed most."""
+        """A slot for a server: the one that it holds if that is free, else where it is needed most.
+
+        Raises Refused when there is none, or `holding` is not a slot of this run.
+        """
+        held = None if holding is None else self._slot(holding)
         self.free(peer)
         granted = self._granted()
-        if holding is not None and ExpertId.parse(holding) not in granted:
-            expert = ExpertId.parse(holding)
+        if held is not None and held not in granted:
+            expert = held
         else:
             expert = choose_slot(self.live(snapshot), granted, self._max_expert_index)
         holder = SlotHolder(self._log.grant(str(expert), peer), replace(hop, uid=str(expert)))
@@ -103,6 +111,19 @@ class SlotGrants:
             patience_s=PATIENCE_S,
             max_expert_index=self._max_expert_index,
         )
+
+    def _slot(self, uid: str) -> ExpertId:
+        """The slot of this run that a peer names. Raises Refused."""
+        try:
+            expert = ExpertId.parse(uid)
+        except ValueError as error:
+            raise Refused(f"no slot can be held: {error}") from error
+        if expert.stage not in self._stages or expert.index >= self._max_expert_index:
+            raise Refused(
+                f"this run has no slot {uid[:80]}: its stages are {', '.join(self._stages)}, with an index "
+                f"below {self._max_expert_index} (max_expert_index)"
+            )
+        return expert
 
     def _granted(self) -> dict[ExpertId, str]:
         return {ExpertId.parse(h.grant.uid): peer for peer, h in self._holders.items()}

@@ -81,16 +81,16 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 async def test_who_can_be_dialled_is_dialled_once(scene: Scene) -> None:
     for _ in range(3):
-        await scene.reach.prove(HOME, None)
+        await scene.reach.prove(HOME, held_before=False)
     assert scene.dialler.dialled == ["home"]
-    await scene.reach.prove(PeerAddress("home", "there", ("/ip4/203.0.113.8/tcp/1",)), None)
+    await scene.reach.prove(PeerAddress("home", "there", ("/ip4/203.0.113.8/tcp/1",)), held_before=False)
     assert scene.dialler.dialled == ["home", "home"]  # another address proves anew
 
 
 async def test_who_cannot_be_dialled_hears_where_and_what_helps(scene: Scene) -> None:
     scene.dialler.out["home"] = REFUSED
     with pytest.raises(Unreachable) as refused:
-        await scene.reach.prove(HOME, None)
+        await scene.reach.prove(HOME, held_before=False)
     assert str(refused.value) == (
         "this server gets no slot: nobody can connect to it from outside (/ip4/203.0.113.7/tcp/50500: "
         "connection refused); let TCP port 50500 through to its machine (router, firewall, security group), "
@@ -98,23 +98,23 @@ async def test_who_cannot_be_dialled_hears_where_and_what_helps(scene: Scene) ->
     )
     assert len(scene.dialler.dialled) == 2  # a packet may be lost
     scene.dialler.out.clear()
-    await scene.reach.prove(HOME, None)
+    await scene.reach.prove(HOME, held_before=False)
 
 
 async def test_who_announces_loopback_alone_hears_of_public_ip(scene: Scene) -> None:
     scene.dialler.out["alone"] = "/ip4/127.0.0.1/tcp/50501: connection refused"
     with pytest.raises(Unreachable, match=r"loopback alone \(/ip4/127.0.0.1/tcp/50501\).* with --public-ip"):
-        await scene.reach.prove(ALONE, None)
+        await scene.reach.prove(ALONE, held_before=False)
 
 
 async def test_a_dial_that_cannot_be_made_is_no_fault_of_the_server(scene: Scene) -> None:
     scene.dialler.out["home"] = "broken"
-    await scene.reach.prove(HOME, None)
+    await scene.reach.prove(HOME, held_before=False)
 
 
 async def test_who_holds_a_slot_of_an_earlier_client_is_believed(scene: Scene) -> None:
     scene.dialler.out["home"] = REFUSED
-    await scene.reach.prove(HOME, "front.0.0.0")
+    await scene.reach.prove(HOME, held_before=True)
     assert scene.dialler.dialled == []
 
 
@@ -127,8 +127,9 @@ async def test_a_holder_that_falls_out_of_reach_loses_its_slot_and_hears_why(sce
     assert scene.lost == ["home"]
     assert scene.said == [scene.reach._out["home"]]
     with pytest.raises(Unreachable, match=rf"{uid} loses its slot: nobody can connect .* TCP port 50500"):
-        await scene.reach.prove(HOME, uid)
-    await scene.reach.prove(PeerAddress("home", "there"), uid)  # told once: a second question is another case
+        await scene.reach.prove(HOME, held_before=True)
+    # told once: a second question is another case
+    await scene.reach.prove(PeerAddress("home", "there"), held_before=True)
 
 
 async def test_a_failure_that_passes_costs_nothing(scene: Scene) -> None:
