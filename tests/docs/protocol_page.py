@@ -42,6 +42,9 @@ handshake, and both logs say which version is to be updated. Within a version:
 - A new field has a default, so that older peers of the version need not send it.
 - A field that is renamed, removed or means something else needs a new version.
 
+A number with bounds is finite. A text for which nothing else is said has at most 8192 characters, a key of a
+map at most 512.
+
 A request or answer that does not fit its table is refused with `BadFrame`, which names the field. Besides the
 errors that a call names, each can end in `PeerGone` (the stream ended), `CallTimeout` (no answer in time, or
 no sign of life), `Busy` (too many calls in flight) or `RemoteFault` (an exception at the other side).

@@ -2,8 +2,9 @@
 
 `fields_of` makes a dataclass to the plain map that travels, `parse` makes and checks it at the other side.
 A field is an `int`, `float`, `str`, `bool`, `Any`, `None`, a literal, a tuple, a map with text keys, another
-dataclass, or a union of `None` and one of these. `Bounds` limit a number, or the length of a text. A literal
-of one value is a tag, by which one of several answers is known: it always travels.
+dataclass, or a union of `None` and one of these. `Bounds` limit a number, which is then finite, or the length
+of a text; without them a text has at most 8192 characters, and a key of a map at most 512. A literal of one
+value is a tag, by which one of several answers is known: it always travels.
 
 Compatibility: `swarm.handshake` connects peers of one PROTOCOL_VERSION only. Within a version a field that
 has its default is left out, what a peer does not know is ignored, and a new field needs a default. A field
@@ -60,6 +61,7 @@ class Bounds:
 Count = Annotated[int, Bounds(0, 2**63 - 1)]
 Positive = Annotated[float, Bounds(0)]
 Name = Annotated[str, Bounds(0, 512)]
+Text = Annotated[str, Bounds(0, 8192)]
 
 
 class Call(Generic[A]):
@@ -202,7 +204,10 @@ def _is_plain(hint: Any) -> bool:
 def _convert(hint: Any) -> Convert:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _bounded(_convert(args[0]), next(note for note in args[1:] if isinstance(note, Bounds)))
+        bounds = next(note for note in args[1:] if isinstance(note, Bounds))
+        return _bounded(_number if args[0] is float else _exactly(args[0]), bounds)
+    if hint is str:
+        return _convert(Text)
     if hint is Any:
         return lambda value: value
     if origin in (Union, types.UnionType):
@@ -242,7 +247,7 @@ def _bounded(convert: Convert, bounds: Bounds) -> Convert:
     def bounded(value: Any) -> Any:
         value = convert(value)
         size = len(value) if isinstance(value, str) else value
-        if not least <= size <= most:
+        if not least <= size <= most or size == math.inf:
             what = "have a length" if isinstance(value, str) else "be a number"
             raise ValueError(f"must {what} from {least:g} to {most:g}, got {value!r:.80}")
         return value
@@ -274,15 +279,14 @@ def _list(hints: tuple[Any, ...]) -> Convert:
 
 
 def _map(item: Convert) -> Convert:
+    key_of = _convert(Name)
+
     def convert(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise ValueError(f"must be dict, got {value!r:.80}")
-        return {_text(key): item(each) for key, each in value.items()}
+        return {key_of(key): item(each) for key, each in value.items()}
 
     return convert
-
-
-_text = _exactly(str)
 
 
 def _of_class(kind: type) -> Convert:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from distqat.protocol.call_schema import FLAT
+from distqat.protocol.call_schema import FLAT, Name
 from distqat.topology.expert import ExpertId
 from distqat.topology.snapshot import ServerRecord
 
@@ -14,16 +14,16 @@ from distqat.topology.snapshot import ServerRecord
 class PeerAddress:
     """Where a peer can be reached: its libp2p identity, its physical host, its multiaddrs."""
 
-    peer: str
-    host: str = ""  # a peer of the same host is reached over a Unix socket
-    maddrs: tuple[str, ...] = ()
+    peer: Name
+    host: Name = ""  # a peer of the same host is reached over a Unix socket
+    maddrs: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True)
 class Hop:
     """One stage of a step's route: who, and where. ValueError when `uid` names no replica."""
 
-    uid: str
+    uid: Name
     address: Annotated[PeerAddress, FLAT]
 
     def __post_init__(self) -> None:

@@ -17,7 +17,15 @@ from distqat.errors import BadFrame
 from distqat.protocol.call_schema import FLAT, OTHERS, Bounds, fields_of, parse
 from distqat.protocol.calls import CALLS
 from distqat.protocol.calls.round_calls import JoinStage, ReadyForRound, VoteOnResult
-from distqat.protocol.calls.slot_calls import Beat, GrantedSlot, Restore, RunOver, StageMembers
+from distqat.protocol.calls.slot_calls import (
+    Beat,
+    GrantedSlot,
+    ReportStep,
+    ReportUnreached,
+    Restore,
+    RunOver,
+    StageMembers,
+)
 from distqat.protocol.calls.step_calls import (
     AttemptOutcome,
     CommitTerms,
@@ -123,6 +131,7 @@ def test_the_fields_of_a_step_stand_beside_those_of_the_call() -> None:
         ("microbatch", "2"),
         ("share", None),
         ("scale", math.nan),
+        ("scale", math.inf),
         ("budget", -1.0),
         ("stands", 1),
     ],
@@ -154,6 +163,10 @@ def test_a_fault_inside_a_list_is_named_with_the_way_to_it() -> None:
     sent["route"][0] = {**fields_of(HOP), "uid": "nobody"}
     with pytest.raises(BadFrame, match="nobody"):
         parse(OpenStep, sent)
+    for name, long in (("uid", "f" * 513), ("peer", "p" * 513), ("host", "h" * 513), ("maddrs", ["m" * 513])):
+        sent["route"][0] = {**fields_of(HOP), name: long}
+        with pytest.raises(BadFrame, match=f"field 'route' field '{name}' must have a length"):
+            parse(OpenStep, sent)
     sent["route"] = "front"
     with pytest.raises(BadFrame, match="route"):
         parse(OpenStep, sent)
@@ -194,3 +207,43 @@ def test_a_commit_comes_with_its_terms_and_nothing_else_does() -> None:
     for broken in ({"verdict": "committed"}, {"verdict": "aborted", "commit": terms}):
         with pytest.raises(BadFrame, match="has commit"):
             parse(AttemptOutcome, broken)
+
+
+@pytest.mark.parametrize(
+    "peers", [{"peer": "w" * 8193}, {"p" * 513: "why"}], ids=["a text in a map", "a key of a map"]
+)
+def test_texts_have_a_bound_wherever_they_stand(peers: dict[str, str]) -> None:
+    with pytest.raises(BadFrame, match="field 'peers' must have a length"):
+        parse(ReportUnreached, {"host": "", "peers": peers})
+
+
+STEP = {"pipeline": 0, "step": 1, "loss": math.nan, "samples": 8, "sps": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("named", "fields"),
+    [
+        ("position", {"position": {"a": b"x"}}),
+        ("progress", {"progress": {"a": [b"x"]}}),
+        ("account", {"account": {"line": "x" * 20000}}),
+        ("lost", {"lost": b"x"}),
+        ("route", {"route": ["front.0.0.0"] * 2000}),
+        ("event", {"event": "round"}),
+        ("time", {"time": 0.0}),
+        ("tokens_per_s", {"tokens_per_s": "abc"}),
+        ("bytes_out", {"bytes_out": "abc"}),
+        ("seconds", {"seconds": math.inf}),
+        ("figures", {f"figure{number}": 1 for number in range(33)}),
+        ("figures", {"f" * 129: 1}),
+    ],
+)
+def test_a_report_is_small_and_can_be_kept_as_json(named: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(BadFrame, match=named):
+        parse(ReportStep, {**STEP, **fields})
+
+
+def test_a_report_of_a_step_that_diverged_is_taken() -> None:
+    figures = {"loss_policy": math.inf, "skipped": True, "lost": [], "route": ["front.0.0.0"], "retries": 2}
+    report = parse(ReportStep, {**STEP, **figures, "tokens_per_s": 3})
+    assert report.figures == figures
+    assert report.tokens_per_s == 3.0

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from distqat.errors import ProtocolMismatch, Refused, Unreachable
-from distqat.protocol.call_schema import CLIENT, FLAT, OTHERS, SERVER, Bounds, Call, Count, Name
+from distqat.protocol.call_schema import (
+    CLIENT,
+    FLAT,
+    OTHERS,
+    SERVER,
+    Bounds,
+    Call,
+    Count,
+    Name,
+    Positive,
+    Text,
+)
 from distqat.protocol.calls.step_calls import Done
 from distqat.protocol.hop import Hop
 from distqat.topology.expert import ExpertId
 
 Figures = Annotated[Mapping[str, Any], OTHERS]
-Text = Annotated[str, Bounds(0, 8192)]
+MAX_FIGURES, MAX_FIGURE_NAME = 32, 128  # of a report
+RECORD_FIELDS = frozenset({"event", "role", "time"})  # what the client's metrics file puts beside them
+MAX_JSON, MAX_POSITION = 1 << 14, 1 << 20  # characters; a position alone is not shown to people
 
 
 @dataclass(frozen=True)
@@ -29,8 +43,8 @@ class LiveState:
 class StagesOnDisk:
     """What a host could bring back of one stage, newest first."""
 
-    rounds: tuple[tuple[int, int, str], ...] = ()  # generation, round, digest
-    marks: tuple[tuple[str, int, int, str, int], ...] = ()  # mark, generation, round, digest, step
+    rounds: tuple[tuple[int, int, Name], ...] = ()  # generation, round, digest
+    marks: tuple[tuple[Name, int, int, Name, int], ...] = ()  # mark, generation, round, digest, step
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class ReportUnreached(Call[Done], method="unreached", served_by=(CLIENT,)):
     """Peers that a server or trainer could not connect to, and why."""
 
     host: Name
-    peers: Mapping[str, str]
+    peers: Mapping[str, Text]
 
 
 @dataclass(frozen=True)
@@ -171,19 +185,44 @@ class ReportHeard:
 
 
 @dataclass(frozen=True)
-class ReportStep(Call[ReportHeard], method="report", served_by=(CLIENT,)):
-    """A trainer tells of a batch that is committed."""
+class ReportStep(Call[ReportHeard], method="report", served_by=(CLIENT,), raises=(Refused,)):
+    """A trainer tells of a batch that is committed. ValueError when its maps are not small JSON."""
 
     pipeline: Count
     step: Count
     loss: float
     samples: Count
     sps: float  # samples per second
-    seconds: float = 0.0  # from begin to commit
+    seconds: Positive = 0.0  # from begin to commit
     position: Mapping[str, Any] | None = None  # where its data go on, should it be started again
     progress: Mapping[str, Any] | None = None  # and its own counters
     account: Mapping[str, Any] | None = None  # what the data set leaves out
+    tokens_per_s: float | None = None
+    bytes_in: Count | None = None
+    bytes_out: Count | None = None
     figures: Figures = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in RECORD_FIELDS & self.figures.keys():
+            raise ValueError(f"field {name!r} is no figure of a report")
+        if len(self.figures) > MAX_FIGURES or any(len(name) > MAX_FIGURE_NAME for name in self.figures):
+            raise ValueError(
+                f"a report has at most {MAX_FIGURES} figures, their names {MAX_FIGURE_NAME} characters"
+            )
+        _check_json("position", self.position, MAX_POSITION)
+        shown = {"progress": self.progress, "account": self.account, **self.figures}
+        for name, value in shown.items():
+            _check_json(name, value, MAX_JSON)
+
+
+def _check_json(name: str, value: Any, most: int) -> None:
+    """ValueError unless it can be kept as JSON, in so many characters; a loss may be infinite or NaN."""
+    try:
+        size = len(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"field {name!r} cannot be kept as JSON: {error}") from error
+    if size > most:
+        raise ValueError(f"field {name!r} has {size} characters as JSON, more than {most}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from distqat.errors import Busy, Refused, StageUnavailable, StaleAttempt
-from distqat.protocol.call_schema import FLAT, SERVER, Bounds, Call, Count, Name, Positive
+from distqat.protocol.call_schema import FLAT, SERVER, Call, Count, Name, Positive
 from distqat.protocol.hop import Hop
 from distqat.protocol.step_attempts import StepId, Verdict
 
@@ -137,7 +137,7 @@ class CommitTerms:
 
     samples: Count
     skip: bool  # a gradient was not finite: nothing is applied
-    factor: Annotated[float, Bounds(0)]  # what gradients are multiplied with: unscaling and clipping in one
+    factor: Positive  # what gradients are multiplied with: unscaling and clipping in one
     mark: Name = ""  # name of the checkpoint step that this is
 
 
