@@ -168,9 +168,9 @@ class ClientCalls:
 
     async def _stepped(self, request: ReportStep, call: IncomingCall) -> ReportHeard:
         run = self._run
+        run.trainers.report(request)
         if not run.parameters.run_locally:
             run.evaluating.prepare()
-        run.trainers.report(request)
         return ReportHeard(run.finished.is_set())
 
     async def _members(self, request: AskMembers, call: IncomingCall) -> Restore | StageMembers:

@@ -13,7 +13,7 @@ from typing import Any
 from distqat.checkpoint.trainer_part import TrainerPart
 from distqat.config import Config
 from distqat.distributed.training.checkpoint_schedule import TrainerProgress
-from distqat.errors import DistqatError
+from distqat.errors import BadFrame, DistqatError, Refused
 from distqat.metrics import Sink
 from distqat.process import (
     ForkServerClient,
@@ -105,6 +105,7 @@ class TrainerProcesses:
         """
         await self.data_serves()
         await before()
+        self._wanted.add(0)
         self._given(_trainer(0), client_peer=client_peer, generation=generation, samples=samples)
         task = self._start_trainer(0, ("--run-locally",))
         await asyncio.wait({task})
@@ -119,22 +120,28 @@ class TrainerProcesses:
                 self._starting.append(asyncio.ensure_future(self._start_when_data_serves(pipeline)))
 
     def report(self, told: ReportStep) -> None:
-        """What a trainer says of a step."""
+        """What a trainer says of a step. Raises Refused; BadFrame where no trainer could go on from there."""
         pipeline, step, loss = told.pipeline, told.step, told.loss
+        # With trainers of the user's own, any pipeline that there can be.
+        if pipeline not in self._wanted and (
+            self._config.spawn_trainers or pipeline >= self._config.max_expert_index
+        ):
+            raise Refused(f"this client has no trainer for pipeline {pipeline}")
+        progress = None if told.progress is None else _progress_of(told.progress)
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.recent_losses = [*self.recent_losses[-19:], loss]
         now = asyncio.get_running_loop().time()
         self.began = now - told.seconds if self.began is None else self.began
         self.ended = now
         self.samples += told.samples
-        self._keep_up(pipeline, told.position, told.progress)
+        self._keep_up(pipeline, told.position, progress)
         self.account = dict(told.account or {}) or self.account
         fields = fields_of(replace(told, position=None, progress=None, account=None))
         self.totals[pipeline] = fields
         if step == 1 or step % LOG_EVERY == 0:
             logger.info("Trainer %d Step #%d loss = %.5f sps = %.1f", pipeline, step, loss, told.sps)
-            if "tokens_per_s" in fields:
-                logger.info("Trainer %d reads %.0f tokens/s", pipeline, float(fields["tokens_per_s"]))
+            if told.tokens_per_s is not None:
+                logger.info("Trainer %d reads %.0f tokens/s", pipeline, told.tokens_per_s)
         self._sink.write({"event": "step", **fields})
 
     def _keep_up(
@@ -219,3 +226,11 @@ class TrainerProcesses:
 
 def _trainer(pipeline: int) -> str:
     return f"trainer {pipeline}"
+
+
+def _progress_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The progress that a trainer tells of, as the next one takes it. Raises BadFrame."""
+    try:
+        return TrainerProgress.of(told).fields()
+    except (TypeError, ValueError) as error:
+        raise BadFrame(f"field 'progress' does not say where a trainer goes on: {error}") from error
