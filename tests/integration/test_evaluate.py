@@ -46,7 +46,7 @@ def test_what_cannot_be_judged(model: tuple[Path, float], capsys: pytest.Capture
     cases = [
         ((), 2, "give a checkpoint folder"),
         ((str(path), "--initial-peers=/ip4/127.0.0.1/tcp/1/p2p/Qm"), 2, "give a checkpoint folder"),
-        ((str(path.with_name("none")),), 1, "there is no checkpoint folder and not a model file"),
+        ((str(path.with_name("none")),), 1, "there is no checkpoint folder and no model file"),
         ((str(broken),), 1, "is not a model file"),
         ((str(path), "--config-path", str(ROOT / "configs" / "resnet18.yaml")), 1, "--config-path"),
     ]
