@@ -32,13 +32,16 @@ from benchmarks.export_models import TRAINED, UNTRAINED, Exportable, trained, un
 from benchmarks.quantization import section
 from benchmarks.quantization_work import Effort
 from benchmarks.report import describe, facts, output, write_json
+from distqat.distributed.assembly.evaluation import build_all
 from distqat.distributed.assembly.stage_factory import task_settings
 from distqat.export.agreement_report import ExportReport
 from distqat.export.checker import Expectations
+from distqat.export.export_request import ExportRequest, export_as
 from distqat.export.file_description import FileDescription
+from distqat.export.joined_stages import JoinedStages
 from distqat.export.latency import LatencyMedians, latency
 from distqat.export.onnx.ort_session import OrtSession
-from distqat.export.onnx_export import FLOAT_MODEL, MODEL, export_onnx
+from distqat.export.onnx_export import FLOAT_MODEL, MODEL
 
 SETTINGS = ("W8A8", "W4A8", "W4A4")
 BATCHES = (1, 64)
@@ -50,9 +53,17 @@ GOALS = {"agreement": 0.999, "integer": 1.0, "size": 0.28, "latency": 0.6}
 
 def exported(case: Exportable, folder: Path) -> ExportReport:
     """Write the files and check them, as the command does; what falls short is for the table to say."""
-    data = case.config.data
-    description = FileDescription(data.task_type, task_settings(case.config), tokenizer=data.tokenizer)
-    return export_onnx(case.model, case.samples, description, folder, Expectations(latency_s=0))
+    data, config = case.config.data, case.config
+    request = ExportRequest(
+        case.model,
+        build=lambda: JoinedStages(build_all(config)),
+        samples=case.samples,
+        description=FileDescription(data.task_type, task_settings(config), tokenizer=data.tokenizer),
+        folder=folder,
+        config=config.model_dump(mode="json"),
+        expected=Expectations(latency_s=0),
+    )
+    return export_as("onnx-int8", request)
 
 
 def latencies(case: Exportable, folder: Path, seconds: float) -> Iterator[LatencyMedians]:

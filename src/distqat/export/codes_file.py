@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,37 +19,29 @@ from distqat.checkpoint import write_model
 from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
 from distqat.export.agreement_report import ExportReport, Sizes
-from distqat.export.checker import Expectations, FakeQuantized, batches, versions
-from distqat.export.file_description import FileDescription
+from distqat.export.checker import FakeQuantized, batches, versions
+from distqat.export.export_request import ExportRequest
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import compare
 from distqat.quant import WeightQuantizer, quantizers
 from distqat.quant.parametrized import settle_computed_weights
 from distqat.quant.quantized_layers import QuantizedLayer
-from distqat.tasks import Sample
 
 MODEL, CODES = "model.safetensors", ".codes"
 _STATISTICS = (".counts", ".batches")
 
 
-def export_codes(
-    model: JoinedStages,
-    blank: JoinedStages,
-    samples: Sequence[Sample],
-    description: FileDescription,
-    folder: Path,
-    config: Mapping[str, Any],
-    expected: Expectations,
-) -> ExportReport:
-    """Write the file, load it into `blank` (the same model, anew) and compare. Raises ExportError."""
-    path = folder / MODEL
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = integer_state(model.settled())
-    told = {"distqat": description.to_json(), "config": json.dumps(config, sort_keys=True)}
-    write_model(path, tensors, told)
-    load_codes(blank, path)
-    report = _check(model, blank, path, samples, description, expected)
-    report.write(folder)
+def export(request: ExportRequest) -> ExportReport:
+    """Write the file, load it into the same model, built anew, and compare. Raises ExportError."""
+    path = request.folder / MODEL
+    request.folder.mkdir(parents=True, exist_ok=True)
+    tensors = integer_state(request.model.settled())
+    config = json.dumps(request.config, sort_keys=True)
+    write_model(path, tensors, {"distqat": request.description.to_json(), "config": config})
+    loaded = request.build()
+    load_codes(loaded, path)
+    report = _check(request, loaded, path)
+    report.write(request.folder)
     return report
 
 
@@ -121,14 +112,8 @@ def _aligned(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
     return quantizer.step.view([-1 if dim == quantizer.axis else 1 for dim in range(weight.dim())])
 
 
-def _check(
-    model: JoinedStages,
-    loaded: JoinedStages,
-    path: Path,
-    samples: Sequence[Sample],
-    description: FileDescription,
-    expected: Expectations,
-) -> ExportReport:
+def _check(request: ExportRequest, loaded: JoinedStages, path: Path) -> ExportReport:
+    model, samples, description = request.model, request.samples, request.description
     task = description.task()
     models = {"fake-quantized": FakeQuantized(model.eval()), "exported": FakeQuantized(loaded)}
     scores = compare(
@@ -145,7 +130,7 @@ def _check(
         samples=scores.samples,
         places=agreement.places,
         agreement=agreement.share,
-        threshold=expected.agreement,
+        threshold=request.expected.agreement,
         largest_error=agreement.largest_error,
         mean_error=agreement.mean_error,
         largest_output=agreement.spread,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqat.data.reading_errors import batch_of
 from distqat.errors import ExportError
 from distqat.export.agreement_report import ExportReport
-from distqat.export.checker import Expectations, ExportFiles, check_onnx
-from distqat.export.file_description import FileDescription, describe
-from distqat.export.joined_stages import JoinedStages
+from distqat.export.checker import ExportFiles, check_onnx
+from distqat.export.export_request import ExportRequest
+from distqat.export.file_description import describe
 from distqat.export.onnx.onnx_model import onnx_models
-from distqat.tasks import Sample
 
 if TYPE_CHECKING:
     import onnx
@@ -23,24 +21,26 @@ LARGEST = 2**31 - 1  # a protobuf holds no more
 TRACED_SAMPLES = 4
 
 
-def export_onnx(
-    model: JoinedStages,
-    samples: Sequence[Sample],
-    description: FileDescription,
-    folder: Path,
-    expected: Expectations,
-) -> ExportReport:
-    """Write both models and the report into `folder`. Raises ExportError."""
+def export(request: ExportRequest) -> ExportReport:
+    """Write both models and the report into the folder. Raises ExportError."""
+    samples, description, folder, expected = (
+        request.samples,
+        request.description,
+        request.folder,
+        request.expected,
+    )
     task = description.task()
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
     batch = batch_of(task, samples[:TRACED_SAMPLES])
-    models = onnx_models(model.settled(), batch.inputs, exact=expected.exact)
+    models = onnx_models(request.model.settled(), batch.inputs, exact=expected.exact)
     files = ExportFiles(folder / MODEL, folder / FLOAT_MODEL)
     for made, path in ((models.integer, files.integer), (models.float, files.float)):
         describe(made, description)
         _write(made, path)
-    report = check_onnx(model, models, files, task, samples, source=description.source, expected=expected)
+    report = check_onnx(
+        request.model, models, files, task, samples, source=description.source, expected=expected
+    )
     report.write(folder)
     return report
 

@@ -8,44 +8,38 @@ of `--format safetensors`; `torchao_copy` of a model loaded from it is what the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from distqat.errors import ExportError
+from distqat.export import codes_file
 from distqat.export.agreement_report import ExportReport, Operations
-from distqat.export.checker import Expectations, FakeQuantized, batches
-from distqat.export.codes_file import export_codes, weight_codes
-from distqat.export.file_description import FileDescription
+from distqat.export.checker import FakeQuantized, batches
+from distqat.export.codes_file import weight_codes
+from distqat.export.export_request import ExportRequest
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import compare
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 from distqat.quant.token_quantizer import TokenQuantizer
-from distqat.tasks import Sample
 
 ACTIVATION_BITS = 8
 OPERATOR = "int_scaled_matmul"
 
 
-def export_torchao(
-    model: JoinedStages,
-    blank: JoinedStages,
-    samples: Sequence[Sample],
-    description: FileDescription,
-    folder: Path,
-    config: Mapping[str, Any],
-    expected: Expectations,
-) -> ExportReport:
+def export(request: ExportRequest) -> ExportReport:
     """Write the codes and compare torchao's model with the fake-quantized one. Raises ExportError."""
+    model, samples, expected = request.model, request.samples, request.expected
     made = torchao_copy(model.settled())
-    report = export_codes(model, blank, samples, description, folder, config, expected)
-    task, layers = description.task(), sum(isinstance(child, QuantizedLayer) for child in model.modules())
+    report = codes_file.export(request)
+    task, layers = (
+        request.description.task(),
+        sum(isinstance(child, QuantizedLayer) for child in model.modules()),
+    )
     models = {"fake-quantized": FakeQuantized(model), "exported": FakeQuantized(made)}
     scores = compare(
         task, samples, batches(task, samples), models, reference="fake-quantized", exported="exported"
@@ -63,7 +57,7 @@ def export_torchao(
         operations=Operations(layers, layers, {OPERATOR: layers}, {}, 0),
         failures=tuple(failures),
     )
-    report.write(folder)
+    report.write(request.folder)
     return report
 
 

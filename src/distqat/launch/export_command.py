@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distqat.config import Config, ConfigParser, add_config_arguments
 from distqat.data.reading_errors import heldout_of
 from distqat.errors import ConfigError
+from distqat.export.export_request import FORMATS
 from distqat.launch.command_frame import run_command
 from distqat.launch.output_check import check_output
 from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
@@ -20,8 +21,6 @@ from distqat.launch.saved_config import SavedConfig, config_of, expect_own_confi
 if TYPE_CHECKING:
     from distqat.export.agreement_report import ExportReport
     from distqat.export.file_description import FileDescription
-
-FORMATS = ("onnx-int8", "torchao", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def _parser() -> ConfigParser:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder or model file"
     )
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
+    parser.add_argument("--format", choices=FORMATS, default="onnx-int8", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--round", type=int, metavar="N", help="of a folder: this round, not the newest")
     parser.add_argument(
@@ -77,6 +76,7 @@ def _export(own: SavedConfig, args: Any) -> ExportReport:
     from distqat.distributed.assembly.run_notes import check_classes
     from distqat.distributed.assembly.stage_factory import open_data
     from distqat.export.checker import Expectations
+    from distqat.export.export_request import ExportRequest, export_as
     from distqat.export.file_description import refuse_task
     from distqat.export.joined_stages import JoinedStages
     from distqat.launch.saved_model import SavedModel
@@ -101,16 +101,16 @@ def _export(own: SavedConfig, args: Any) -> ExportReport:
     description = replace(description, source=told, labels=labels)
     expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
     model = JoinedStages(modules)
-    if args.format != "onnx-int8":
-        from distqat.export.codes_file import export_codes
-        from distqat.export.torchao_export import export_torchao
-
-        write = export_codes if args.format == "safetensors" else export_torchao
-        blank, fields = JoinedStages(build_all(config)), config.model_dump(mode="json")
-        return write(model, blank, samples, description, args.out, fields, expected)
-    from distqat.export.onnx_export import export_onnx
-
-    return export_onnx(model, samples, description, args.out, expected)
+    request = ExportRequest(
+        model,
+        build=lambda: JoinedStages(build_all(config)),
+        samples=samples,
+        description=description,
+        folder=args.out,
+        config=config.model_dump(mode="json"),
+        expected=expected,
+    )
+    return export_as(args.format, request)
 
 
 def _description(config: Config) -> FileDescription:

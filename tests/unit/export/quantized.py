@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from distqat.config import Config, load_config
-from distqat.distributed.assembly.stage_factory import build_module, build_task, open_data
+from distqat.distributed.assembly.evaluation import build_all
+from distqat.distributed.assembly.stage_factory import build_module, build_task, open_data, task_settings
+from distqat.export.checker import Expectations
+from distqat.export.export_request import ExportRequest
+from distqat.export.file_description import FileDescription
 from distqat.export.joined_stages import JoinedStages
 from distqat.quant import activate
 from distqat.tasks import Batch, Sample, Task
@@ -44,6 +49,23 @@ CHANGES: dict[str, dict[str, Any]] = {
 def tiny_config(name: str, **changes: Any) -> Config:
     """The shipped configuration of this name, made small."""
     return load_config(f"configs/{name}.yaml", {**CHANGES[name], **changes})
+
+
+def request_for(model: JoinedStages, config: Config, samples: list[Sample], folder: Path) -> ExportRequest:
+    """What `distqat export` asks a format for."""
+    settings = task_settings(config)
+    description = FileDescription(
+        config.data.task_type, settings, tokenizer=config.data.tokenizer, source="test"
+    )
+    return ExportRequest(
+        model,
+        build=lambda: JoinedStages(build_all(config)),
+        samples=samples,
+        description=description,
+        folder=folder,
+        config=config.model_dump(mode="json"),
+        expected=Expectations(latency_s=0),
+    )
 
 
 def quantized(

@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tests.unit.export.quantized import first_batch, quantized, tiny_config
+from tests.unit.export.quantized import first_batch, quantized, request_for, tiny_config
 
 from distqat.distributed.assembly.evaluation import build_all
-from distqat.distributed.assembly.stage_factory import task_settings
 from distqat.errors import ExportError
-from distqat.export.checker import Expectations
-from distqat.export.codes_file import export_codes, integer_state, load_codes
-from distqat.export.file_description import FileDescription
+from distqat.export.codes_file import export, integer_state, load_codes
 from distqat.export.joined_stages import JoinedStages
 from distqat.quant import quantizers
 
@@ -41,9 +38,9 @@ CASES = [
 def test_the_loaded_model_gives_the_same_bits(name: str, state: Any, tmp_path: Path) -> None:
     config = tiny_config(name.split()[0], **HOW[name])
     model, task, samples = quantized(config, frozen=state == "frozen")
-    description = FileDescription(config.data.task_type, task_settings(config), source="test")
-    blank, told = JoinedStages(build_all(config)), config.model_dump(mode="json")
-    report = export_codes(model, blank, samples[:16], description, tmp_path, told, Expectations())
+    report = export(request_for(model, config, samples[:16], tmp_path))
+    blank = JoinedStages(build_all(config))
+    load_codes(blank, tmp_path / "model.safetensors")
     assert report.failures == ()
     x = first_batch(task, samples).inputs["x"]
     assert torch.equal(blank(x)[0], model(x)[0])
@@ -73,7 +70,6 @@ def test_a_tied_embedding_stays_in_float() -> None:
 def test_another_models_file_is_refused(tmp_path: Path) -> None:
     config = tiny_config("mlp")
     model, _, samples = quantized(config)
-    description = FileDescription(config.data.task_type, task_settings(config))
-    export_codes(model, JoinedStages(build_all(config)), samples, description, tmp_path, {}, Expectations())
+    export(request_for(model, config, samples, tmp_path))
     with pytest.raises(ExportError, match=r"lacks 'front\.conv1\.weight'"):
         load_codes(JoinedStages(build_all(tiny_config("resnet18"))), tmp_path / "model.safetensors")

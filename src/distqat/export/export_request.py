@@ -1,0 +1,63 @@
+"""What an export is asked for, and the formats that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqat.errors import UnknownName
+
+if TYPE_CHECKING:
+    from distqat.export.agreement_report import ExportReport
+    from distqat.export.checker import Expectations
+    from distqat.export.file_description import FileDescription
+    from distqat.export.joined_stages import JoinedStages
+    from distqat.tasks import Sample
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A trained model, and the folder that its files and the report go to."""
+
+    model: JoinedStages
+    """The fake-quantized model. An export settles it (`JoinedStages.settled`), in place."""
+    build: Callable[[], JoinedStages]
+    """The same model anew, for what is loaded back from a file."""
+    samples: Sequence[Sample]
+    """Held out, to check with."""
+    description: FileDescription
+    folder: Path
+    config: Mapping[str, Any]
+    """The configuration of the run, as JSON has it."""
+    expected: Expectations
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """Where a format is written: `export(request) -> ExportReport` of `module`."""
+
+    module: str
+    what: str
+    """For people, one line."""
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "onnx-int8": ExportFormat("distqat.export.onnx_export", "integers for ONNX Runtime"),
+    "safetensors": ExportFormat("distqat.export.codes_file", "integer codes and steps, for programs"),
+    "torchao": ExportFormat("distqat.export.torchao_export", "the same, run by torch's own int8 kernels"),
+}
+"""Every format; one line each."""
+
+
+def export_as(name: str, request: ExportRequest) -> ExportReport:
+    """Write the model in the format `name`, check it, and write the report.
+
+    Raises UnknownName, and ExportError where the format cannot hold the model.
+    """
+    if name not in FORMATS:
+        raise UnknownName("export format", name, list(FORMATS))
+    report: ExportReport = import_module(FORMATS[name].module).export(request)
+    return report
