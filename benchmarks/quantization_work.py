@@ -34,6 +34,9 @@ class Effort:
     judged: int
     """Held-out samples: augmented images, or sequences."""
     seeds: tuple[int, ...]
+    validation: bool = False
+    """Judge on the last fifth of the training part, which is not trained on: for choices. Figures come from the
+    held-out part, which no choice has seen."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Work:
         self._source = open_source(self.config(None).data, seed=seed)
         self.task = build_task(self.config(None))
         self._train = [item.sample for item in _all(self._source)]
+        self._judged = list(self._source.heldout())
+        if effort.validation:
+            cut = len(self._train) * 4 // 5
+            self._train, self._judged = self._train[:cut], self._train[cut:]
 
     def config(self, quant: Mapping[str, Any] | None) -> Config:
         """The run; `quant` None: in float."""
@@ -119,7 +126,7 @@ class Digits(Work):
     @torch.no_grad()
     def judge(self, module: nn.Module) -> Score:
         module.eval()
-        whole = self.task.collate(list(self._source.heldout()))
+        whole = self.task.collate(self._judged)
         generator, right, left = torch.Generator().manual_seed(HELDOUT_SEED), [], self.effort.judged
         while left > 0:
             x, y = augmented(whole.inputs["x"], generator)[:left], whole.labels["y"][:left]
@@ -167,7 +174,7 @@ class Text(Work):
     @torch.no_grad()
     def judge(self, module: nn.Module) -> Score:
         module.eval()
-        samples = list(self._source.heldout())[: self.effort.judged]
+        samples = self._judged[: self.effort.judged]
         losses = []
         for start in range(0, len(samples), 32):
             batch = self.task.collate(samples[start : start + 32])

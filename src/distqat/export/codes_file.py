@@ -66,7 +66,7 @@ def integer_state(model: nn.Module) -> dict[str, Tensor]:
 def weight_codes(layer: QuantizedLayer, quantizer: WeightQuantizer) -> Tensor:
     """The integers of a layer's weight, int8 in its shape."""
     values: Tensor = quantizer(layer.weight)
-    return (values / _aligned(quantizer, layer.weight)).round().to(torch.int8)
+    return (values / quantizer.step_of_each(layer.weight)).round().to(torch.int8)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def load_codes(model: nn.Module, path: Path) -> None:
             own.copy_(stored)
     for name, layer, weight_quant in _layers(model):
         codes = found[f"{name}.weight{CODES}"].to(layer.weight.dtype)
-        layer.weight.copy_(codes * _aligned(weight_quant, layer.weight))
+        layer.weight.copy_(codes * weight_quant.step_of_each(layer.weight))
     for child in model.modules():
         if isinstance(child, QuantizedLayer):
             child.snaps_bias = False  # it is rounded already
@@ -104,12 +104,6 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer, WeightQuant
     for name, layer in layers:
         if isinstance(layer.weight_quant, WeightQuantizer) and owners[id(layer.weight)] == 1:
             yield name, layer, layer.weight_quant
-
-
-def _aligned(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    if quantizer.axis is None:
-        return quantizer.step
-    return quantizer.step.view([-1 if dim == quantizer.axis else 1 for dim in range(weight.dim())])
 
 
 def _check(request: ExportRequest, loaded: JoinedStages, path: Path) -> ExportReport:

@@ -89,6 +89,8 @@ def _check(name: str, layer: QuantizedLayer) -> None:
         )
     if not isinstance(layer.weight_quant, WeightQuantizer) or layer.weight_quant.state == "calibrating":
         raise ExportError(f"{name} has no quantized weight (yet); use --format onnx-int8 for mixed models")
+    if layer.weight_quant.group is not None:
+        raise ExportError(f"{name} has steps per group, torchao's int8 products one per channel")
 
 
 def _linear(layer: QuantizedLayer) -> nn.Linear:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distqat.quant.quant_report import LayerReport, QuantReport
     from distqat.quant.quantize_stage import edges, quantize_module, report_of
     from distqat.quant.quantized_share import QuantizedShare, coverage
-    from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+    from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantState
     from distqat.quant.quantizer_placement import StageBoundary
     from distqat.quant.quantizer_states import (
         activate,
@@ -42,13 +42,15 @@ if TYPE_CHECKING:
     )
     from distqat.quant.tensor_producers import TensorFlow, record
     from distqat.quant.weight_cache import drop_weights, hold_weights, settle_weights
+    from distqat.quant.weight_quantizer import WeightQuantizer
 
 _WHERE = {
     "tensor_producers": ("TensorFlow", "record"),
     "weight_cache": ("drop_weights", "hold_weights", "settle_weights"),
     "output_quantizer": ("CarriedInput", "SharedInput", "joints", "leaving"),
     "quantizer_placement": ("StageBoundary",),
-    "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer", "WeightQuantizer"),
+    "quantizer": ("ActivationQuantizer", "QuantState", "Quantizer"),
+    "weight_quantizer": ("WeightQuantizer",),
     "layer_rules": ("check_patterns", "module_names"),
     "quantized_share": ("QuantizedShare", "coverage"),
     "quant_report": ("LayerReport", "QuantReport"),

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from distqat.errors import BadContribution
 from distqat.quant import mse_step
 from distqat.quant.quantized_layers import QuantizedLayer
-from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, WeightQuantizer
+from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 GROWTH = 1.25
 """Estimates that differ by less than this factor are the same."""

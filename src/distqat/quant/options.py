@@ -20,8 +20,11 @@ class WeightOptions(Options):
     """Weights: symmetric codes in +-(2**(bits - 1) - 1)."""
 
     bits: Bits = 8
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One step per output channel, or one for the whole tensor."""
+    granularity: Literal["per_channel", "per_tensor", "per_group"] = "per_channel"
+    """One step per output channel, one for the whole tensor, or in linear layers one for every `group` inputs
+    of an output channel (convolutions: per channel)."""
+    group: Literal[32, 64, 128] = 32
+    """Inputs that share a step, with `per_group`; where inputs are no multiple, all of a channel do."""
     method: Annotated[str, AfterValidator(weight_method)] = "lsq"
     """How steps come about: `lsq`, `minmax`, or `none` for weights in float."""
     init: InitName = "mse"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distqat.errors import QuantError
 from distqat.quant.folded_batchnorm import fold_norm
 from distqat.quant.layer_rules import LayerBits, layer_bits
-from distqat.quant.options import QuantOptions
+from distqat.quant.options import QuantOptions, WeightOptions
 from distqat.quant.output_quantizer import (
     OUTPUT_QUANT,
     CarriedInput,
@@ -23,7 +23,7 @@ from distqat.quant.output_quantizer import (
 from distqat.quant.parametrized import inner_modules
 from distqat.quant.quant_report import LayerReport, QuantReport
 from distqat.quant.quantized_layers import channel_axis, layer_kind, to_quantized
-from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantizerSettings, WeightQuantizer
+from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantizerSettings
 from distqat.quant.quantizer_placement import (
     JOINT_BITS,
     OWN,
@@ -35,6 +35,7 @@ from distqat.quant.quantizer_placement import (
 from distqat.quant.quantizer_states import OBSERVES, quantizers
 from distqat.quant.tensor_producers import TensorFlow
 from distqat.quant.token_quantizer import TokenQuantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 _REPORT = "_quant_report"
 _OBSERVERS = "_quant_observers"
@@ -178,9 +179,16 @@ def _quantize_layer(
     whole = _full(stage, name)
     quantizer: WeightQuantizer | Unquantized = Unquantized()
     if options.weight.method != "none":
-        axis = channel_axis(layer) if options.weight.granularity == "per_channel" else None
+        axis = None if options.weight.granularity == "per_tensor" else channel_axis(layer)
         how = QuantizerSettings(options.weight.method, options.weight.init, options.compile)
-        quantizer = WeightQuantizer(f"{whole}.weight_quant", weight, bits=bits.weight, axis=axis, how=how)
+        quantizer = WeightQuantizer(
+            f"{whole}.weight_quant",
+            weight,
+            bits=bits.weight,
+            axis=axis,
+            group=weight_group(layer, options.weight),
+            how=how,
+        )
     taken: InputQuantizer
     where = placement.inputs.get(name, OWN)
     if options.activation.method == "none":
@@ -198,6 +206,15 @@ def _quantize_layer(
     else:
         taken = _tensor_quantizer(f"{whole}.input_quant", bits.activation, options, weight.device)
     to_quantized(layer, quantizer, taken, snaps_bias=options.bias.snap)
+
+
+def weight_group(layer: nn.Module, options: WeightOptions) -> int | None:
+    """How many inputs of a channel share a step; None where all of them do."""
+    if options.granularity != "per_group" or layer_kind(layer) not in ("Linear", "Conv1D"):
+        return None
+    weight: Any = layer.weight
+    inputs = weight.shape[1 - channel_axis(layer)]
+    return options.group if inputs % options.group == 0 else None
 
 
 def _per_token(layer: nn.Module, options: QuantOptions) -> bool:

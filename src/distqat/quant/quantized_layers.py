@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from distqat.quant.int32_bias import snapped
 from distqat.quant.output_quantizer import InputQuantizer, Unquantized, quantizer_of
 from distqat.quant.parametrized import plain_type, twin_type
-from distqat.quant.quantizer import WeightQuantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 
 class QuantizedLayer:
@@ -29,11 +29,14 @@ class QuantizedLayer:
     snaps_bias: bool
 
     def used_bias(self) -> Tensor | None:
-        """The bias; once steps are frozen as the int32 of `quant.bias` stand for, if `snaps_bias`."""
+        """The bias; once steps are frozen as the int32 of `quant.bias` stand for, if `snaps_bias`.
+
+        Where a channel has several steps its sums have as many grids, and the bias stays in float.
+        """
         taken, weight = quantizer_of(self.input_quant), self.weight_quant
         if self.bias is None or not self.snaps_bias or taken is None or isinstance(weight, Unquantized):
             return self.bias
-        if taken.state != "frozen" or weight.state != "frozen":
+        if weight.group is not None or taken.state != "frozen" or weight.state != "frozen":
             return self.bias
         return snapped(self.bias, taken.step, weight.step, weight.bits)
 

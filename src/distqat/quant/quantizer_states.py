@@ -12,7 +12,8 @@ from distqat.errors import QuantError
 from distqat.quant.late_calibration import must_wait
 from distqat.quant.options import QuantOptions
 from distqat.quant.quantized_layers import QuantizedLayer
-from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState, WeightQuantizer
+from distqat.quant.quantizer import STATES, ActivationQuantizer, Quantizer, QuantState
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 OBSERVES = "_observes_data"
 _ORDER: tuple[QuantState, ...] = ("calibrating", "active", "frozen")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distqat.quant.quantizer import WeightQuantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 _DROPPED = 8  # of the 24 bits of a float32 mantissa
 

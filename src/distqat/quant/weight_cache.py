@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from distqat.quant.quantizer import WeightQuantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 
 def hold_weights(module: nn.Module) -> None:

@@ -16,8 +16,9 @@ from distqat.errors import UnknownName
 from distqat.quant import ActivationQuantizer, QuantOptions, activate, quantize_module, quantizers, set_state
 from distqat.quant.int32_bias import snapped
 from distqat.quant.methods import METHODS, get_method
-from distqat.quant.quantizer import QuantizerSettings, WeightQuantizer
+from distqat.quant.quantizer import QuantizerSettings
 from distqat.quant.token_quantizer import TokenQuantizer
+from distqat.quant.weight_quantizer import WeightQuantizer
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.5, momentum=0.9),

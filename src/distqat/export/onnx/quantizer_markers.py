@@ -88,6 +88,11 @@ def _settle_bias(layer: QuantizedLayer) -> None:
 
 def _weight_mark(name: str, layer: QuantizedLayer, quantizer: WeightQuantizer) -> QuantizerMark:
     """One step per output channel, also where the quantizer has one for the whole weight."""
+    if quantizer.group is not None:
+        raise ExportError(
+            f"{name} has a step per group of {quantizer.group} inputs, and integer products of ONNX Runtime "
+            "have one per output channel; use --format safetensors, gguf or compressed-tensors"
+        )
     quantizer(layer.weight)  # a method may set the step by the weight
     axis = channel_axis(cast(nn.Module, layer))
     scale = quantizer.step.expand(layer.weight.shape[axis])
