@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
         {"model_name": f"mlp.{s}", "num_classes": 10, "hidden": 8} for s in ("front", "back")
     ],
     "quant.weight.method": "minmax",
+    "quant.weight.group": 64,
     "quant.activation.method": "minmax",
     "quant.activation.signed": True,
     "quant.skip": ["fc"],
