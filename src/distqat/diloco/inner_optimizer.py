@@ -37,9 +37,9 @@ def build_inner_optimizer(
     Raises:
         ValueError when a name is that of no parameter.
 
-    The first group decays, the others do not; each may be empty, so the state has one layout. `foreach`
-    and `fused` stay at torch's choice: for-loops on CPU, which equal a plain training loop to the bit, and
-    multi-tensor kernels on CUDA.
+    The first group decays, the others do not; each may be empty, so the state has one layout. On a CPU and
+    on CUDA torch's fused kernels take the step: a loop over parameters calls a dozen operators for each, and
+    a quantizer's step is a parameter of one number.
     """
     trainable = {name: param for name, param in module.named_parameters() if param.requires_grad}
     unknown = sorted((no_decay | weight_steps) - {name for name, _ in module.named_parameters()})
@@ -56,6 +56,7 @@ def build_inner_optimizer(
             _RATIO: ratio,
         },
     ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trainable.values()) and bool(trainable)
     if options.type == "sgd":
         return torch.optim.SGD(
             groups,
@@ -63,6 +64,7 @@ def build_inner_optimizer(
             momentum=options.sgd_momentum,
             nesterov=options.sgd_nesterov,
             weight_decay=options.sgd_weight_decay,
+            fused=fused,
         )
     adam = torch.optim.AdamW if options.type == "adamw" else torch.optim.Adam
     return adam(
@@ -71,6 +73,7 @@ def build_inner_optimizer(
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_eps,
         weight_decay=options.adam_weight_decay,
+        fused=fused,
     )
 
 

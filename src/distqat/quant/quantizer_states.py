@@ -128,6 +128,12 @@ def weight_step_names(module: nn.Module) -> set[str]:
     return {f"{name}.log_step" for name, each in quantizers(module) if isinstance(each, WeightQuantizer)}
 
 
+def moving_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a forward pass can change: all but those of quantizers that have their step."""
+    settled = {id(b) for _, each in quantizers(module) if not each.in_float for b in each.buffers()}
+    return {name: buffer for name, buffer in module.named_buffers() if id(buffer) not in settled}
+
+
 def quantizer_buffer_names(module: nn.Module) -> set[str]:
     """Names of the quantizers' buffers: equal on all replicas once active, so compared and never averaged."""
     return {

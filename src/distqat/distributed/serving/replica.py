@@ -33,6 +33,7 @@ from distqat.quant import (
     check_observed,
     drop_weights,
     hold_weights,
+    moving_buffers,
     quant_schedule,
     quantizers,
     reasons,
@@ -129,7 +130,7 @@ class StageReplica:
             raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
         self.optimizer.zero_grad(set_to_none=True)
         self._follow_schedule()
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in moving_buffers(self.module).items()}
         stands = frozen or self.measuring
         held = [p for p in self.module.parameters() if p.requires_grad] if stands else []
         for parameter in held:
@@ -358,7 +359,7 @@ class StageReplica:
 
     @torch.no_grad()
     def _restore(self, attempt: StepAttempt) -> None:
-        for name, buffer in self.module.named_buffers():
+        for name, buffer in moving_buffers(self.module).items():
             buffer.copy_(attempt.buffers[name])
 
     def _close(self) -> None:

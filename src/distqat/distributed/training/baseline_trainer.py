@@ -25,6 +25,7 @@ from distqat.quant import (
     drop_weights,
     hold_weights,
     look_again,
+    moving_buffers,
     quant_schedule,
     settle_weights,
     step_parameter_names,
@@ -141,7 +142,7 @@ class BaselineTrainer:
         standing = self._standing()
         self.moment = self.model.follow_schedule(self._applied, self._trained, standing)
         stages = list(self.model.stages.values())
-        buffers = [{name: buffer.clone() for name, buffer in stage.named_buffers()} for stage in stages]
+        buffers = [{n: buffer.clone() for n, buffer in moving_buffers(stage).items()} for stage in stages]
         lr = self._rate(frozen)
         with self._held(frozen | standing):
             total, finite = self._backward(batch)
@@ -237,5 +238,5 @@ def _steps(config: Config, norms: bool, wanted: float | None) -> tuple[int, int]
 
 @torch.no_grad()
 def _put_back(stage: nn.Module, before: Mapping[str, Tensor]) -> None:
-    for name, buffer in stage.named_buffers():
+    for name, buffer in moving_buffers(stage).items():
         buffer.copy_(before[name])
