@@ -193,7 +193,7 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(problem["loc"])
     if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        known = re.findall(r"[^', ]+(?=')|\b\d+\b", problem["ctx"]["expected"])
         close = nearest(str(given), known)
         hint = f"; did you mean {close!r}?" if close else ";"
         return f"unknown value {given!r}{hint} known: {', '.join(known)}"

@@ -74,6 +74,11 @@ def test_a_key_like_nothing_lists_the_known_ones(tmp_path: Path) -> None:
     assert said.startswith("x.yaml:2: data.zzz: unknown key; known: dataset_name, ")
 
 
+def test_an_unknown_number_lists_the_known_ones(tmp_path: Path) -> None:
+    said = _error(tmp_path, "quant:\n  weight: {group: 48}\n")
+    assert said == "x.yaml:2: quant.weight.group: unknown value 48; known: 32, 64, 128"
+
+
 def test_an_unknown_value_names_the_nearest(tmp_path: Path) -> None:
     said = _error(tmp_path, "data:\n  task_type: nlpp\n")
     assert said.startswith(
