@@ -34,7 +34,8 @@ def test_quantized_stages_equal_the_quantized_model() -> None:
     expected.square().mean().backward()
     of_stages = {**dict(front.named_parameters()), **dict(back.named_parameters())}
     for name, parameter in full.named_parameters():
-        assert torch.equal(parameter.grad, of_stages[name].grad), name  # type: ignore[arg-type]
+        if parameter.requires_grad:  # steps of 8 bits follow their weights
+            assert torch.equal(parameter.grad, of_stages[name].grad), name  # type: ignore[arg-type]
 
 
 def test_the_stages_of_a_resnet_equal_the_whole_with_the_same_quantizers() -> None:

@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from distqat.quant import QuantOptions, WeightQuantizer, activate, quantize_module
 from distqat.quant.fake_quantize import fake_quantize
+from distqat.quant.quantizer import QuantizerSettings
+from distqat.quant.weight_quantizer import least_range
 
 
 def active(weight: torch.Tensor, bits: int, axis: int | None, group: int | None = None) -> WeightQuantizer:
@@ -87,3 +89,55 @@ def test_a_layer_with_groups_keeps_its_bias() -> None:
     for quantizer in (layer[0].weight_quant, layer[0].input_quant):
         quantizer.freeze()  # type: ignore[operator]
     assert layer[0].used_bias() is layer[0].bias  # type: ignore[operator]
+
+
+@given(
+    seed=st.integers(0, 50),
+    bits=st.integers(2, 8),
+    scale=st.floats(0.01, 100),
+    group=st.sampled_from([None, 8]),
+)
+def test_steps_stay_within_what_the_weights_give(
+    seed: int, bits: int, scale: float, group: int | None
+) -> None:
+    weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(seed))
+    quantizer = active(weight, bits, 0, group)
+    moved = weight * scale  # as training moves them, faster than a logarithm learns
+    largest = moved.view(-1, group or 16).abs().amax(1)
+    quantizer(moved)
+    reached = quantizer.step.flatten() * quantizer.qmax / largest
+    assert bool((reached >= least_range(bits) - 1e-4).all())
+    assert bool((reached <= 1 + 1e-4).all())
+
+
+def test_a_step_of_8_bits_is_that_of_the_largest_weight_and_nothing_is_learned() -> None:
+    weight = torch.randn(6, 16)
+    quantizer = active(weight, 8, 0)
+    assert not quantizer.log_step.requires_grad
+    torch.testing.assert_close(quantizer.step, weight.abs().amax(1) / 127)
+    doubled = quantizer(2 * weight)
+    assert float((doubled - 2 * weight).norm() / (2 * weight).norm()) < 0.015
+    assert int((doubled / quantizer.step_of_each(weight)).abs().max().round()) == 127
+
+
+def test_a_learned_step_moves_freely_between_its_bounds() -> None:
+    weight = torch.randn(6, 64)
+    quantizer = active(weight, 4, 0)
+    with torch.no_grad():
+        quantizer.log_step.copy_((weight.abs().amax(1) * 0.8 / 7).log())
+    before = quantizer.log_step.detach().clone()
+    quantizer(weight).square().sum().backward()
+    assert torch.equal(quantizer.log_step, before)
+    assert quantizer.log_step.grad is not None
+    assert bool(quantizer.log_step.grad.any())
+
+
+@pytest.mark.parametrize("method", ["lsq", "minmax"])
+def test_frozen_steps_stand_whatever_the_weights_do(method: str) -> None:
+    weight = torch.randn(6, 16)
+    quantizer = WeightQuantizer("w", weight, bits=4, axis=0, how=QuantizerSettings(method))
+    quantizer.begin(quantizer.initial_step(weight))
+    quantizer.freeze()
+    before = quantizer.step.clone()
+    quantizer(10 * weight)
+    assert torch.equal(quantizer.step, before)
