@@ -25,7 +25,7 @@ from distqat.quant import (
     record,
     set_state,
 )
-from distqat.quant.late_calibration import WaitingInRounds
+from distqat.quant.quantizers_in_rounds import QuantizersInRounds
 
 X = torch.randn(6, 4)
 
@@ -141,7 +141,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self.module = waits()
-        self.rounds = WaitingInRounds(self.module)
+        self.rounds = QuantizersInRounds(self.module)
         self.buffers = {name: tensor.clone() for name, tensor in self.module.named_buffers()}
         self.steps = {n: p.detach().clone() for n, p in self.module.named_parameters() if "quant" in n}
 

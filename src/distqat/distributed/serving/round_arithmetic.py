@@ -20,9 +20,9 @@ from distqat.errors import BadContribution
 from distqat.failpoints import failpoint
 from distqat.quant import freeze_in, quantizer_buffer_names
 from distqat.quant.batchnorm_statistics import BatchNormStatistics
-from distqat.quant.late_calibration import WaitingInRounds
 from distqat.quant.options import WarmupOptions
 from distqat.quant.quant_schedule import measures, moment
+from distqat.quant.quantizers_in_rounds import QuantizersInRounds
 
 Named = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ class RoundArithmetic:
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
         self._stands = stands
         self._statistics = BatchNormStatistics(module)
-        self._waiting = WaitingInRounds(module)
+        self._waiting = QuantizersInRounds(module)
 
     def measuring(self, round: int) -> bool:
         """Whether the weights that `round` has committed are the last: statistics are measured of them."""
