@@ -86,7 +86,7 @@ def largest_steps(weight_CN: Tensor, qmax: int) -> Tensor:
     zero_C = largest_C == 0
     if bool(zero_C.all()):
         return torch.full_like(largest_C, 2 / (qmax * weight_CN.shape[1] ** 0.5))
-    return torch.where(zero_C, largest_C[~zero_C].mean(), largest_C)
+    return torch.where(zero_C, _mean(largest_C[~zero_C]), largest_C)
 
 
 def channel_steps(weight_CN: Tensor, qmax: int) -> Tensor:
@@ -116,7 +116,12 @@ def channel_steps(weight_CN: Tensor, qmax: int) -> Tensor:
             better_C = tried_C < error_C
             best_C = torch.where(better_C, step_C, best_C)
             error_C = torch.where(better_C, tried_C, error_C)
-    return torch.where(zero_C, best_C[~zero_C].mean(), best_C)
+    return torch.where(zero_C, _mean(best_C[~zero_C]), best_C)
+
+
+def _mean(steps: Tensor) -> Tensor:
+    """In float32 the same on unlike processors."""
+    return steps.double().mean().float()
 
 
 def _weighed(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +136,7 @@ def _weighed(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _channel_errors(weight_CN: Tensor, step_C: Tensor, qmax: int) -> Tensor:
     step_C1 = step_C[:, None]
     error_CN: Tensor = (weight_CN / step_C1).round_().clamp_(-qmax, qmax).mul_(step_C1).sub_(weight_CN)
-    errors_C: Tensor = error_CN.square_().sum(1)
+    errors_C: Tensor = error_CN.square_().sum(1, dtype=torch.float64)  # processors differ in how they add
     return errors_C
 
 
