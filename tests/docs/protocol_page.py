@@ -98,7 +98,8 @@ SLOT = """\
 
 A server asks the client for a slot; the client grants a stage that nobody serves, else the weakest, with an
 epoch; both are in the commit log before the server is told. The first of a stage founds it: it initialises
-from the run's seed, calibrates its quantizers on real batches and publishes round 0 (`zero`). The others
+from the run's seed, calibrates its quantizers on real batches (unless the run trains in float first) and
+publishes round 0 (`zero`). The others
 fetch the committed state (`members`, then `snapshot` and `chunk`), which is known by its digest, and say
 that they hold it (`joined`). A server that has not heard from the client for the length of its lease takes
 no new steps until it has; its lease ends before the client gives the slot to another, so two servers never

@@ -18,7 +18,7 @@ import torch
 
 from distqat.config import Config
 from distqat.distributed.assembly.keep_earlier_runs import make_room
-from distqat.distributed.assembly.model_check import check_batch, check_run, check_served
+from distqat.distributed.assembly.model_check import check_batch, check_run
 from distqat.distributed.assembly.run_notes import note_run_of_server
 from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.network.coordinator_link import CoordinatorLink
@@ -160,7 +160,6 @@ async def serve(start: RoleStart, stop: asyncio.Event) -> int:
     """Start the peer, serve, stop."""
     config, parameters, flags = start.config, start.parameters, start.args.config_overrides
     device = resolve_device(config.device, explicit="device" in flags, index=parameters.server_index)
-    check_served(config)
     await asyncio.to_thread(check_run, config)
     need_peers(config)
     need_log_dir(config)

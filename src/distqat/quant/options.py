@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
 from distqat.options import Options
 from distqat.quant.methods import activation_method, weight_method
@@ -68,17 +70,32 @@ class OverrideOptions(Options):
 class WarmupOptions(Options):
     """What happens before the first quantized step, and near the end of the run."""
 
-    float_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps in float before quantizers are calibrated; more than 0 in one process only."""
+    float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """The share of a run's rounds, to the nearest round, that trains in float; then quantizers appear in all
+    replicas at once, with steps of what these have seen in the last of them. So few that steps learn for one
+    round at least before they are frozen. 0: quantizers are calibrated before the first step."""
     calibrate_batches: Annotated[int, Field(ge=1)] = 8
-    """Forward passes in training mode (microbatches count singly) that each activation quantizer observes;
-    after twice as many, a quantizer that has seen no values waits for them. Also the steps, at most, in which
-    BatchNorm is measured at the end."""
+    """Forward passes in training mode (microbatches count singly) that each activation quantizer observes
+    before the first step; after twice as many, a quantizer that has seen no values waits for them. (After
+    training in float it has seen a whole round instead.) Also the steps, at most, in which BatchNorm is
+    measured at the end."""
     freeze_bn_last: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     """The last share of a run's steps: in the second half of it quantizers' steps are frozen, and biases
     snapped. Above 0, in a run of four rounds or more, the weights of a model with BatchNorm stand in the last
     round, in which the statistics that it keeps are measured (also in float); the round before takes the
     steps of both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _float_share_was_float_steps(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "float_steps" not in given:
+            return given
+        if given["float_steps"] != 0:  # 0 stands in the configurations that models of earlier releases hold
+            raise ValueError(
+                "float_steps is gone; give float_share, the share of the run's steps that is trained in "
+                "float (float_steps: 700 of 1000 is float_share: 0.7), which servers take as well"
+            )
+        return {key: value for key, value in given.items() if key != "float_steps"}
 
 
 class QuantOptions(Options):
@@ -96,3 +113,13 @@ class QuantOptions(Options):
     warmup: WarmupOptions = WarmupOptions()
     compile: bool = False
     """Compile the arithmetic of quantizers by torch.compile: for GPUs, on a CPU it saves nothing."""
+
+    @model_validator(mode="after")
+    def _tokens_wait_for_weights(self) -> Self:
+        tokens = self.activation.granularity == "per_token" and self.activation.method != "none"
+        if self.warmup.float_share > 0 and tokens and self.weight.method == "none":
+            raise ValueError(
+                "warmup.float_share: tokens are quantized together with the weights of their layer, which "
+                "weight.method: none leaves in float; set float_share: 0"
+            )
+        return self

@@ -1,7 +1,10 @@
-"""What changes towards the end of a run: quantizers' steps stand, then weights, and BatchNorm is measured.
+"""What changes over a run: it trains in float, then quantized; near the end quantizers' steps stand, then
+weights, and BatchNorm is measured.
 
-    ... | steps are frozen, biases snap   | weights stand: BatchNorm's statistics are measured |
-        ^ 1 - share / 2                   ^ the last round                                 end ^
+    in float | training ... | steps are frozen, biases snap | weights stand: BatchNorm is measured |
+             ^ float_share  ^ 1 - freeze_bn_last / 2        ^ the last round                   end ^
+
+Quantizers appear at the end of a round, in all replicas at once (docs/decisions/0036-float-first.md).
 
 A folded BatchNorm is a constant of the integer model, and running averages are bad constants: they lag
 behind weights that move fast, and after a round they are those of the replicas' weights, while the weights
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from distqat.diloco.options import DilocoOptions
 from distqat.quant.batchnorm_statistics import tracked_norms
 from distqat.quant.options import WarmupOptions
 from distqat.quant.quantizer_states import quantizers
@@ -38,16 +42,18 @@ class ScheduleMoment:
     steps_frozen: bool = False
     measuring: bool = False
     """Weights stand, and BatchNorm takes the mean over all batches since they do."""
+    in_float: bool = False
+    """Quantizers have still to appear."""
 
     @property
     def phase(self) -> str:
         """For people: what of the run this is."""
-        if self.measuring:
-            return "statistics are measured"
-        return "steps are frozen" if self.steps_frozen else "training"
+        if self.in_float:
+            return PHASES[0]
+        return PHASES[3 if self.measuring else 2 if self.steps_frozen else 1]
 
 
-PHASES = ("training", "steps are frozen", "statistics are measured")
+PHASES = ("training in float", "training", "steps are frozen", "statistics are measured")
 """In their order."""
 
 
@@ -56,10 +62,30 @@ def measures(outer_steps: int, warmup: WarmupOptions) -> bool:
     return warmup.freeze_bn_last > 0 and outer_steps >= FEWEST_ROUNDS
 
 
-def moment(step: int, total_steps: int, warmup: WarmupOptions, *, measuring: bool = False) -> ScheduleMoment:
+def float_rounds(diloco: DilocoOptions, warmup: WarmupOptions) -> int:
+    """How many rounds of a run train in float; the last of them ends with quantizers in all replicas.
+
+    `float_share` of them, to the nearest, but steps learn for one round at least before they are frozen. 0:
+    quantizers are calibrated before the first step.
+    """
+    rounds = diloco.outer_steps
+    frozen = -(
+        -_frozen_from(diloco.total_steps, warmup) // diloco.inner_steps
+    )  # the round that freezes steps
+    if measures(rounds, warmup):
+        frozen = min(frozen, rounds - 1)
+    return max(0, min(math.floor(rounds * warmup.float_share + 0.5), frozen - 1))
+
+
+def moment(
+    step: int, total_steps: int, warmup: WarmupOptions, *, measuring: bool = False, in_float: bool = False
+) -> ScheduleMoment:
     """The moment of optimizer step `step` (from 0) of `total_steps`."""
-    last = math.floor(total_steps * warmup.freeze_bn_last)
-    return ScheduleMoment(steps_frozen=measuring or step >= total_steps - last // 2, measuring=measuring)
+    return ScheduleMoment(measuring or step >= _frozen_from(total_steps, warmup), measuring, in_float)
+
+
+def _frozen_from(total_steps: int, warmup: WarmupOptions) -> int:
+    return total_steps - math.floor(total_steps * warmup.freeze_bn_last) // 2
 
 
 def apply(module: nn.Module, now: ScheduleMoment) -> None:

@@ -6,6 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from distqat.quant import QuantOptions
+from distqat.quant.options import WarmupOptions
+
+PER_TOKEN = {"granularity": "per_token"}
 
 
 def test_defaults() -> None:
@@ -26,6 +29,8 @@ def test_defaults() -> None:
         {"activation": {"signed": "sometimes"}},
         {"overrides": [{"weight": {"bits": 4}}]},
         {"warmup": {"calibrate_batches": 0}},
+        {"warmup": {"float_share": 1.0}},
+        {"warmup": {"float_share": 0.5}, "weight": {"method": "none"}, "activation": PER_TOKEN},
     ],
 )
 def test_what_cannot_be_is_refused(section: dict[str, Any]) -> None:
@@ -59,7 +64,15 @@ def test_the_documented_block_is_the_default() -> None:
         "bias": {"snap": True},
         "first_last_bits": 8,
         "skip": ["*.wte", "*.wpe", "*LayerNorm*", "*lm_head*"],
-        "warmup": {"float_steps": 0, "calibrate_batches": 8, "freeze_bn_last": 0.1},
+        "warmup": {"float_share": 0.0, "calibrate_batches": 8, "freeze_bn_last": 0.1},
         "compile": False,
     }  # fmt: skip
     assert QuantOptions.model_validate(written) == QuantOptions()
+
+
+def test_the_key_that_float_share_replaced_is_named_and_its_default_is_taken() -> None:
+    """Models of earlier releases hold `float_steps: 0` in their configuration."""
+    old = {"float_steps": 0, "calibrate_batches": 4}
+    assert QuantOptions.model_validate({"warmup": old}).warmup == WarmupOptions(calibrate_batches=4)
+    with pytest.raises(ValidationError, match="float_steps is gone; give float_share"):
+        QuantOptions.model_validate({"warmup": {"float_steps": 30}})

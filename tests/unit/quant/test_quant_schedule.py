@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from distqat.diloco.options import DilocoOptions
 from distqat.quant import (
     QuantOptions,
     activate,
@@ -19,7 +20,15 @@ from distqat.quant import (
     quantizers,
 )
 from distqat.quant.options import WarmupOptions
-from distqat.quant.quant_schedule import FEWEST_ROUNDS, PHASES, ScheduleMoment, apply, measures, moment
+from distqat.quant.quant_schedule import (
+    FEWEST_ROUNDS,
+    PHASES,
+    ScheduleMoment,
+    apply,
+    float_rounds,
+    measures,
+    moment,
+)
 
 
 def stage(*, enabled: bool = True) -> nn.Sequential:
@@ -57,8 +66,49 @@ def test_a_run_of_few_rounds_trains_in_all_of_them() -> None:
     assert measures(FEWEST_ROUNDS, warmup(0.1))
 
 
+@pytest.mark.parametrize(
+    ("share", "rounds", "freeze", "in_float"),
+    [
+        (0.0, 10, 0.1, 0),
+        (0.7, 10, 0.1, 7),
+        (0.25, 10, 0.1, 3),  # to the nearest
+        (0.04, 10, 0.1, 0),
+        (0.99, 10, 0.1, 8),  # steps freeze with round 9, in which statistics are measured next
+        (0.99, 10, 0.0, 9),
+        (0.9, 40, 0.3, 33),  # 34 of 40 freezes them
+        (0.7, 3, 0.1, 2),
+        (0.7, 2, 0.1, 1),
+        (0.7, 1, 0.1, 0),  # one round has no part in float
+    ],
+)
+def test_rounds_in_float_leave_one_for_learning_steps(
+    share: float, rounds: int, freeze: float, in_float: int
+) -> None:
+    options = WarmupOptions(float_share=share, freeze_bn_last=freeze)
+    assert float_rounds(DilocoOptions(outer_steps=rounds, inner_steps=10), options) == in_float
+
+
+@given(
+    rounds=st.integers(1, 60),
+    inner=st.integers(1, 40),
+    share=st.floats(0, 0.99),
+    freeze=st.floats(0, 0.99),
+)
+def test_steps_learn_for_a_round_before_they_are_frozen(
+    rounds: int, inner: int, share: float, freeze: float
+) -> None:
+    options = WarmupOptions(float_share=share, freeze_bn_last=freeze)
+    diloco = DilocoOptions(outer_steps=rounds, inner_steps=inner)
+    first = float_rounds(diloco, options)
+    assert 0 <= first < rounds
+    if first:
+        last = measures(rounds, options) and first >= rounds - 1
+        assert not moment(first * inner, diloco.total_steps, options, measuring=last).steps_frozen
+
+
 def test_phases_have_names_in_their_order() -> None:
     moments = (
+        ScheduleMoment(in_float=True),
         ScheduleMoment(),
         ScheduleMoment(steps_frozen=True),
         ScheduleMoment(steps_frozen=True, measuring=True),

@@ -33,15 +33,6 @@ def check_run(config: Config) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check_served(config: Config) -> None:
-    """Raises ConfigError for what works in one process only."""
-    if config.quant.enabled and config.quant.warmup.float_steps:
-        raise ConfigError(
-            "quant.warmup.float_steps: servers calibrate before the first step, so that all replicas begin "
-            "with the same steps; set it to 0, or train in one process (run_local.py --baseline)"
-        )
-
-
 def check_batch(config: Config, told: Told) -> None:
     """Raises ConfigError when the first stage cannot take this batch, or the loss not what the last gives.
 

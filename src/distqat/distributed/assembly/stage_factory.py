@@ -31,6 +31,7 @@ from distqat.quant import (
     report_of,
     tracked_norms,
 )
+from distqat.quant.quant_schedule import float_rounds
 from distqat.tasks import Task, TaskSettings, get_task
 
 SAMPLE_TOKENS = 8  # of the pass that shows who takes what: any length does
@@ -125,6 +126,9 @@ def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[st
     """For the log at start: what of the stage is quantized, by bits, and what stays in float and why."""
     report = report_of(module)
     lines = [] if report is None else report.lines()
+    in_float = float_rounds(config.diloco, config.quant.warmup)
+    if report is not None and in_float:
+        lines.append(f"  trains in float for {in_float} of {config.diloco.outer_steps} rounds")
     following = config.stages[config.stages.index(stage) + 1 :]
     if report is not None and following and config.model_pipeline.activations != "fp32":
         codes = f"integer codes of 8 bits, once calibrated (quantized by {report.sends})"

@@ -34,6 +34,7 @@ from distqat.quant import (
     drop_weights,
     hold_weights,
     moving_buffers,
+    observe_data,
     quant_schedule,
     quantizers,
     reasons,
@@ -113,7 +114,11 @@ class StageReplica:
         self.optimizer = self._build_optimizer()
         self.step = 0  # inner steps of this replica's life line, counted on by joiners
         self.measuring = False  # the last round: weights stand, BatchNorm's statistics are measured
+        in_float = quant_schedule.float_rounds(options, quant.warmup) > 0
+        self.in_float = in_float and self._has_no_steps  # until a round brings quantizers
+        self.counting = True  # whether quantizers without a step count what they see
         self._waiting = set[str]()  # quantizers to which no values have come
+        self._was_in_float = False  # at the last step
         self._shown = 0  # committed microbatches that were for calibration
         self._attempt: StepAttempt | None = None
 
@@ -121,8 +126,8 @@ class StageReplica:
 
     @property
     def calibrating(self) -> bool:
-        """Whether its quantizers still have to see real data."""
-        return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self.module))
+        """Whether its quantizers have to see real data before anything is trained."""
+        return not self.in_float and self._has_no_steps
 
     def begin(self, seed: str, *, frozen: bool = False) -> None:
         """A new attempt starts; `seed` names run, stage, trainer and step, but not the attempt."""
@@ -298,7 +303,13 @@ class StageReplica:
     def moment(self) -> quant_schedule.ScheduleMoment:
         """What holds at the next step."""
         total, warmup = self.options.total_steps, self._quant.warmup
-        return quant_schedule.moment(self.step, total, warmup, measuring=self.measuring)
+        return quant_schedule.moment(
+            self.step, total, warmup, measuring=self.measuring, in_float=self.in_float
+        )
+
+    @property
+    def _has_no_steps(self) -> bool:
+        return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self.module))
 
     def moved_before(self) -> None:
         """A stage before this one still trains, so what comes from it is not of its last weights."""
@@ -314,10 +325,15 @@ class StageReplica:
     def _follow_schedule(self) -> None:
         """Near the end of the run quantizers stand still, and then all weights."""
         quant_schedule.apply(self.module, self.moment)
-        waiting = {each.name for _, each in quantizers(self.module) if each.state == "waiting"}
-        for name in sorted(self._waiting - waiting):
+        observe_data(self.module, on=self.counting)
+        waiting = {each.name: each for _, each in quantizers(self.module) if each.state == "waiting"}
+        if self._was_in_float and not self.in_float:
+            logger.info("stage %s is quantized from here on", self.stage)
+            for sentence in reasons(list(waiting.values())):
+                notice(sentence)
+        for name in sorted(self._waiting - waiting.keys()):
             logger.info("%s: values have come, it has a step now", name)
-        self._waiting = waiting
+        self._waiting, self._was_in_float = set(waiting), self.in_float
 
     def _run(self, microbatch: int, tensors: Mapping[str, Tensor], needs_grad: frozenset[str]) -> Named:
         attempt = self._open()

@@ -21,7 +21,7 @@ from distqat.failpoints import failpoint
 from distqat.quant import freeze_in, quantizer_buffer_names
 from distqat.quant.batchnorm_statistics import BatchNormStatistics
 from distqat.quant.options import WarmupOptions
-from distqat.quant.quant_schedule import measures, moment
+from distqat.quant.quant_schedule import float_rounds, measures, moment
 from distqat.quant.quantizers_in_rounds import QuantizersInRounds
 
 Named = dict[str, Tensor]
@@ -46,12 +46,23 @@ class RoundArithmetic:
         self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
         self._stands = stands
         self._statistics = BatchNormStatistics(module)
-        self._waiting = QuantizersInRounds(module)
+        self._quantizers = QuantizersInRounds(module)
 
     def measuring(self, round: int) -> bool:
         """Whether the weights that `round` has committed are the last: statistics are measured of them."""
         measured = self._stands and measures(self.options.outer_steps, self._warmup)
         return measured and round >= self.options.outer_steps - 1
+
+    def counting(self, round: int) -> bool:
+        """Whether quantizers without a step count what comes after the committed state of `round`.
+
+        While a stage trains in float they do so in the last round of that part alone.
+        """
+        return round + 1 >= float_rounds(self.options, self._warmup)
+
+    def in_float(self, shared: CommittedState) -> bool:
+        """Whether the stage trains in float from this state on."""
+        return self._quantizers.in_float(shared.buffers)
 
     def inner_steps(self, round: int) -> int:
         """How many steps follow the committed state of `round` until the next round is due.
@@ -64,13 +75,13 @@ class RoundArithmetic:
         return 2 * wanted if self.measuring(round + 1) else wanted
 
     def contribution(self, shared: CommittedState, base: ReplicaWeights) -> Named:
-        """Encoded pseudo-gradient, steps, buffers and what waiting quantizers counted, as named tensors."""
+        """Encoded pseudo-gradient, steps, buffers, and what quantizers without a step counted, by name."""
         failpoint("round.encode")
         delta = pseudo_gradient.pseudo_gradient(shared.anchor, base.weights)
         sent = {f"delta/{key}": part for key, part in encode_tensors(self._codec, delta).items()}
         sent.update({f"step/{name}": tensor for name, tensor in base.steps.items()})
         sent.update({f"buffer/{n}": tensor for n, tensor in base.buffers.items() if n not in self._fixed})
-        seen = self._waiting.seen(shared.buffers, base.buffers)
+        seen = self._quantizers.seen(shared.buffers, base.buffers, quantizes=self._quantizes(shared))
         sent.update({f"seen/{name}": counts for name, counts in seen.items()})
         return sent
 
@@ -101,18 +112,21 @@ class RoundArithmetic:
         done, round = (shared.round + 1) * self.options.inner_steps, shared.round + 1
         now = moment(done, self.options.total_steps, self._warmup, measuring=self.measuring(round))
         moved = pseudo_gradient.mean_buffers([each.buffers for each in kept], weights)
-        buffers, steps = self._waiting.after(
-            {**shared.buffers, **moved},
-            self._mean_steps(shared, kept, weights),
-            [each.seen for each in kept],
-            anchor,
-            last=now.steps_frozen,
-        )
+        buffers, steps = {**shared.buffers, **moved}, self._mean_steps(shared, kept, weights)
+        seen = [each.seen for each in kept]
+        if self._quantizes(shared):
+            buffers, steps = self._quantizers.quantize_at_round(buffers, steps, seen, anchor)
+        else:
+            buffers, steps = self._quantizers.after(buffers, steps, seen, anchor, last=now.steps_frozen)
         if now.steps_frozen:  # by the round: all decide alike
             buffers = freeze_in(buffers, self._fixed)
         if now.measuring:
             buffers = self._statistics.uncounted(buffers)
         return CommittedState(round, anchor, state, steps, buffers, dict(shared.counters), refused)
+
+    def _quantizes(self, shared: CommittedState) -> bool:
+        """Whether the round after `shared` gives a stage that trains in float its quantizers."""
+        return self.counting(shared.round) and self.in_float(shared)
 
     def _measured(
         self,
@@ -131,8 +145,8 @@ class RoundArithmetic:
     def _mean_steps(
         self, shared: CommittedState, kept: Sequence[_Decoded], weights: Sequence[float]
     ) -> Named:
-        """Means of the logarithms; of quantizers that wait the last estimate, which nobody has changed."""
-        waiting = self._waiting.step_names(shared.buffers)
+        """Means of the logarithms; of quantizers without a step what was there, which nobody has changed."""
+        waiting = self._quantizers.step_names(shared.buffers)
         steps = pseudo_gradient.mean_buffers([each.steps for each in kept], weights)
         return {name: shared.steps[name] if name in waiting else tensor for name, tensor in steps.items()}
 
@@ -184,7 +198,7 @@ class RoundArithmetic:
                 raise BadContribution(f"the {name}s of a contribution have other names or shapes")
             # Raises unless dtypes agree and all is finite.
             pseudo_gradient.mean_buffers([own, theirs], [0.5, 0.5])
-        self._waiting.check(shared.buffers, parts["seen"])
+        self._quantizers.check(shared.buffers, parts["seen"], quantizes=self._quantizes(shared))
         schema = pseudo_gradient.schema_of(shared.anchor)
         delta = decode_tensors(self._codec, parts["delta"], schema)
         norm = pseudo_gradient.check_contribution(delta, schema)
@@ -193,7 +207,7 @@ class RoundArithmetic:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One contribution: `seen` by waiting quantizer, `norm` of the pseudo-gradient."""
+    """One contribution: `seen` by quantizer without a step, `norm` of the pseudo-gradient."""
 
     delta: Named
     steps: Named

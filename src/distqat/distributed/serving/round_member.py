@@ -236,7 +236,10 @@ class RoundMember:
 
     def look_again(self) -> None:
         """Whoever waits for a round, or takes a step, sees what is so now."""
-        self._host.replica.measuring = self._rounds.measuring(self.committed.round)
+        replica, rounds = self._host.replica, self._rounds
+        replica.measuring = rounds.measuring(self.committed.round)
+        replica.in_float = rounds.in_float(self.committed)
+        replica.counting = rounds.counting(self.committed.round)
         self._advanced.set()
         self._advanced = asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,38 @@ from distqat.quant import (
     quantizers,
     reasons,
 )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How many steps of the baseline do what, as the rounds of a swarm would."""
+
+    trained: int
+    measured: int = 0
+    """After those: weights stand, and BatchNorm's statistics are measured."""
+    counting: int = 0
+    """In float before quantizers count what they see, for as long as a round."""
+    in_float: int = 0
+    """With those in which they count."""
+
+    @classmethod
+    def of(cls, config: Config, norms: bool, wanted: float | None) -> StepPlan:
+        """`norms`: there are BatchNorms.
+
+        `wanted`: how many steps there should be in all; None: as many train as in all replicas of the swarm.
+        """
+        diloco, warmup = config.diloco, config.quant.warmup
+        measures = norms and quant_schedule.measures(diloco.outer_steps, warmup)
+        last = min(diloco.inner_steps, warmup.calibrate_batches) if measures else 0
+        if wanted is None:
+            trained = diloco.total_steps * config.world_size
+        else:
+            total = max(1, round(wanted))
+            last = min(last, total // quant_schedule.FEWEST_ROUNDS)
+            trained = total - last
+        rounds = quant_schedule.float_rounds(diloco, warmup)
+        in_float, before = (trained * each // diloco.outer_steps for each in (rounds, rounds - 1))
+        return cls(trained, last, max(0, min(before, in_float - 1)), in_float)
 
 
 class SwarmBaselineModel(nn.Module):
@@ -56,25 +89,33 @@ class SwarmBaselineModel(nn.Module):
         return any(quantizer.state == "calibrating" for _, quantizer in quantizers(self))
 
     def follow_schedule(
-        self, steps: Sequence[int], total_steps: int, measuring: Collection[int] = ()
+        self, steps: Sequence[int], plan: StepPlan, measuring: Collection[int] = ()
     ) -> quant_schedule.ScheduleMoment:
         """As servers do before each step, with the steps of each stage: near the end quantizers stand still.
 
-        `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. Only here may
-        stages train in float before they calibrate; their quantizers look away meanwhile. The moment of the
-        stage that is furthest.
+        `measuring`: positions of the stages whose weights stand, for BatchNorm's statistics. While a stage
+        trains in float its quantizers look away, but for the last round. The moment of the stage that is
+        furthest.
         """
         moments = []
         for position, (stage, step) in enumerate(zip(self.stages.values(), steps, strict=True)):
             now = quant_schedule.moment(
-                step, total_steps, self._quant.warmup, measuring=position in measuring
+                step,
+                plan.trained,
+                self._quant.warmup,
+                measuring=position in measuring,
+                in_float=step < plan.in_float,
             )
             if now.steps_frozen:
                 look_again(stage, last=True)
             quant_schedule.apply(stage, now)
-            observe_data(stage, on=step >= self._quant.warmup.float_steps)
+            observe_data(stage, on=step >= plan.counting)
             moments.append(now)
         return max(moments, key=lambda now: quant_schedule.PHASES.index(now.phase))
+
+    def begin_quantized(self, position: int) -> list[str]:
+        """As a round does of a stage that has trained in float: sentences about quantizers that wait."""
+        return reasons(activate(list(self.stages.values())[position], wait=True))
 
     def activate_if_calibrated(self, shown: int) -> list[str]:
         """As servers do after each calibration batch: a stage that has seen enough becomes active.

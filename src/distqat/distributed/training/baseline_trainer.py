@@ -14,7 +14,7 @@ from distqat.config import Config
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
 from distqat.distributed.serving.forward_precision import ForwardPrecision
-from distqat.distributed.training.baseline_model import SwarmBaselineModel
+from distqat.distributed.training.baseline_model import StepPlan, SwarmBaselineModel
 from distqat.distributed.training.batch_phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
 from distqat.errors import QuantError, RunFailed
@@ -71,10 +71,9 @@ class BaselineTrainer:
         self._applied = [0] * len(config.stages)  # steps of each stage
         self._auxiliary = 0.0  # of the batch so far
         self._stands = [feeds_norms(config, name, stage) for name, stage in self.model.stages.items()]
-        self._trained, last = _steps(
-            config, any(self._stands), None if samples is None else samples / per_step
-        )
-        self.total_steps = self._trained + last
+        wanted = None if samples is None else samples / per_step
+        self._plan = StepPlan.of(config, any(self._stands), wanted)
+        self.total_steps = self._plan.trained + self._plan.measured
         """With those at the end in which weights stand."""
         self._shown = 0  # microbatches that were for calibration
         self.moment = quant_schedule.ScheduleMoment()  # of the last step
@@ -83,7 +82,7 @@ class BaselineTrainer:
     @torch.no_grad()
     def calibrate(self, batch: Sequence[Batch]) -> None:
         """Show quantizers real data; no step. Raises RunFailed when they cannot hold it."""
-        self.model.follow_schedule(self._applied, self._trained)
+        self.model.follow_schedule(self._applied, self._plan)
         for part in batch:
             self._outputs(part)
         self._shown += len(batch)
@@ -97,7 +96,7 @@ class BaselineTrainer:
     @property
     def calibrates(self) -> bool:
         """Whether the next batch is for quantizers alone."""
-        return self.model.calibrating and min(self._applied) >= self._config.quant.warmup.float_steps
+        return self._plan.in_float == 0 and self.model.calibrating
 
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +139,7 @@ class BaselineTrainer:
         One whose loss or gradients are not finite changes nothing. Raises RunFailed after many of them.
         """
         standing = self._standing()
-        self.moment = self.model.follow_schedule(self._applied, self._trained, standing)
+        self.moment = self.model.follow_schedule(self._applied, self._plan, standing)
         stages = list(self.model.stages.values())
         buffers = [{n: buffer.clone() for n, buffer in moving_buffers(stage).items()} for stage in stages]
         lr = self._rate(frozen)
@@ -157,6 +156,9 @@ class BaselineTrainer:
             self._applied[position] += kept
             if not kept:
                 _put_back(stage, buffers[position])
+            elif self._applied[position] == self._plan.in_float:
+                for sentence in self.model.begin_quantized(position):
+                    notice(sentence)
             if self._applied[position] % self._config.diloco.inner_steps == 0:
                 look_again(stage)
         return total
@@ -164,8 +166,8 @@ class BaselineTrainer:
     def _standing(self) -> frozenset[int]:
         """Stages whose weights stand, for their statistics."""
         for position, stage in enumerate(self.model.stages.values()):
-            standing = self.total_steps > self._trained and self._stands[position]
-            due = standing and self._applied[position] >= self._trained
+            standing = self._plan.measured > 0 and self._stands[position]
+            due = standing and self._applied[position] >= self._plan.trained
             if due and position not in self._measured:
                 self._measured.add(position)
                 begin_measuring(stage)
@@ -188,7 +190,7 @@ class BaselineTrainer:
         """The learning rate of this step; stages that are trained together have taken as many."""
         options = self._config.diloco
         trained = [count for position, count in enumerate(self._applied) if position not in frozen]
-        return learning_rate(max(trained, default=0), self._trained, options.inner_optim.lr, options)
+        return learning_rate(max(trained, default=0), self._plan.trained, options.inner_optim.lr, options)
 
     def _backward(self, batch: Sequence[Batch]) -> tuple[float, bool]:
         """Gradients of the mean over the microbatches, clipped; the mean loss, and whether all are finite."""
@@ -219,21 +221,6 @@ class BaselineTrainer:
     def _outputs(self, part: Batch) -> dict[str, Tensor]:
         with self._precision.context():
             return self.model.outputs(*(tensor.to(self._device) for tensor in part.inputs.values()))
-
-
-def _steps(config: Config, norms: bool, wanted: float | None) -> tuple[int, int]:
-    """Steps that train, and those after them that measure `norms`, as many as in a swarm's last round.
-
-    `wanted`: how many they should be together; None: as many train as in all replicas of the swarm.
-    """
-    diloco, warmup = config.diloco, config.quant.warmup
-    measured = norms and quant_schedule.measures(diloco.outer_steps, warmup)
-    last = min(diloco.inner_steps, warmup.calibrate_batches) if measured else 0
-    if wanted is None:
-        return diloco.total_steps * config.world_size, last
-    total = max(1, round(wanted))
-    last = min(last, total // quant_schedule.FEWEST_ROUNDS)
-    return total - last, last
 
 
 @torch.no_grad()

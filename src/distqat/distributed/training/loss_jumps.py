@@ -19,6 +19,9 @@ FEWEST, ENOUGH = 3, 5
 """After the first so many a jump is believed, after the second that there is none."""
 SPREADS = 4.0
 """A rise is one where it is more than so many standard deviations of the losses before."""
+SETTLED = 2 * WINDOW
+"""After so many batches the loss has come down again that rises where a model becomes quantized."""
+_QUANTIZED = PHASES[1]  # the phase that follows training in float
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,29 @@ class PhaseChange:
 
     def sentence(self) -> str:
         """For the person at the terminal, where it jumped."""
+        rose = f"the loss rose from {self.before:.3g} to {self.after:.3g}"
+        if self.phase == _QUANTIZED:
+            return (
+                f"{rose} when the model was quantized, at step {self.step}, and stays there: more than half "
+                "of what it had learned in float is lost; give it more bits (quant.weight.bits, "
+                "quant.activation.bits) or more steps quantized (a smaller quant.warmup.float_share)"
+            )
         return (
-            f"the loss rose from {self.before:.3g} to {self.after:.3g} at step {self.step}, where the run's "
+            f"{rose} at step {self.step}, where the run's "
             f"next phase begins: {self.phase}; quant.warmup.freeze_bn_last: 0 trains without that phase, and "
             "diloco.lr_schedule: cosine makes steps small before it"
         )
 
 
 class LossWatch:
-    """Follows the losses of one trainer. Phases only go forward."""
+    """Follows the losses of one trainer. Phases only go forward.
+
+    Where a model becomes quantized its loss rises, at few bits by a multiple, and is trained down again. What
+    counts is where it has settled, against all that had been learned.
+    """
 
     def __init__(self) -> None:
+        self._first: list[float] = []  # of the whole run
         self._phase = 0
         self._before: list[float] = []  # the last of the phases before
         self._losses: list[float] = []  # of this phase
@@ -64,12 +79,19 @@ class LossWatch:
             self._began, self._told = step, len(known) < FEWEST
         if math.isfinite(loss):
             self._losses = [*self._losses, loss][-WINDOW:]
+            self._first = [*self._first, loss][:FEWEST]
         if self._told or len(self._losses) < FEWEST:
             return None
         before, after = fmean(self._before), fmean(self._losses)
-        jumped = after - before > max(abs(before), SPREADS * pstdev(self._before))
-        if not jumped and len(self._losses) < ENOUGH:
-            return None
+        rise, noise = after - before, SPREADS * pstdev(self._before)
+        if PHASES[self._phase] == _QUANTIZED:
+            if step - self._began < SETTLED:
+                return None
+            jumped = rise > max(noise, abs(before) / 2, (fmean(self._first) - before) / 2)
+        else:
+            jumped = rise > max(noise, abs(before))
+            if not jumped and len(self._losses) < ENOUGH:
+                return None
         self._told = True
         return PhaseChange(PHASES[self._phase], self._began, before, after, jumped)
 

@@ -11,14 +11,12 @@ import torch
 from distqat.checkpoint.assembled_model import join, read_model, write_model
 from distqat.config import load_config
 from distqat.data.open_source import open_source
-from distqat.distributed.assembly.model_check import check_served
 from distqat.distributed.assembly.post_training import quantize_and_judge
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
-from distqat.errors import ConfigError, QuantError
+from distqat.errors import QuantError
 from distqat.launch.evaluate_command import main as evaluate
 from distqat.launch.run_local import main as run_local
-from distqat.quant import quantizers
 
 FAST = {
     "diloco.inner_optim.type": "adamw",
@@ -66,24 +64,3 @@ def test_both_commands_print_both(model: Path, capsys: pytest.CaptureFixture[str
     assert "weights ptq" in capsys.readouterr().out
     assert evaluate(["--ptq", config, "--quant-enabled"]) == 2
     assert "a checkpoint folder" in capsys.readouterr().err
-
-
-def test_steps_in_float_come_first_in_one_process_and_nowhere_else() -> None:
-    first = {"quant.enabled": True, "quant.warmup.float_steps": 3, "quant.warmup.calibrate_batches": 2}
-    config = load_config("configs/mlp.yaml", {"data.img_size": 8, **first})
-    with pytest.raises(ConfigError, match=r"quant\.warmup\.float_steps: servers calibrate"):
-        check_served(config)
-    trainer = BaselineTrainer(config, torch.device("cpu"), samples=320)
-    source, task = open_source(config.data, seed=0), build_task(config)
-    calibrated = []
-    for number in range(8):
-        batch = [task.collate([item.sample for item in source.take(32)])]
-        if trainer.calibrates:
-            calibrated.append(number)
-            trainer.calibrate(batch)
-        else:
-            trainer.step(batch)
-        if number < 3:
-            assert all(int(q.batches) == 0 for _, q in quantizers(trainer.model) if "input" in q.name)
-    assert calibrated == [3, 4]
-    assert {quantizer.state for _, quantizer in quantizers(trainer.model)} == {"active"}

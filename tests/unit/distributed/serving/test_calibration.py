@@ -17,7 +17,7 @@ from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import QuantError, RemoteFault, RunFailed, SwarmError
-from distqat.quant import QuantOptions, quantize_module, quantizers
+from distqat.quant import QuantOptions, activate, quantize_module, quantizers
 
 BATCHES = 3
 
@@ -35,8 +35,9 @@ class Gated(nn.Module):
         return y + self.behind(y * self.gate)
 
 
-def gated(gate: float) -> StageReplica:
-    options = QuantOptions.model_validate({"skip": [], "warmup": {"calibrate_batches": BATCHES}})
+def gated(gate: float, float_share: float = 0.0) -> StageReplica:
+    warmup = {"calibrate_batches": BATCHES, "float_share": float_share}
+    options = QuantOptions.model_validate({"skip": [], "warmup": warmup})
     module = Gated(gate)
     quantize_module(module, options, stage="full", first=True, last=True)
     precision = ForwardPrecision()
@@ -91,6 +92,21 @@ def test_when_a_waiting_quantizer_has_its_step_the_log_says_so(caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         replica.begin("another")
     assert "full.behind.input_quant: values have come" in caplog.text
+
+
+def test_after_rounds_in_float_those_that_wait_are_told_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    replica = gated(0.0, float_share=0.5)
+    assert replica.in_float
+    assert not replica.calibrating, "no batch is for calibration alone"
+    replica.begin("in float")
+    replica.observe(0, {"x": torch.randn(2, 4)})
+    replica.commit(1.0)
+    activate(replica.module, wait=True)  # what a round has made of it
+    replica.in_float = False
+    with caplog.at_level(logging.WARNING):
+        replica.begin("the next step")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("full.behind: only zeros came here")
 
 
 def test_nan_everywhere_is_said_at_prepare_where_the_attempt_can_be_undone() -> None:

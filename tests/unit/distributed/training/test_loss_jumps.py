@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from distqat.distributed.training.loss_jumps import ENOUGH, LossWatch, PhaseChange, phase_of, tell
+from distqat.distributed.training.loss_jumps import ENOUGH, SETTLED, LossWatch, PhaseChange, phase_of, tell
 from distqat.protocol.calls.step_calls import StageStanding
 from distqat.quant.quant_schedule import PHASES
 
-TRAINING, FROZEN, MEASURING = PHASES
+FLOAT, TRAINING, FROZEN, MEASURING = PHASES
 
 
 def follow(before: list[float], after: list[float], phase: str = FROZEN) -> list[PhaseChange]:
@@ -38,6 +38,29 @@ def test_noise_is_no_jump(after: list[float]) -> None:
     (change,) = follow([1.0, 0.7, 1.3, 0.9, 1.2, 1.1], after)
     assert not change.jumped
     assert change.record()["loss_after"] == pytest.approx(sum(after) / len(after))
+
+
+def quantized(after: list[float]) -> list[PhaseChange]:
+    watch, found = LossWatch(), []
+    learning = [2.0, 1.5, 1.0, *[0.1] * 12]
+    for step, loss in enumerate([*learning, *after], start=1):
+        found.append(watch.add(loss, FLOAT if step <= len(learning) else TRAINING, step))
+    return [change for change in found if change is not None]
+
+
+def test_a_loss_that_is_trained_down_again_after_quantization_is_no_jump() -> None:
+    (change,) = quantized([1.5, 0.9, 0.6, 0.5, 0.4, *[0.3] * 30])
+    assert not change.jumped
+    assert (change.step, change.phase) == (16, TRAINING)
+    assert change.record()["loss_after"] == pytest.approx(0.3)
+    assert quantized([1.5] * (SETTLED - 1)) == [], "too early to say"
+
+
+def test_a_loss_that_stays_up_after_quantization_is_told() -> None:
+    (change,) = quantized([1.5] * 30)
+    assert change.jumped
+    assert "rose from 0.1 to 1.5 when the model was quantized, at step 16" in change.sentence()
+    assert "quant.warmup.float_share" in change.sentence()
 
 
 def test_losses_below_zero_and_around_it_can_jump_too() -> None:
@@ -67,7 +90,7 @@ def test_the_phase_is_that_of_the_stage_that_is_furthest() -> None:
         phase_of([StageStanding(1, phase=TRAINING), StageStanding(1, phase=FROZEN), StageStanding(1)])
         == FROZEN
     )
-    assert phase_of([]) == phase_of([StageStanding(1, phase="of another version")]) == TRAINING
+    assert phase_of([]) == phase_of([StageStanding(1, phase="of another version")]) == FLOAT
 
 
 def test_a_jump_is_told_to_the_person_and_every_change_to_the_metrics(
