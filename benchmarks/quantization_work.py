@@ -35,8 +35,9 @@ class Effort:
     """Held-out samples: augmented images, or sequences."""
     seeds: tuple[int, ...]
     validation: bool = False
-    """Judge on the last fifth of the training part, which is not trained on: for choices. Figures come from the
-    held-out part, which no choice has seen."""
+    """Judge on the last fifth of the training part, which is not trained on: for choices.
+
+    Figures come from the held-out part, which no choice has seen."""
 
 
 @dataclass(frozen=True)

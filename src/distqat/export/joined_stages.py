@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from distqat.models import named_tensors, run_stages
-from distqat.quant import quantizers
+from distqat.quant import follow_weights, quantizers
 from distqat.quant.output_quantizer import link
 from distqat.quant.parametrized import settle_computed_weights
 
@@ -33,6 +33,7 @@ class JoinedStages(nn.Module):
         Quantizers that calibrate are left as they are.
         """
         settle_computed_weights(self)
+        follow_weights(self)
         for _, quantizer in quantizers(self):
             if quantizer.state == "waiting":
                 self.unseen += (quantizer.name,)

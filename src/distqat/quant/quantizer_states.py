@@ -109,6 +109,14 @@ def freeze_in(buffers: Mapping[str, Tensor], names: Set[str]) -> dict[str, Tenso
     }
 
 
+def follow_weights(module: nn.Module) -> None:
+    """Steps of weights that are not frozen yet to where the weights need them, as the next pass would."""
+    for child in (each for each in module.modules() if isinstance(each, QuantizedLayer)):
+        quantizer = child.weight_quant
+        if isinstance(quantizer, WeightQuantizer) and quantizer.state == "active":
+            quantizer.follow(child.weight)
+
+
 def observe_data(module: nn.Module, *, on: bool) -> None:
     """Whether calibrating quantizers count what they see from now on; not while a stage trains in float."""
     module.__dict__[OBSERVES] = on

@@ -123,6 +123,15 @@ class QuantizersInRounds:
             _note(steps, name, estimate)
         return buffers, steps
 
+    def held(self, buffers: Named, steps: Named, anchor: Mapping[str, Tensor]) -> Named:
+        """Steps of weights within what the new anchor gives; a mean of steps is of replicas' weights."""
+        tensors, steps = {**anchor, **buffers}, dict(steps)
+        for name in self._in(_ACTIVE, buffers, self._weights):
+            key, weight = f"{name}.log_step", self._weights[name]
+            bounded = weight.quantizer.held(steps[key], weight.value(tensors), exact_log)
+            steps[key] = bounded.to(steps[key].dtype)
+        return steps
+
     def step_names(self, buffers: Mapping[str, Tensor]) -> set[str]:
         """Parameters of the quantizers without a step: nothing is learned of them, so nothing is averaged."""
         names = [

@@ -11,6 +11,7 @@ is `least_range` of the largest weight. With 8 bits both are one, and the step f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -99,12 +100,16 @@ class WeightQuantizer(Quantizer):
     @torch.no_grad()
     def follow(self, weight: Tensor) -> None:
         """Move the steps to where the weight needs them now."""
-        largest = mse_step.largest_steps(self._rows(weight), self.qmax).view(self.log_step.shape).log()
+        self.log_step.copy_(self.held(self.log_step, weight))
+
+    @torch.no_grad()
+    def held(self, log_step: Tensor, weight: Tensor, log: Callable[[Tensor], Tensor] = torch.log) -> Tensor:
+        """`log_step` between the bounds that `weight` gives, by this logarithm."""
+        largest = mse_step.largest_steps(self._rows(weight.detach()), self.qmax).view(self.log_step.shape)
+        highest = log(largest)
         if self.follows:
-            self.log_step.copy_(largest)
-        else:
-            least = largest + math.log(least_range(self.bits))
-            self.log_step.clamp_(least, largest)
+            return highest
+        return log_step.clamp(highest + math.log(least_range(self.bits)), highest)
 
     def hold(self) -> None:
         """Quantize once, at the next call, until `drop`; see `distqat.quant.weight_cache`."""

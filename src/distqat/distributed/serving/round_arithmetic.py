@@ -118,6 +118,7 @@ class RoundArithmetic:
             buffers, steps = self._quantizers.quantize_at_round(buffers, steps, seen, anchor)
         else:
             buffers, steps = self._quantizers.after(buffers, steps, seen, anchor, last=now.steps_frozen)
+        steps = self._quantizers.held(buffers, steps, anchor)
         if now.steps_frozen:  # by the round: all decide alike
             buffers = freeze_in(buffers, self._fixed)
         if now.measuring:
