@@ -42,6 +42,7 @@ from benchmarks.quantization_rows import (
     GOALS,
     ONE,
     PROCESSES,
+    START,
     WAYS,
     Row,
     record,
@@ -50,7 +51,20 @@ from benchmarks.quantization_runs import REPLICAS, after_training, diloco, one_p
 from benchmarks.quantization_work import Digits, Effort, Text, Work
 from benchmarks.report import describe, facts, output, write_json
 
-SETTINGS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W2A2": (2, 2)}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{
+        f"W{weight}A{activation}": {"weight": {"bits": weight}, "activation": {"bits": activation}}
+        for weight, activation in ((8, 8), (4, 8), (4, 4), (3, 3), (2, 2))
+    },
+    **{
+        f"W{bits}A16": {
+            "weight": {"bits": bits, "granularity": "per_group", "group": 32},
+            "activation": {"method": "none"},
+        }
+        for bits in (4, 3, 2)
+    },
+}
+"""Sections `quant` by name; A16 is weight-only, per group of 32."""
 WORKS: dict[str, type[Work]] = {"digits": Digits, "text": Text}
 EFFORTS = {
     "digits": Effort(steps=1500, replica_steps=400, inner_steps=20, judged=10_080, seeds=(0, 1, 2)),
@@ -77,7 +91,7 @@ class Measurement:
         for seed in seeds:
             trained[seed] = await self._score(seed, ONE, FLOAT, tell)
             for setting in SETTINGS:
-                for way in (AFTER, ONE):
+                for way in (AFTER, ONE, START):
                     if setting in plan.get(way, ()):
                         await self._score(seed, way, setting, tell, trained[seed])
             for setting in (FLOAT, *plan[DILOCO]) if plan.get(DILOCO) else ():
@@ -100,7 +114,8 @@ class Measurement:
         if way in (DILOCO, PROCESSES):
             effort = replace(effort, steps=effort.replica_steps)
         work = WORKS[self.name](effort, seed)
-        quant = None if setting == FLOAT else section(setting)
+        warmup = {"float_share": 0.0} if way == START else {}
+        quant = None if setting == FLOAT else section(setting, **warmup)
         began = time.monotonic()
         module = await made(work, way, quant, trained)
         seconds = time.monotonic() - began
@@ -121,7 +136,7 @@ async def made(work: Work, way: str, quant: Mapping[str, Any] | None, trained: n
         return await diloco(work, quant)
     if way == PROCESSES:
         return await asyncio.to_thread(processes, work, quant, REPLICAS)
-    if way == ONE:
+    if way in (ONE, START):
         return one_process(work, quant)
     assert quant is not None
     assert trained is not None
@@ -129,10 +144,9 @@ async def made(work: Work, way: str, quant: Mapping[str, Any] | None, trained: n
     return trained_with_brevitas(work, calibrated, quant) if way == BREVITAS else calibrated
 
 
-def section(setting: str) -> dict[str, Any]:
+def section(setting: str, **warmup: Any) -> dict[str, Any]:
     """The `quant` section of a setting."""
-    weight, activation = SETTINGS[setting]
-    return {"weight": {"bits": weight}, "activation": {"bits": activation}}
+    return {**SETTINGS[setting], "warmup": warmup} if warmup else dict(SETTINGS[setting])
 
 
 def table_of(name: str, records: Sequence[dict[str, Any]]) -> Table:
@@ -140,16 +154,8 @@ def table_of(name: str, records: Sequence[dict[str, Any]]) -> Table:
     work = WORKS[name]
     unit = "points" if name == "digits" else "%"
     table = Table(title=work.name, title_justify="left", box=None)
-    for column in (
-        "way",
-        "setting",
-        work.metric,
-        f"worse ({unit})",
-        "goal",
-        "",
-        "worse than Brevitas",
-        "s",
-    ):
+    columns = ("way", "setting", work.metric, f"worse ({unit})", "by seed", "over seeds", "goal", "")
+    for column in (*columns, "never worse than after", "recovered", "worse than Brevitas", "s"):
         table.add_column(column)
     for each in records:
         lost = f"{each['worse']:+.2f} ± {each['interval']:.2f}" if "worse" in each else ""
@@ -159,7 +165,12 @@ def table_of(name: str, records: Sequence[dict[str, Any]]) -> Table:
         if "than_brevitas" in each:
             theirs = f"{each['than_brevitas']:+.2f} ± {each['than_brevitas_interval']:.2f}"
         value, seconds = f"{each['value']:.4f}", f"{each['s']:.0f}"
-        table.add_row(each["way"], each["setting"], value, lost, goal, verdict, theirs, seconds)
+        seeds = " ".join(f"{seed:+.2f}" for seed in each.get("worse_by_seed", ()))
+        half = f"± {each['interval_over_seeds']:.2f}" if "interval_over_seeds" in each else ""
+        never = {True: "yes", False: "NO"}.get(each.get("never_worse_than_after", ""), "")
+        back = f"{each['recovered']:.0%}" if "recovered" in each else ""
+        ours = (each["way"], each["setting"], value, lost, seeds, half, goal, verdict)
+        table.add_row(*ours, never, back, theirs, seconds)
     return table
 
 
@@ -172,6 +183,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--ways", help=f"of {', '.join(WAYS)} (default: all; float of one process is always run)"
     )
+    parser.add_argument(
+        "--validation", action="store_true", help="judge on a part of the training data, for choices"
+    )
     parser.add_argument("--seeds", type=int, help="how many (default: 3; --quick: 1)")
     parser.add_argument("--steps", type=int, help="optimizer steps, of one process and of every replica")
     return parser.parse_args(argv)
@@ -182,14 +196,14 @@ def effort_of(args: argparse.Namespace, name: str) -> Effort:
     base = (QUICK if args.quick else EFFORTS)[name]
     seeds = base.seeds if args.seeds is None else tuple(range(args.seeds))
     steps, replica_steps = args.steps or base.steps, args.steps or base.replica_steps
-    return replace(base, steps=steps, replica_steps=replica_steps, seeds=seeds)
+    return replace(base, steps=steps, replica_steps=replica_steps, seeds=seeds, validation=args.validation)
 
 
 def plan_of(args: argparse.Namespace, name: str) -> dict[str, tuple[str, ...]]:
     """The settings of each way."""
     chosen = tuple(args.settings.split(",")) if args.settings else tuple(SETTINGS)
     goals = tuple(each for each in chosen if each in GOALS[name, DILOCO])
-    plan = {ONE: chosen, AFTER: chosen, BREVITAS: goals, DILOCO: goals, PROCESSES: ("W8A8",)}
+    plan = {ONE: chosen, AFTER: chosen, START: goals, BREVITAS: goals, DILOCO: goals, PROCESSES: ("W8A8",)}
     if args.quick:
         quick = tuple(args.settings.split(",")) if args.settings else QUICK_SETTINGS
         plan = {ONE: quick, AFTER: quick, DILOCO: QUICK_DILOCO}

@@ -33,11 +33,28 @@ def test_samples_are_compared_in_pairs() -> None:
 
 def test_worse_is_points_of_accuracy_or_percent_of_the_loss() -> None:
     digits = recorded(row("digits", "W8A8", 1, 1, 0, 0), row("digits", FLOAT, 1, 1, 1, 0))
-    assert (digits["worse"], digits["goal"], digits["good"]) == (25.0, 0.2, False)
+    assert (digits["worse"], digits["goal"], digits["good"]) == (25.0, 0.1, False)
     text = recorded(row("text", "W8A8", 2.001, 2.001), row("text", FLOAT, 2, 2))
     assert text["worse"] == pytest.approx(0.05, abs=1e-3)
     assert text["good"]
-    assert "goal" not in recorded(row("text", "W4A4", 2, 2), row("text", FLOAT, 2, 2))
+    assert "goal" not in recorded(row("text", "W2A2", 2, 2), row("text", FLOAT, 2, 2))
+
+
+def test_seeds_are_compared_one_by_one_and_with_quantizing_after_training() -> None:
+    base = Row("text", ONE, FLOAT, [Score(torch.full((2,), 2.0)) for _ in range(3)])
+    after, trained = (Row("text", way, "W4A16") for way in (AFTER, ONE))
+    after.scores += [Score(torch.full((2,), value)) for value in (2.2, 2.2, 2.2)]
+    trained.scores += [Score(torch.full((2,), value)) for value in (2.02, 2.04, 2.06)]
+    found = record(trained, {(each.way, each.setting): each for each in (base, after, trained)})
+    assert found["worse_by_seed"] == pytest.approx([1.0, 2.0, 3.0], abs=1e-3)
+    assert found["interval_over_seeds"] == pytest.approx(4.303 * 1 / 3**0.5, abs=1e-3)
+    assert found["never_worse_than_after"]
+    assert found["recovered"] == pytest.approx(0.8, abs=1e-3)
+    assert found["good"]
+    trained.scores[2] = Score(torch.full((2,), 2.3))
+    found = record(trained, {(each.way, each.setting): each for each in (base, after, trained)})
+    assert not found["never_worse_than_after"]
+    assert not found["good"]
 
 
 def test_float_is_compared_with_nothing_and_processes_with_memory() -> None:
@@ -58,8 +75,8 @@ def test_ours_stands_beside_brevitas() -> None:
 
 def test_flags() -> None:
     full, quick = parse(["--json", "x"]), parse(["--json", "x", "--quick"])
-    assert plan_of(full, "digits")[DILOCO] == tuple(SETTINGS)
-    assert plan_of(full, "text")[DILOCO] == ("W8A8", "W4A8")  # the others have no goal
+    assert plan_of(full, "digits")[ONE] == tuple(SETTINGS)
+    assert plan_of(full, "text")[DILOCO] == ("W8A8", "W4A8", "W4A4")  # the others have no goal
     assert plan_of(quick, "text").keys() == {ONE, AFTER, DILOCO}
     assert plan_of(parse(["--json", "x", "--ways", "DiLoCo", "--settings", "W8A8"]), "digits") == {
         DILOCO: ("W8A8",)
@@ -71,8 +88,8 @@ def test_flags() -> None:
 
 
 def test_the_goals_are_those_of_the_issue() -> None:
-    assert GOALS["digits", ONE] == {"W8A8": 0.2, "W4A8": 0.3, "W4A4": 0.5, "W2A2": 4.0}
-    assert GOALS["digits", DILOCO] == {"W8A8": 0.3, "W4A8": 0.4, "W4A4": 0.75, "W2A2": 5.0}
+    assert GOALS["digits", ONE] == {"W8A8": 0.1, "W4A8": 0.1, "W4A4": 0.2, "W2A2": 1.5}
+    assert GOALS["digits", DILOCO] == {"W8A8": 0.15, "W4A8": 0.15, "W4A4": 0.4, "W2A2": 3.0}
 
 
 def test_augmented_images_differ_and_come_again_with_the_seed() -> None:
