@@ -30,8 +30,8 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
-        self.middle, self.zero, self.after, self.unused = (nn.Linear(6, 6) for _ in range(4))
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(4, 32))
+        self.middle, self.zero, self.after, self.unused = (nn.Linear(32, 32) for _ in range(4))
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
 
@@ -79,6 +79,7 @@ def states(buffers: Named) -> dict[str, int]:
         {},
         {"activation": {"method": "lsq+"}},
         {"weight": {"bits": 4, "granularity": "per_tensor"}},
+        {"weight": {"granularity": "per_group"}},
         {"weight": {"method": "minmax"}, "activation": {"method": "minmax"}},
         {"activation": {"granularity": "per_token"}},
     ],
@@ -169,7 +170,7 @@ def test_who_has_seen_nothing_waits_and_gets_its_step_in_a_later_round() -> None
     assert waiting == {"zero.weight_quant", "after.input_quant", "unused.input_quant"}
     assert float(steps["unused.input_quant.log_step"].exp()) == pytest.approx(1 / 127)
     assert set(rounds.seen(buffers, buffers)) == {"after.input_quant", "unused.input_quant"}
-    anchor["zero.weight"] = torch.eye(6)
+    anchor["zero.weight"] = torch.eye(32)
     for _ in range(2):
         seen = [rounds.seen(buffers, buffers)]
         buffers, steps = rounds.after(buffers, steps, seen, anchor)
