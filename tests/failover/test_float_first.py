@@ -180,6 +180,24 @@ async def test_a_stage_that_is_quantized_first_does_not_stop_the_others() -> Non
             assert [form.codec for form in sent.coded.values()] == ["aligned"]
 
 
+async def test_the_rate_falls_once_the_run_is_quantized(tmp_path: Path) -> None:
+    config = float_first(lr_schedule="cooldown")
+    baseline, rates = BaselineTrainer(config, torch.device("cpu")), []
+    async with RoundSwarm(config, tmp_path, replicas=1) as swarm:
+        (replica,) = swarm.replicas
+        shown = iter(batches(config, 100))
+        for number in range(ROUNDS):
+            await swarm.round(number)
+            for _ in range(config.diloco.inner_steps):
+                baseline.step(next(shown))
+            found = [each.param_groups[0]["lr"] for each in (replica.replica.optimizer, baseline._optimizer)]
+            assert found[0] == found[1]
+            rates.append(found[0])
+    assert rates[:IN_FLOAT] == [config.diloco.inner_optim.lr] * IN_FLOAT
+    assert rates[IN_FLOAT:] == sorted(set(rates[IN_FLOAT:]), reverse=True)
+    assert rates[-1] == pytest.approx(config.diloco.inner_optim.lr * config.diloco.lr_final)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_baseline_is_quantized_at_the_same_step(world: int) -> None:
     config = float_first().model_copy(update={"world_size": world})

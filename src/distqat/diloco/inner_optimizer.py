@@ -77,19 +77,23 @@ def build_inner_optimizer(
     )
 
 
-def learning_rate(step: int, total_steps: int, base_lr: float, options: DilocoOptions) -> float:
-    """The inner learning rate of inner step `step` (from 0) of `total_steps`.
+def learning_rate(
+    step: int, total_steps: int, base_lr: float, options: DilocoOptions, *, in_float: int = 0
+) -> float:
+    """The inner learning rate of inner step `step` (from 0) of `total_steps`, `in_float` of them in float.
 
     Rises linearly over `warmup_steps`, then stays, or falls to `lr_final` of the base rate along a cosine
-    or a line. A member that runs ahead of the last round keeps that.
+    or a line. With `cooldown` the line begins where quantizers appear, so that no steps at small rates are
+    spent on weights in float, which quantization moves again (arXiv:2509.22935). A member that runs ahead of
+    the last round keeps the last rate.
     """
     if step < options.warmup_steps:
         return base_lr * (step + 1) / options.warmup_steps
-    if options.lr_schedule == "constant":
+    start = max(options.warmup_steps, in_float if options.lr_schedule == "cooldown" else 0)
+    if options.lr_schedule == "constant" or step < start:
         return base_lr
-    decaying = max(total_steps - options.warmup_steps - 1, 1)
-    progress = min((step - options.warmup_steps) / decaying, 1.0)
-    left = 1.0 - progress if options.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    progress = min((step - start) / max(total_steps - start - 1, 1), 1.0)
+    left = 0.5 * (1.0 + math.cos(math.pi * progress)) if options.lr_schedule == "cosine" else 1.0 - progress
     return base_lr * (options.lr_final + (1.0 - options.lr_final) * left)
 
 

@@ -11,7 +11,7 @@ from distqat.options import Options
 
 OptimName = Literal["adam", "adamw", "sgd"]
 CodecName = Literal["fp32", "fp16", "int8", "int4"]
-ScheduleName = Literal["constant", "cosine", "linear"]
+ScheduleName = Literal["constant", "cosine", "linear", "cooldown"]
 
 
 class OptimOptions(Options):
@@ -83,7 +83,10 @@ class DilocoOptions(Options):
         default=None, gt=0, allow_inf_nan=False, description="clip the global gradient norm; null: never"
     )
     lr_schedule: ScheduleName = Field(
-        default="constant", description="inner learning rate after the warm-up; decays to lr_final"
+        default="constant",
+        description="inner learning rate after the warm-up: stays, or decays to lr_final; cooldown stays "
+        "while the run trains in float (quant.warmup.float_share), then decays along a line "
+        "(arXiv:2509.22935)",
     )
     lr_final: float = Field(
         default=0.1,

@@ -80,7 +80,7 @@ def test_the_shipped_cifar10_config_is_the_documented_example(documented: Path) 
             for loop in ("inner", "outer")
             for name in ("adam", "adamw", "sgd")
         ),
-        *(("diloco.lr_schedule", name) for name in ("constant", "cosine", "linear")),
+        *(("diloco.lr_schedule", name) for name in ("constant", "cosine", "linear", "cooldown")),
         ("diloco.warmup_steps", 10),
         ("initial_peers", ["/ip4/192.0.2.1/tcp/50000/p2p/Qm"]),
         ("host_maddrs", ["/ip4/0.0.0.0/tcp/50000"]),

@@ -83,6 +83,18 @@ def test_decay_starts_at_the_rate_and_ends_at_a_tenth(schedule: str, warmup: int
     assert decaying == sorted(decaying, reverse=True)
 
 
+@pytest.mark.parametrize("warmup", [0, 5, 25])
+def test_a_cooldown_begins_where_the_run_is_quantized(warmup: int) -> None:
+    options = DilocoOptions(lr_schedule="cooldown", warmup_steps=warmup)
+    seen = [learning_rate(step, 41, 2.0, options, in_float=20) for step in range(45)]
+    start = max(20, warmup)
+    assert seen[warmup : start + 1] == [2.0] * (start + 1 - warmup)
+    assert seen[start : start + 3] == sorted(set(seen[start : start + 3]), reverse=True)
+    assert seen[(start + 40) // 2] == pytest.approx(1.1, abs=0.06)
+    assert seen[40:] == [pytest.approx(0.2)] * 5
+    assert rates("cooldown", warmup, 41) == rates("linear", warmup, 41), "without a part in float"
+
+
 def test_schedules_differ_in_the_middle_and_survive_a_run_of_warm_up_only() -> None:
     assert rates("linear", 0, 41)[20] == pytest.approx(1.1)
     assert rates("cosine", 0, 41)[10] > rates("linear", 0, 41)[10]

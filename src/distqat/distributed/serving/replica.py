@@ -252,8 +252,7 @@ class StageReplica:
             if factor != 1.0:
                 for gradient in self._gradients():
                     gradient.mul_(factor)
-            lr = learning_rate(self.step, self.options.total_steps, self.options.inner_optim.lr, self.options)
-            set_learning_rate(self.optimizer, lr)
+            set_learning_rate(self.optimizer, self._rate)
             failpoint("replica.optimizer")
             self.optimizer.step()
             self.step += 1
@@ -316,6 +315,14 @@ class StageReplica:
         self._open().measures = False
 
     # inside
+
+    @property
+    def _rate(self) -> float:
+        options = self.options
+        in_float = quant_schedule.float_rounds(options, self._quant.warmup) * options.inner_steps
+        return learning_rate(
+            self.step, options.total_steps, options.inner_optim.lr, options, in_float=in_float
+        )
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         module = self.module

@@ -188,9 +188,10 @@ class BaselineTrainer:
 
     def _rate(self, frozen: frozenset[int]) -> float:
         """The learning rate of this step; stages that are trained together have taken as many."""
-        options = self._config.diloco
+        options, plan = self._config.diloco, self._plan
         trained = [count for position, count in enumerate(self._applied) if position not in frozen]
-        return learning_rate(max(trained, default=0), self._plan.trained, options.inner_optim.lr, options)
+        step, lr = max(trained, default=0), options.inner_optim.lr
+        return learning_rate(step, plan.trained, lr, options, in_float=plan.in_float)
 
     def _backward(self, batch: Sequence[Batch]) -> tuple[float, bool]:
         """Gradients of the mean over the microbatches, clipped; the mean loss, and whether all are finite."""
