@@ -71,9 +71,13 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         step = step_size(log_step)
         inverse = step.reciprocal()
-        rounded = _fused(_rounded, x.device.type) if compiled else _rounded
         aligned = _aligned(step, x.dim(), axis), _aligned(inverse, x.dim(), axis)
-        y = rounded(_wide(x), *aligned, qmin, qmax).to(x.dtype)
+        y: Tensor
+        if compiled:
+            y = _fused(_rounded, x.device.type)(_wide(x).detach(), *aligned, qmin, qmax)
+        else:
+            y = _rounded(_wide(x), *aligned, qmin, qmax)
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
         ctx.save_for_backward(x, y, log_step)
         ctx.axis, ctx.gradient_scale, ctx.compiled = axis, gradient_scale, compiled
         ctx.range = qmin * EDGE - TINY, qmax * EDGE  # of x * scale
@@ -89,13 +93,18 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, log_step = ctx.saved_tensors
         learns = ctx.needs_input_grad[1]
-        gradients = _fused(_gradients, x.device.type) if ctx.compiled else _gradients
         scale = None if ctx.scale is None else _aligned(ctx.scale, x.dim(), ctx.axis)
-        grad_x, grad_step = gradients(_wide(grad), _wide(x), _wide(y), scale, ctx.range, learns)
+        if ctx.compiled:
+            wide = (_wide(each).detach() for each in (grad, x, y))
+            grad_x, grad_step = _fused(_gradients, x.device.type)(*wide, scale, ctx.range, learns)
+        else:
+            grad_x, grad_step = _gradients(_wide(grad), _wide(x), _wide(y), scale, ctx.range, learns)
         if grad_step is not None:
             grad_step = (grad_step * ctx.gradient_scale).to(log_step.dtype).view(log_step.shape)
-        grad_of_x = grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None
-        return grad_of_x, grad_step, None, None, None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_step, None, None, None, None, None
+        grad_x = grad_x if grad_x.dtype == x.dtype else grad_x.to(x.dtype)
+        return grad_x, grad_step, None, None, None, None, None
 
 
 def _rounded(x: Tensor, step: Tensor, inverse: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -117,7 +126,10 @@ def _gradients(
 
 
 def _fused(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """`function` as one compiled kernel; itself, after a warning, where torch.compile finds no compiler."""
+    """`function` as one compiled kernel; itself, after a warning, where torch.compile finds no compiler.
+
+    It is given detached tensors: torch.compile makes a kernel of its own for each shape of a Parameter.
+    """
     program = os.environ.get("CXX", "g++")  # as torch's inductor chooses it
     return _compiled(function, program if device_type == "cpu" else None)
 
@@ -131,11 +143,8 @@ def _compiled(function: Callable[..., Any], program: str | None) -> Callable[...
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32: 8-bit codes times a step do not fit into 16-bit floats.
-
-    Detached, since torch.compile makes a kernel of its own for each shape of a Parameter.
-    """
-    return x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    """At least float32: 8-bit codes times a step do not fit into 16-bit floats."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _aligned(step: Tensor, dims: int, axis: int | None) -> Tensor:

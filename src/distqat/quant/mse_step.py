@@ -7,6 +7,8 @@ sum of theirs, in any order.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,7 +84,9 @@ def shifted_step(counts: Tensor, levels: int, *, search: bool) -> tuple[float, f
 
 def largest_steps(weight_CN: Tensor, qmax: int) -> Tensor:
     """Per row of [channels, weights] the step whose largest code is the largest weight; all positive."""
-    largest_C = weight_CN.detach().float().abs().amax(1) / qmax
+    largest_C: Tensor = torch.linalg.vector_norm(weight_CN.detach().float(), math.inf, dim=1) / qmax
+    if bool(largest_C.all()):
+        return largest_C
     zero_C = largest_C == 0
     if bool(zero_C.all()):
         return torch.full_like(largest_C, 2 / (qmax * weight_CN.shape[1] ** 0.5))
