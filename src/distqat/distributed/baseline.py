@@ -71,6 +71,9 @@ async def _train(
                 sink.write({"event": "step", **record})
                 tell(watch.add(loss, trainer.moment.phase, trainer.progress.step), sink, 0)
                 await report({**record, "account": trainer.account})
+                round_ends = trainer.progress.step % config.diloco.inner_steps == 0  # in a swarm
+                if round_ends and (seen := await asyncio.to_thread(trainer.weights)):
+                    sink.write({"event": "weights", "step": trainer.progress.step, "weights": seen})
         seconds = time.monotonic() - began
     if not stop.is_set():
         trainer.finite.ended(trainer.model.parameters())

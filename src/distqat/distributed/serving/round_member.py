@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from distqat.distributed.serving.committed_state import CommittedState, ReplicaWeights, as_local
 from distqat.distributed.serving.hosted_replica import HostedReplica
@@ -13,6 +14,7 @@ from distqat.distributed.serving.round_arithmetic import RoundArithmetic
 from distqat.distributed.serving.round_exchange import RoundExchange
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_service import StepService
+from distqat.distributed.training.weight_watch import WeightWatch
 from distqat.distributed.transfer.snapshot_exchange import FetchedState, StageLost, fetch_newest
 from distqat.distributed.transfer.tied_weight_exchange import TiedWeightExchange
 from distqat.errors import BadFrame, SwarmError
@@ -57,6 +59,7 @@ class RoundMember:
         self._rounds = rounds
         self._observer = observer
         self._tied = tied
+        self._watch = WeightWatch(host.stage)
         self._since = progress.since  # inner steps since the last commit or discard
         self._samples = progress.samples  # committed samples that the next delta holds
         self._alone = False  # whether the last opening found no other member
@@ -188,6 +191,7 @@ class RoundMember:
             averaged = averaged if uid in members else 0
             await self._adopt(result, base if uid in members else as_local(self.committed), (samples, since))
             self._unaveraged -= averaged
+        seen = await self._seen(tells=members[:1] in ([], [uid])) if digest else {}
         self._observer.round_ended(
             {
                 "event": "round",
@@ -196,7 +200,14 @@ class RoundMember:
                 "digest": self.committed.digest if digest else None,
                 "steps": averaged if ours else 0,
                 "duration_s": time.monotonic() - began,
+                **({"weights": seen} if seen else {}),
             }
+        )
+
+    async def _seen(self, *, tells: bool) -> dict[str, Any]:
+        """How well codes hold the weights now; one member of a round `tells` the person at the terminal."""
+        return await self._host.between_steps(
+            lambda: self._watch.look(self._host.replica.module, tells=tells)
         )
 
     async def _weights(self) -> ReplicaWeights:

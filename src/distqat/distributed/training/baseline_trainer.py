@@ -17,6 +17,7 @@ from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.training.baseline_model import StepPlan, SwarmBaselineModel
 from distqat.distributed.training.batch_phases import BatchTally, PhaseStep, phase_steps
 from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
+from distqat.distributed.training.weight_watch import WeightWatch
 from distqat.errors import QuantError, RunFailed
 from distqat.models.auxiliary_loss import take_auxiliary_loss
 from distqat.process import notice
@@ -78,6 +79,7 @@ class BaselineTrainer:
         self._shown = 0  # microbatches that were for calibration
         self.moment = quant_schedule.ScheduleMoment()  # of the last step
         self._measured = set[int]()  # stages whose weights stand by now
+        self._watches = {name: WeightWatch(name) for name in self.model.stages}
 
     @torch.no_grad()
     def calibrate(self, batch: Sequence[Batch]) -> None:
@@ -106,6 +108,11 @@ class BaselineTrainer:
             return self._outputs(Batch(dict(inputs), {}, 0))
         finally:
             self.model.train()
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """How well codes hold the weights of each stage now, for the metrics; none while all are in float."""
+        seen = {name: watch.look(self.model.stages[name]) for name, watch in self._watches.items()}
+        return {name: figures for name, figures in seen.items() if figures}
 
     def phases(self, batches: list[Batch]) -> tuple[PhaseStep, ...]:
         """The steps that the task takes for `batches`, as a trainer of the swarm would."""
