@@ -11,8 +11,12 @@ from typing import Any
 from distqat.environment import SPELL
 from distqat.export.latency import LatencyMedians
 from distqat.export.layer_agreement import LayerAgreement
+from distqat.export.output_agreement import FloatAnswers
+from distqat.export.report_pictures import answers_picture, latency_picture, weights_picture
+from distqat.quant.weight_health import WeightHealth, sentences
 
 JSON_NAME, MARKDOWN_NAME = "report.json", "report.md"
+WEIGHTS, ANSWERS, LATENCY = "weights.svg", "answers.svg", "latency.svg"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,13 @@ class ExportReport:
     versions: dict[str, str]
     unseen: tuple[str, ...] = ()
     """Quantizers to which no values came in training, so nothing confirms their steps."""
+    weights: tuple[WeightHealth, ...] = ()
+    against_float: FloatAnswers | None = None
+
+    @property
+    def size_ratio(self) -> float:
+        """Bytes of the exported file over those of the float one."""
+        return self.sizes.integer_file / max(self.sizes.float_file, 1)
 
     @property
     def passed(self) -> bool:
@@ -94,13 +105,17 @@ class ExportReport:
             entry["ratio"] = row.ratio
         for entry, layer in zip(fields["layers"], self.layers, strict=True):
             entry["agrees"] = layer.agrees
+        for entry, weight in zip(fields["weights"], self.weights, strict=True):
+            entry["ailment"] = weight.ailment
+        if fields["against_float"] is not None:
+            del fields["against_float"]["points"]
         return fields
 
     def to_markdown(self) -> str:
         """The report as a Markdown page."""
         lines = [f"# Export of {self.source}", "", self.verdict(), ""]
         lines += [f"- {each}" for each in (*self.failures, *self.notes())]
-        lines += ["", *self._answers(), *self._speed(), *self._layers()]
+        lines += ["", *self._answers(), *self._speed(), *self._weights(), *self._layers()]
         used = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join([*lines, "", f"Made with {used}.", ""])
 
@@ -117,15 +132,29 @@ class ExportReport:
 
     def notes(self) -> list[str]:
         """What else is to be said."""
-        if not self.unseen:
-            return []
-        return [
-            f"no values came in training (unused layers, or zeros only): {', '.join(self.unseen)}; their "
-            "steps stand for values up to 1"
-        ]
+        said = [*sentences(self.weights).values()]
+        if self.unseen:
+            said.append(
+                f"no values came in training (unused layers, or zeros only): {', '.join(self.unseen)}; their "
+                "steps stand for values up to 1"
+            )
+        return said
+
+    def pictures(self) -> dict[str, str]:
+        """SVG files by name, those for which there are figures."""
+        drawn = {}
+        if self.weights:
+            drawn[WEIGHTS] = weights_picture(self.weights)
+        if self.against_float is not None and self.against_float.points:
+            drawn[ANSWERS] = answers_picture(self.against_float)
+        if self.latencies:
+            drawn[LATENCY] = latency_picture(self.latencies)
+        return drawn
 
     def write(self, folder: Path) -> None:
-        """Write the report into `folder`, as JSON and as Markdown. Raises OSError."""
+        """Write the report into `folder`, as JSON, and as Markdown with its pictures. Raises OSError."""
+        for name, picture in self.pictures().items():
+            (folder / name).write_text(picture, encoding="utf-8", errors=SPELL)
         text = json.dumps(self.to_json(), indent=2, sort_keys=True)
         (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (folder / MARKDOWN_NAME).write_text(self.to_markdown(), encoding="utf-8", errors=SPELL)
@@ -145,6 +174,18 @@ class ExportReport:
             f"| mean error | {self.mean_error:.3g} |",
             f"| largest output | {self.largest_output:.3g} |",
             "",
+            *self._without_quantizers(),
+        ]
+
+    def _without_quantizers(self) -> list[str]:
+        beside = self.against_float
+        if beside is None:
+            return []
+        return [
+            f"The same weights without quantization give the same answer in {beside.agreement:.2%} of "
+            f"{beside.places:,} places.",
+            "",
+            *([f"![outputs: quantized against float]({ANSWERS})", ""] if beside.points else []),
         ]
 
     def _speed(self) -> list[str]:
@@ -153,8 +194,7 @@ class ExportReport:
         lines += [
             "| | float | integer | ratio |",
             "|---|---:|---:|---:|",
-            f"| file, bytes | {sizes.float_file:,} | {sizes.integer_file:,} "
-            f"| {sizes.integer_file / max(sizes.float_file, 1):.3f} |",
+            f"| file, bytes | {sizes.float_file:,} | {sizes.integer_file:,} | {self.size_ratio:.3f} |",
             f"| quantized layers, bytes | {sizes.float_weights:,} | {sizes.integer_weights:,} "
             f"| {sizes.weights_ratio:.3f} |",
         ]
@@ -162,6 +202,23 @@ class ExportReport:
             lines.append(
                 f"| latency of a batch of {row.batch}, ms (one thread, median of {row.runs}) "
                 f"| {row.float_ms:.3f} | {row.integer_ms:.3f} | {row.ratio:.2f} |"
+            )
+        picture = [f"![latency of the float and of the integer model]({LATENCY})", ""]
+        return [*lines, "", *(picture if self.latencies else [])]
+
+    def _weights(self) -> list[str]:
+        if not self.weights:
+            return []
+        lines = [
+            f"![error and use of codes of each layer's weights]({WEIGHTS})",
+            "",
+            "| quantized weight | bits | error | clipped | largest code | codes used | |",
+            "|---|---:|---:|---:|---:|---:|---|",
+        ]
+        for x in self.weights:
+            lines.append(
+                f"| {x.name} | {x.bits} | {x.error:.2%} | {x.clipped:.2%} | {x.largest_code:.0f} "
+                f"| {x.codes_used:.0%} | {x.ailment or ''} |"
             )
         return [*lines, ""]
 

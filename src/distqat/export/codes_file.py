@@ -40,9 +40,7 @@ def export(request: ExportRequest) -> ExportReport:
     write_model(path, tensors, {"distqat": request.description.to_json(), "config": config})
     loaded = request.build()
     load_codes(loaded, path)
-    report = _check(request, loaded, path)
-    report.write(request.folder)
-    return report
+    return _check(request, loaded, path)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """Where a format is written: `export(request) -> ExportReport` of `module`."""
+    """Where a format is written: `export(request) -> ExportReport` of `module`, which `export_as` writes."""
 
     module: str
     what: str
@@ -57,7 +57,16 @@ def export_as(name: str, request: ExportRequest) -> ExportReport:
 
     Raises UnknownName, and ExportError where the format cannot hold the model.
     """
+    from distqat.export.float_answers import float_answers
+    from distqat.quant.weight_health import weight_health
+
     if name not in FORMATS:
         raise UnknownName("export format", name, list(FORMATS))
     report: ExportReport = import_module(FORMATS[name].module).export(request)
+    report = replace(
+        report,
+        weights=tuple(weight_health(request.model)),
+        against_float=float_answers(request.model, request.description.task(), request.samples),
+    )
+    report.write(request.folder)
     return report

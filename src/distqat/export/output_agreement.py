@@ -64,6 +64,17 @@ class OutputAgreement:
         self.same += int(same.sum())
 
 
+@dataclass(frozen=True)
+class FloatAnswers:
+    """The fake-quantized model beside the same weights without quantization."""
+
+    agreement: float
+    """Share of the places where both give the same answer."""
+    places: int
+    points: tuple[tuple[float, float], ...]
+    """Some outputs: (float, quantized)."""
+
+
 def overlapping(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """What both have: a model may cut padding off that the exported one keeps; it is at the end."""
     sizes = [min(pair) for pair in zip(one.shape, other.shape, strict=True)]

@@ -47,7 +47,7 @@ def export(request: ExportRequest) -> ExportReport:
     share, failures = scores.agreement.share, list(report.failures)
     if share < expected.agreement:
         failures.append(f"{share:.3%} of the answers agree, {expected.agreement:.2%} were wanted")
-    report = replace(
+    return replace(
         report,
         format="torchao",
         agreement=share,
@@ -57,8 +57,6 @@ def export(request: ExportRequest) -> ExportReport:
         operations=Operations(layers, layers, {OPERATOR: layers}, {}, 0),
         failures=tuple(failures),
     )
-    report.write(request.folder)
-    return report
 
 
 @torch.no_grad()
