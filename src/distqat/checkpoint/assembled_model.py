@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distqat.checkpoint.inventory import earlier_runs, inventory
+from distqat.checkpoint.inventory import MODEL, earlier_runs, inventory
 from distqat.checkpoint.round_index import RoundFolder, list_rounds
 from distqat.checkpoint.run_card import model_metadata
 from distqat.checkpoint.shard import LoadedShard, load_shard
@@ -107,6 +107,12 @@ def read_told(path: Path) -> dict[str, Any]:
         return dict(json.loads(model_metadata(path).get(TOLD, "{}")))
     except ValueError as error:
         raise CheckpointError(f"{path} is not a model file: {error}") from error
+
+
+def model_in(path: Path, round: int | None = None) -> Path:
+    """The model file of a folder without rounds, as a baseline leaves it; else the path itself."""
+    alone = round is None and (path / MODEL).is_file() and not list_rounds(path)
+    return path / MODEL if alone else path
 
 
 def _shards(entry: RoundFolder) -> dict[str, LoadedShard]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from distqat.config import DEFAULT_CONFIG, Config, differences, from_recipe, load_config
 from distqat.errors import CheckpointError
-from distqat.launch.saved_model import model_in
 from distqat.terminal import complain
 
 _SHOWN = 4
@@ -36,6 +35,7 @@ def config_of(args: argparse.Namespace, path: Path | None) -> SavedConfig:
     A `--config-path` comes before it, and what differs from the run's is told. A checkpoint of a release that
     did not note its configuration is read with the default one, as it was then.
     """
+    from distqat.checkpoint.assembled_model import model_in
     from distqat.checkpoint.run_card import read_card
 
     try:

@@ -29,7 +29,7 @@ class SavedModel:
     def read(cls, config: Config, path: Path, round: int | None) -> SavedModel:
         """From a model file, or the newest whole round (or this one) of a folder; CheckpointError."""
         from distqat.checkpoint import assemble
-        from distqat.checkpoint.assembled_model import read_model, read_told
+        from distqat.checkpoint.assembled_model import model_in, read_model, read_told
 
         if not path.exists():
             raise CheckpointError(_nothing_at(path))
@@ -61,15 +61,6 @@ class SavedModel:
                 f"{where} was trained with {told}; give the run's own configuration with --config-path (or "
                 "leave that out, where the checkpoint holds it), and the flags that it was started with"
             )
-
-
-def model_in(path: Path, round: int | None) -> Path:
-    """The model file of a folder without rounds, as a baseline leaves it; else the path itself."""
-    from distqat.checkpoint.inventory import MODEL
-    from distqat.checkpoint.round_index import list_rounds
-
-    alone = round is None and (path / MODEL).is_file() and not list_rounds(path)
-    return path / MODEL if alone else path
 
 
 def _nothing_at(path: Path) -> str:

@@ -55,17 +55,26 @@ def build_all(config: Config) -> dict[str, nn.Module]:
 def load_all(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Write an assembled model into its stages. Raises ModelError naming what is missing or does not fit."""
     for stage, module in modules.items():
-        names = module.state_dict()
-        prefix = f"{stage}." if any(f"{stage}.{name}" in tensors for name in names) else ""
-        for name, own in names.items():
-            found = tensors.get(prefix + name)
-            if found is None or found.shape != own.shape:
-                shape = "is missing" if found is None else f"has shape {list(found.shape)}"
-                raise ModelError(
-                    f"{name!r} of stage {stage!r} {shape}, the configuration wants {list(own.shape)}; "
-                    "give the run's own configuration with --config-path, or none if the checkpoint holds it"
-                )
-        module.load_state_dict({name: tensors[prefix + name] for name in names})
+        try:
+            module.load_state_dict(fitting(stage, module.state_dict(), tensors))
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; give the run's own configuration with --config-path, or none if the checkpoint "
+                "holds it"
+            ) from error
+
+
+def fitting(stage: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of an assembled model the tensors of a stage that has the names and shapes of `wanted`. ModelError."""
+    prefix = f"{stage}." if any(f"{stage}.{name}" in tensors for name in wanted) else ""
+    for name, own in wanted.items():
+        found = tensors.get(prefix + name)
+        if found is None or found.shape != own.shape:
+            shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+            raise ModelError(
+                f"{name!r} of stage {stage!r} {shape}, the configuration wants {list(own.shape)}"
+            )
+    return {name: tensors[prefix + name] for name in wanted}
 
 
 def judge(config: Config, modules: Mapping[str, nn.Module], source: Source | None = None) -> EvaluationResult:
