@@ -13,7 +13,8 @@ from tests.fakes.memory_transport import MemoryNetwork, MemoryTransport
 from typing_extensions import Self
 
 from distqat.config import Config
-from distqat.distributed.assembly.stage_factory import build_module, build_task
+from distqat.distributed.assembly.stage_factory import build_task
+from distqat.distributed.assembly.teacher_model import build_served
 from distqat.distributed.model import SwarmModel
 from distqat.distributed.serving.compute_thread import ComputeThread
 from distqat.distributed.serving.forward_precision import ForwardPrecision
@@ -49,7 +50,7 @@ class Stage(ServingObserver):
         self.uid = f"{stage}.0.{index}.0"
         last = stage == config.stages[-1]
         self.replica = StageReplica(
-            build_module(config, stage),
+            build_served(config, stage),
             config.diloco,
             config.quant,
             stage=stage,

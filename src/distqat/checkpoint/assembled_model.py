@@ -17,6 +17,7 @@ from distqat.checkpoint.shard import LoadedShard, load_shard
 from distqat.checkpoint.tensor_file import replace_file, tensor_chunks
 from distqat.errors import CheckpointError
 from distqat.models import full_state_dict
+from distqat.models.teacher import is_teachers
 
 Named = dict[str, Tensor]
 TOLD = "quantization"
@@ -132,7 +133,8 @@ def _state(shard: LoadedShard, names: Mapping[str, Collection[str]] | None) -> N
     state: Named = {}
     for key, tensor in shard.shared.items():
         part, _, name = key.partition("/")
-        if part in _MODULE_PARTS and (wanted is None or name in wanted):
+        of_model = part in _MODULE_PARTS and not is_teachers(name)
+        if of_model and (wanted is None or name in wanted):
             state[name] = tensor
     if wanted is not None and wanted != state.keys():
         lost = sorted(wanted - state.keys())

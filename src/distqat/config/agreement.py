@@ -16,6 +16,7 @@ _OUTER = "diloco.outer_optim"
 _OUTER_TYPE = f"{_OUTER}.type"
 _NAMED_OTHERWISE = ("experiment_prefix", "model_pipeline.pipeline")  # run; model.* and stages
 _CODE = "code."
+_TEACHER, _DISTILLATION = "quant.teacher", "quant.distillation."
 AGREEMENT_VERSION = 1
 """Raised when replicas of two releases must not share a round although their settings are equal."""
 
@@ -36,6 +37,7 @@ def agreement(config: Config, stage: str) -> dict[str, Any]:
         **_flat("model", entry.model_dump(mode="json")),
         **_group_settings(config),
         **_code(config, entry.model_name),
+        **_teacher(config),
     }
 
 
@@ -48,10 +50,11 @@ def structure(config: Config, stage: str) -> dict[str, Any]:
     """The part of the agreement that a checkpoint is bound to: what it says cannot change between two runs.
 
     Rates, momenta, the codec, steps per round and the bound of a delta may: they say how to go on from a
-    state, not what it holds. So may the text of a plugin: shapes that no longer fit are found as they load.
+    state, not what it holds. So may how much a teacher counts, and the text of a plugin: shapes that no
+    longer fit are found as they load.
     """
     whole = agreement(config, stage)
-    free = ("diloco.", _CODE)
+    free = ("diloco.", _CODE, _DISTILLATION)
     return {key: value for key, value in whole.items() if not key.startswith(free) or key == _OUTER_TYPE}
 
 
@@ -74,11 +77,12 @@ def changeable(config: Config) -> dict[str, Any]:
 
 
 def quantization(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an agreement says of integers: bits, methods, patterns; not how quantizers began."""
+    """What an agreement says of integers: bits, methods, patterns; not how quantizers began and learned."""
+    left_out = ("quant.warmup.", _TEACHER, _DISTILLATION)
     return {
         key: value
         for key, value in settings.items()
-        if key.startswith("quant.") and not key.startswith("quant.warmup.") and not key.endswith(".init")
+        if key.startswith("quant.") and not key.startswith(left_out) and not key.endswith(".init")
     }
 
 
@@ -96,6 +100,12 @@ def _code(config: Config, model_name: str) -> dict[str, str]:
         ("codec", config.diloco.codec),
     }
     return {f"{_CODE}{plugin.name}": plugin.digest for plugin in loaded() if plugin.registered & used}
+
+
+def _teacher(config: Config) -> dict[str, str]:
+    """Which kind of teacher there is: a stage holds its weights beside its own. Where it lies may differ."""
+    teacher = config.quant.teacher if config.quant.enabled else None
+    return {} if teacher is None else {_TEACHER: "self" if teacher == "self" else "a float model"}
 
 
 def _group_settings(config: Config) -> dict[str, Any]:

@@ -87,6 +87,8 @@ AUTHORITY: dict[str, Authority] = {
     "quant.skip": "group",
     "quant.overrides": "group",
     "quant.warmup": "group",
+    "quant.teacher": "own",  # where it lies; that there is one, and which kind, is in the agreement
+    "quant.distillation": "group",
     "quant.compile": "own",  # how a host computes, not what
 }
 """By the path of a key, or of a section all of whose keys are decided alike."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from distqat.config import Config
+from distqat.distributed.assembly.training_loss import DISTILLATION
 from distqat.distributed.coordination.run_end import mean
 from distqat.distributed.training.baseline_batches import batch_feed, reports_to_client
 from distqat.distributed.training.baseline_result import (
@@ -111,6 +112,7 @@ def _record(progress: BaselineProgress, seconds: float) -> dict[str, Any]:
         "sps": progress.samples / max(seconds, 1e-9),
         **{f"loss_{name}": loss for name, loss in progress.losses.items()},
         **({AUXILIARY: progress.auxiliary} if progress.auxiliary else {}),
+        **({DISTILLATION: progress.distillation} if progress.distillation else {}),
     }
     if progress.step == 1 or progress.step % LOG_EVERY == 0:
         logger.info("Trainer 0 Step #%d loss = %.5f sps = %.1f", progress.step, progress.loss, record["sps"])

@@ -20,7 +20,7 @@ from distqat.config import Config
 from distqat.distributed.assembly.keep_earlier_runs import make_room
 from distqat.distributed.assembly.model_check import check_batch, check_run
 from distqat.distributed.assembly.run_notes import note_run_of_server
-from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.assembly.teacher_model import build_served
 from distqat.distributed.network.coordinator_link import CoordinatorLink
 from distqat.distributed.network.role_peer import RolePeer, first_of, need_log_dir, need_peers
 from distqat.distributed.network.unreachable_peers import UnreachablePeers
@@ -138,7 +138,7 @@ class Server:
             await asyncio.to_thread(check_batch, config, slot.batch)
         await asyncio.to_thread(make_room, config, slot.counts_from, goes_on=slot.goes_on)
         await asyncio.to_thread(note_run_of_server, config, slot.generation, slot.counts_from)
-        module = await asyncio.to_thread(build_module, config, slot.expert.stage)
+        module = await asyncio.to_thread(build_served, config, slot.expert.stage)
         held = self._held = HeldSlot(config, self._process, slot, module)
         try:
             return await held.run()

@@ -48,7 +48,7 @@ from distqat.models.registry import (
     sample_input,
     stages_of,
 )
-from distqat.models.stage_chain import outputs_of_each, run_stages
+from distqat.models.stage_chain import outputs_of_each, run_stage, run_stages
 
 for _stage in block_chain.STAGES:
     register_stage(f"mlp.{_stage}", partial(mlp.build, _stage), partial(mlp.sample_input, _stage))
@@ -80,6 +80,7 @@ __all__ = [
     "named_tensors",
     "outputs_of_each",
     "register_expert_class",
+    "run_stage",
     "run_stages",
     "sample_input",
     "stages_of",

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from distqat.models.registry import named_tensors
+from distqat.models.teacher import split, teacher_of
+
+
+def run_stage(stage: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a stage returns, by name, and in a pass that trains what its teacher does (`teacher.x`).
+
+    It takes its inputs by position. Raises whatever the stage raises.
+    """
+    outputs = named_tensors(stage(*split(inputs)[0].values()))
+    teacher = teacher_of(stage)
+    if teacher is None or not stage.training or not torch.is_grad_enabled():
+        return outputs
+    return {**outputs, **teacher.beside(inputs, outputs, stage)}
 
 
 def outputs_of_each(stages: Iterable[nn.Module], inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -16,7 +30,7 @@ def outputs_of_each(stages: Iterable[nn.Module], inputs: Mapping[str, Tensor]) -
     """
     named = dict(inputs)
     for stage in stages:
-        named = named_tensors(stage(*named.values()))
+        named = run_stage(stage, named)
         yield named
 
 

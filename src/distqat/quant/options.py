@@ -98,6 +98,19 @@ class WarmupOptions(Options):
         return {key: value for key, value in given.items() if key != "float_steps"}
 
 
+class DistillationOptions(Options):
+    """How a float teacher counts in the loss; read where there is one."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the loss at the last stage: (1 - share) * task's loss + share * temperature**2 * KL(teacher, model).
+    0: no teacher there."""
+    temperature: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 2.0
+    """By what the logits of both are divided in it."""
+    hidden: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the mean squared error between what each stage but the last gives and what its teacher gives,
+    in the loss."""
+
+
 class QuantOptions(Options):
     """Quantization-aware training. Patterns are those of fnmatch over module names, or `stage.name`."""
 
@@ -111,6 +124,11 @@ class QuantOptions(Options):
     """Layers that stay in float; a pattern that names a module names everything inside it."""
     overrides: tuple[OverrideOptions, ...] = ()
     warmup: WarmupOptions = WarmupOptions()
+    teacher: str | None = None
+    """A float model that the quantized one learns from as well: `self`, its own weights at the moment when
+    its quantizers begin; or a checkpoint folder or model file of the same model trained in float, which the
+    host of the client and those of servers that found stages must have."""
+    distillation: DistillationOptions = DistillationOptions()
     compile: bool = False
     """Compile the arithmetic of quantizers by torch.compile: for GPUs, on a CPU it saves nothing."""
 

@@ -142,6 +142,19 @@ class Task:
         """The metric from added-up scores."""
         raise NotImplementedError
 
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        teachers: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        temperature: float,
+    ) -> Tensor:
+        """Mean KL divergence of the model's distributions from its teacher's, of logits over `temperature`.
+
+        Over the same places, and weighed, as `loss`. For tasks whose outputs are logits: distillation.
+        """
+        raise NotImplementedError
+
     def collate_at(self, samples: Sequence[Sample], places: Sequence[Place]) -> Batch:
         """As `collate`, for samples that are trained on; `places` tell where each was taken.
 
@@ -187,6 +200,11 @@ class Task:
     def judges(self) -> bool:
         """Whether `judge` gives the metric, rather than `score` and `summarize`."""
         return self._overrides("judge")
+
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher's logits can be learned from."""
+        return self._overrides("soft_loss")
 
     @property
     def phased(self) -> bool:

@@ -22,6 +22,7 @@ from distqat.tasks.image_augmentation import (
 )
 from distqat.tasks.image_decoder import picture
 from distqat.tasks.labels import class_index, column
+from distqat.tasks.soft_labels import divergence
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -84,6 +85,16 @@ class ImageClassification(Task):
         """Mean cross-entropy in float32, whatever the precision of the logits."""
         logits_BK, y_B = _outputs(outputs, labels)
         return F.cross_entropy(logits_BK.float(), y_B)
+
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        teachers: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        temperature: float,
+    ) -> Tensor:
+        """Mean over samples."""
+        return divergence(outputs["x"], teachers["x"], temperature).mean()
 
     def score(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
         """Numbers of correct answers and of samples."""

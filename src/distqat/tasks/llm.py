@@ -13,6 +13,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.tasks.base import Batch, Sample, Task
 from distqat.tasks.labels import whole
+from distqat.tasks.soft_labels import divergence
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 NO_LABEL = -100  # what cross_entropy leaves out
@@ -51,6 +52,18 @@ class LanguageModelling(Task):
         """Mean over samples of a sample's mean cross-entropy, in float32, nats per token."""
         nll_BT, seen_BT = _surprise(outputs, labels)
         return (nll_BT.sum(dim=1) / seen_BT.sum(dim=1).clamp_min(1)).mean()
+
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        teachers: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        temperature: float,
+    ) -> Tensor:
+        """As `loss`: over the places with a label, the mean of each sample first."""
+        seen_BT = labels["y"] != NO_LABEL
+        apart_BT = divergence(outputs["x"], teachers["x"], temperature) * seen_BT
+        return (apart_BT.sum(dim=1) / seen_BT.sum(dim=1).clamp_min(1)).mean()
 
     def score(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
         """Summed cross-entropy, and the numbers of predicted tokens and of samples."""

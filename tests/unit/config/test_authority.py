@@ -102,7 +102,8 @@ def test_what_a_group_must_have_in_common_is_what_is_refused(path: str) -> None:
     also = {}
     if path.startswith("diloco.outer_optim.adam"):
         also = {"diloco.outer_optim.type": "adamw"}  # whose keys count then
-    base, other = load_config(FILE, also), changed(path, **also)
+    here = {path: "here"} if path == "quant.teacher" else {}  # whether there is one is agreed on
+    base, other = load_config(FILE, {**also, **here}), changed(path, **also)
     differs = agreement_digest(base, "front") != agreement_digest(other, "front")
     assert differs == (authority_of(path) == "group")
 

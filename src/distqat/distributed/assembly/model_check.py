@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task, check_model
+from distqat.distributed.assembly.teacher_model import check_teacher
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, QuantError, TaskError
 from distqat.models import outputs_of_each
 from distqat.tasks.base import Batch, Task
@@ -29,6 +30,7 @@ def check_run(config: Config) -> None:
     try:
         check_model(config)
         build_task(config)
+        check_teacher(config)
     except (ModelError, QuantError, TaskError, DataError) as error:
         raise ConfigError(str(error)) from error
 

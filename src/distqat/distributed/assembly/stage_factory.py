@@ -18,6 +18,7 @@ from distqat.distributed.assembly.vocabulary_check import check_tokenizer, vocab
 from distqat.errors import ModelError
 from distqat.models import build_stage, named_tensors, sample_input, stages_of
 from distqat.models.causal_lm_stage import BlockStage
+from distqat.models.teacher import Teacher, add_teacher, float_copy
 from distqat.models.wav2vec2_stage import SpeechStage
 from distqat.quant import (
     StageBoundary,
@@ -71,10 +72,11 @@ def _latent(config: Config) -> int | None:
     return next((size for size in given if isinstance(size, int)), None)
 
 
-def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Module:
+def build_module(config: Config, stage: str, *, quantize: bool = True, taught: bool = False) -> nn.Module:
     """One stage, initialised from the run's seed; in a quantized run with quantizers that calibrate.
 
-    Only the granted founder of a stage keeps this initialisation; the others load the founder's.
+    Only the granted founder of a stage keeps this initialisation; the others load the founder's. `taught`:
+    for training, beside it the teacher that the configuration may want, which is not ready.
     Raises ModelError, UnknownName, QuantError.
     """
     position = config.stages.index(stage)
@@ -82,13 +84,26 @@ def build_module(config: Config, stage: str, *, quantize: bool = True) -> nn.Mod
     torch.manual_seed(stage_seed(config, stage))
     module = build_stage(entry.model_name, stage_kwargs(config, stage))
     if quantize and config.quant.enabled:
+        teacher = teacher_for(config, stage, module) if taught else None
         flow = _flow(config, stage, module)
         boundary = _boundary(config, stage, module, flow) if flow else None
         first, last = position == 0, position == len(config.stages) - 1
         quantize_module(
             module, config.quant, stage=stage, first=first, last=last, flow=flow, boundary=boundary
         )
+        if teacher is not None:
+            add_teacher(module, teacher)
     return module
+
+
+def teacher_for(config: Config, stage: str, module: nn.Module) -> Teacher | None:
+    """A teacher of the float `module`, not ready; None where the configuration wants none of this stage."""
+    options, last = config.quant.distillation, stage == config.stages[-1]
+    wanted = options.share > 0 or (options.hidden > 0 and not last)
+    if config.quant.teacher is None or not wanted:
+        return None
+    hidden = 0.0 if last else options.hidden
+    return Teacher(float_copy(module), first=stage == config.stages[0], hidden=hidden)
 
 
 def _flow(config: Config, stage: str, module: nn.Module) -> TensorFlow | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distqat.codec.activation_codec import LOSSY, Coded, encode_activation
 from distqat.codec.aligned import CodeGrid
 from distqat.failpoints import failpoint
+from distqat.models.teacher import split
 from distqat.quant import ActivationQuantizer, leaving
 from distqat.swarm.tensor_frame import Fields, Message
 
@@ -43,13 +44,16 @@ class ActivationEncoder:
     def outputs(self, tensors: Mapping[str, Tensor], needs_grad: Collection[str]) -> StageOutputs:
         """The tensors that the stage returned, with their forms.
 
-        The only one is its quantizer's, unless that calibrates; a lossy form is for those with a gradient.
+        The only one is its quantizer's, unless that calibrates; a lossy form is for those with a gradient,
+        and for what its teacher gives, which no quantizer made.
         """
-        grid = grid_of(self._quantizer) if self._quantizer is not None and len(tensors) == 1 else None
+        own, _ = split(tensors)
+        grid = grid_of(self._quantizer) if self._quantizer is not None and len(own) == 1 else None
         coded: dict[str, Coded] = {}
         failpoint("activation.encode")
         for name, tensor in tensors.items():
-            form = encode_activation(tensor, grid, self._lossy if name in needs_grad else None)
+            lossy = self._lossy if name in needs_grad or name not in own else None
+            form = encode_activation(tensor, grid if name in own else None, lossy)
             if form is not None:
                 coded[name] = form
         if grid is not None and not self._warned and all(form.codec != "aligned" for form in coded.values()):

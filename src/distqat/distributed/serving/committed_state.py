@@ -16,6 +16,7 @@ from distqat.diloco import outer_optimizer
 from distqat.diloco.outer_optimizer import OuterState
 from distqat.diloco.tensor_digest import state_digest
 from distqat.errors import BadContribution
+from distqat.models.teacher import is_teachers
 from distqat.quant import step_parameter_names
 
 Named = dict[str, Tensor]
@@ -63,7 +64,10 @@ class CommittedState:
 
 @dataclass(frozen=True)
 class ReplicaWeights:
-    """The weights, steps and buffers of one replica at one moment, on the CPU."""
+    """The weights, steps and buffers of one replica at one moment, on the CPU.
+
+    Its teacher, which stands still, is in the committed state alone.
+    """
 
     weights: Named
     steps: Named
@@ -78,7 +82,7 @@ class ReplicaWeights:
         return cls(
             weights={name: t for name, t in copies.items() if name not in names},
             steps={name: t for name, t in copies.items() if name in names},
-            buffers={name: _copy(buffer) for name, buffer in module.named_buffers()},
+            buffers={name: _copy(b) for name, b in module.named_buffers() if not is_teachers(name)},
         )
 
     @torch.no_grad()
@@ -86,6 +90,8 @@ class ReplicaWeights:
         """Write into a module."""
         for name, target in (*module.named_parameters(), *module.named_buffers()):
             source = self.weights.get(name, self.steps.get(name, self.buffers.get(name)))
+            if source is None and is_teachers(name):
+                continue
             if source is None or source.shape != target.shape:
                 raise BadContribution(f"the state for {name!r} is missing or of another shape")
             target.copy_(source)
@@ -99,7 +105,9 @@ class ReplicaWeights:
 def initial(module: nn.Module) -> CommittedState:
     """Round 0: the founder's weights."""
     local = ReplicaWeights.of(module)
-    return CommittedState(0, local.weights, outer_optimizer.init(local.weights), local.steps, local.buffers)
+    teacher = {name: _copy(buffer) for name, buffer in module.named_buffers() if is_teachers(name)}
+    outer, buffers = outer_optimizer.init(local.weights), {**local.buffers, **teacher}
+    return CommittedState(0, local.weights, outer, local.steps, buffers)
 
 
 def as_local(shared: CommittedState) -> ReplicaWeights:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.diloco.options import DilocoOptions
+from distqat.distributed.assembly.training_loss import training_loss
 from distqat.distributed.serving.activation_encoder import ActivationEncoder, StageOutputs
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
-from distqat.models import named_tensors
+from distqat.models import run_stage
 from distqat.models.auxiliary_loss import AUXILIARY, take_auxiliary_loss
+from distqat.models.teacher import is_teachers, learn_from_stage, split
 from distqat.process import notice
 from distqat.quant import (
     QuantOptions,
@@ -135,7 +137,8 @@ class StageReplica:
             raise RuntimeError(f"stage {self.stage}: begin of {seed} while {self._attempt.seed} is open")
         self.optimizer.zero_grad(set_to_none=True)
         self._follow_schedule()
-        buffers = {name: buffer.clone() for name, buffer in moving_buffers(self.module).items()}
+        moving = moving_buffers(self.module).items()
+        buffers = {name: buffer.clone() for name, buffer in moving if not is_teachers(name)}
         stands = frozen or self.measuring
         held = [p for p in self.module.parameters() if p.requires_grad] if stands else []
         for parameter in held:
@@ -149,6 +152,8 @@ class StageReplica:
         """Run a microbatch forward and hold its graph; the outputs, and whose gradient is wanted."""
         failpoint("replica.forward")
         outputs = self._run(microbatch, tensors, needs_grad)
+        if self.task is not None:  # whoever computes the loss elsewhere has no teacher
+            outputs, _ = split(outputs)
         wanted = frozenset(name for name, tensor in outputs.items() if tensor.requires_grad)
         return self.sending.outputs({name: tensor.detach() for name, tensor in outputs.items()}, wanted)
 
@@ -192,14 +197,16 @@ class StageReplica:
         outputs = self._run(microbatch, tensors, needs_grad)
         graph = self._open().graphs.pop(microbatch)
         labels = {name: tensor.to(self.device) for name, tensor in labels.items()}
-        loss, own = self.task.loss(outputs, labels), {}
+        loss, own = training_loss(self.task, outputs, labels, self._quant.distillation)
         if graph.auxiliary is not None:
             loss = loss + graph.auxiliary
-            own = {AUXILIARY: float(graph.auxiliary.detach()) * weighing.share}
+            own[AUXILIARY] = float(graph.auxiliary.detach())
         if loss.requires_grad:
             (loss * (weighing.share * weighing.scale)).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            scores = {"loss": float(loss) * weighing.share, **own, **self.task.score(outputs, labels)}
+            means = {"loss": float(loss), **own}
+            scores = {name: mean * weighing.share for name, mean in means.items()}
+            scores |= self.task.score(split(outputs)[0], labels)
         return self._finish(graph), scores
 
     @torch.no_grad()
@@ -273,6 +280,7 @@ class StageReplica:
         self._close()
         self._shown += attempt.done if attempt.calibrates else 0
         if self.calibrating and calibrated(self.module, self._quant, self._shown):
+            learn_from_stage(self.module)
             for sentence in reasons(activate(self.module, wait=True)):
                 notice(sentence)
 
@@ -359,9 +367,9 @@ class StageReplica:
 
     def _call(self, tensors: Mapping[str, Tensor]) -> tuple[Named, Tensor | None]:
         """What the module makes of its inputs, and its own loss."""
-        inputs: Sequence[Tensor] = [tensor.to(self.device) for tensor in tensors.values()]
+        inputs = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         with self.precision.context():
-            outputs = named_tensors(self.module(*inputs))
+            outputs = run_stage(self.module, inputs)
         return outputs, take_auxiliary_loss(self.module)
 
     def _seed(self, attempt: StepAttempt, microbatch: int) -> None:
@@ -382,8 +390,9 @@ class StageReplica:
 
     @torch.no_grad()
     def _restore(self, attempt: StepAttempt) -> None:
-        for name, buffer in moving_buffers(self.module).items():
-            buffer.copy_(attempt.buffers[name])
+        now = dict(self.module.named_buffers())
+        for name, before in attempt.buffers.items():
+            now[name].copy_(before)
 
     def _close(self) -> None:
         drop_weights(self.module)

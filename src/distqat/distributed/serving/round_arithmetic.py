@@ -18,6 +18,7 @@ from distqat.distributed.serving.committed_state import CommittedState, ReplicaW
 from distqat.distributed.transfer.tied_weight_exchange import moved_towards
 from distqat.errors import BadContribution
 from distqat.failpoints import failpoint
+from distqat.models.teacher import is_teachers, teacher_from
 from distqat.quant import freeze_in, quantizer_buffer_names
 from distqat.quant.batchnorm_statistics import BatchNormStatistics
 from distqat.quant.options import WarmupOptions
@@ -43,7 +44,9 @@ class RoundArithmetic:
         self.options = options
         self._codec = codec
         self._warmup = warmup or WarmupOptions()
-        self._fixed = frozenset(quantizer_buffer_names(module))  # constant once active: never sent
+        teacher = {name for name, _ in module.named_buffers() if is_teachers(name)}
+        # Constant, quantizers' once they are active: never sent.
+        self._fixed = frozenset(quantizer_buffer_names(module) | teacher)
         self._stands = stands
         self._statistics = BatchNormStatistics(module)
         self._quantizers = QuantizersInRounds(module)
@@ -116,6 +119,7 @@ class RoundArithmetic:
         seen = [each.seen for each in kept]
         if self._quantizes(shared):
             buffers, steps = self._quantizers.quantize_at_round(buffers, steps, seen, anchor)
+            buffers = teacher_from(anchor, buffers)
         else:
             buffers, steps = self._quantizers.after(buffers, steps, seen, anchor, last=now.steps_frozen)
         steps = self._quantizers.held(buffers, steps, anchor)
@@ -176,7 +180,8 @@ class RoundArithmetic:
         """
         if self.measuring(new.round):
             return ReplicaWeights(dict(new.anchor), dict(new.steps), dict(new.buffers))
-        floats = [name for name, tensor in new.buffers.items() if tensor.is_floating_point()]
+        moving = {name: tensor for name, tensor in new.buffers.items() if name not in self._fixed}
+        floats = [name for name, tensor in moving.items() if tensor.is_floating_point()]
         buffers = new.buffers, now.buffers, base.buffers
         moved = pseudo_gradient.merge(*({name: each[name] for name in floats} for each in buffers))
         merged = ReplicaWeights(

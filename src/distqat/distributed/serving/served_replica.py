@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from distqat.codec import get_codec
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms, quantization_lines
+from distqat.distributed.assembly.teacher_model import check_founder
 from distqat.distributed.assembly.tied_weights import exchange_of
 from distqat.distributed.serving.bootstrap import Bootstrap
 from distqat.distributed.serving.checkpoint_loop import CheckpointLoop, StateToWrite
@@ -90,6 +92,7 @@ class ServedReplica(ServingObserver):
         )
         self._tied = exchange_of(config, stage, module, peer.transport)
         self._calibrated = asyncio.Event()
+        self._can_found = partial(check_founder, config, module)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
         handlers: dict[type[Call[Any]], Handler] = {
             **self.steps.handlers,
@@ -112,7 +115,9 @@ class ServedReplica(ServingObserver):
     async def serve(self) -> None:
         """Get the state, then serve until cancelled. Raises RunFailed."""
         began, uid = time.monotonic(), self.host.uid
-        bootstrap = Bootstrap(self.host, self._slot, self.checkpoints, self._calibrate)
+        bootstrap = Bootstrap(
+            self.host, self._slot, self.checkpoints, self._calibrate, can_found=self._can_found
+        )
         committed = await (bootstrap.found() if self._slot.granted.founder else bootstrap.join())
         state_s = time.monotonic() - began
         self.member = member = RoundMember(

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module
+from distqat.distributed.assembly.teacher_model import load_teachers
 from distqat.distributed.assembly.tied_weights import tie
 from distqat.models import named_tensors, outputs_of_each
 from distqat.models.auxiliary_loss import take_auxiliary_loss
+from distqat.models.teacher import learn_from_stage
 from distqat.quant import (
     activate,
     calibrated,
@@ -62,7 +64,9 @@ class SwarmBaselineModel(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.stages = nn.ModuleDict({stage: build_module(config, stage) for stage in config.stages})
+        taught = {stage: build_module(config, stage, taught=True) for stage in config.stages}
+        load_teachers(config, taught)
+        self.stages = nn.ModuleDict(taught)
         tie(self.stages, config)
         self._quant = config.quant
         self.auxiliary_loss: Tensor | None = None
@@ -115,7 +119,9 @@ class SwarmBaselineModel(nn.Module):
 
     def begin_quantized(self, position: int) -> list[str]:
         """As a round does of a stage that has trained in float: sentences about quantizers that wait."""
-        return reasons(activate(list(self.stages.values())[position], wait=True))
+        stage = list(self.stages.values())[position]
+        learn_from_stage(stage)
+        return reasons(activate(stage, wait=True))
 
     def activate_if_calibrated(self, shown: int) -> list[str]:
         """As servers do after each calibration batch: a stage that has seen enough becomes active.
@@ -128,5 +134,6 @@ class SwarmBaselineModel(nn.Module):
             calibrating = any(q.state == "calibrating" for _, q in quantizers(stage))
             if calibrating and calibrated(stage, self._quant, shown):
                 check_observed(stage)
+                learn_from_stage(stage)
                 said += reasons(activate(stage, wait=True))
         return said

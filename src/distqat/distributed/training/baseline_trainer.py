@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
+from distqat.distributed.assembly.training_loss import DISTILLATION, training_loss
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.training.baseline_model import StepPlan, SwarmBaselineModel
 from distqat.distributed.training.batch_phases import BatchTally, PhaseStep, phase_steps
@@ -20,6 +21,7 @@ from distqat.distributed.training.nonfinite_steps import FiniteSteps, all_finite
 from distqat.distributed.training.weight_watch import WeightWatch
 from distqat.errors import QuantError, RunFailed
 from distqat.models.auxiliary_loss import take_auxiliary_loss
+from distqat.models.teacher import is_teachers
 from distqat.process import notice
 from distqat.quant import (
     begin_measuring,
@@ -45,6 +47,7 @@ class BaselineProgress:
     first_loss: float | None = None
     losses: dict[str, float] = field(default_factory=dict)  # of the phases of the last batch
     auxiliary: float = 0.0  # the stages' own part of the loss of the last batch
+    distillation: float = 0.0  # how far it was from its teacher
 
 
 class BaselineTrainer:
@@ -71,6 +74,7 @@ class BaselineTrainer:
         per_step = config.diloco.batch_size_per_step * config.diloco.gradient_accumulation_steps
         self._applied = [0] * len(config.stages)  # steps of each stage
         self._auxiliary = 0.0  # of the batch so far
+        self._distillation = 0.0
         self._stands = [feeds_norms(config, name, stage) for name, stage in self.model.stages.items()]
         wanted = None if samples is None else samples / per_step
         self._plan = StepPlan.of(config, any(self._stands), wanted)
@@ -122,7 +126,7 @@ class BaselineTrainer:
     def train(self, steps: Sequence[PhaseStep]) -> float:
         """All steps of one batch; the sum of their losses."""
         tally = BatchTally()
-        self._auxiliary = 0.0
+        self._auxiliary = self._distillation = 0.0
         for step in steps:
             tally.add(step, self._step(step.parts, step.frozen), 0.0)
         done, total = self.progress, sum(tally.losses.values())
@@ -133,6 +137,7 @@ class BaselineTrainer:
             total if done.first_loss is None else done.first_loss,
             {name: loss for name, loss in tally.losses.items() if name},
             self._auxiliary,
+            self._distillation,
         )
         return total
 
@@ -148,7 +153,10 @@ class BaselineTrainer:
         standing = self._standing()
         self.moment = self.model.follow_schedule(self._applied, self._plan, standing)
         stages = list(self.model.stages.values())
-        buffers = [{n: buffer.clone() for n, buffer in moving_buffers(stage).items()} for stage in stages]
+        buffers = [
+            {n: buffer.clone() for n, buffer in moving_buffers(stage).items() if not is_teachers(n)}
+            for stage in stages
+        ]
         lr = self._rate(frozen)
         with self._held(frozen | standing):
             total, finite = self._backward(batch)
@@ -208,8 +216,11 @@ class BaselineTrainer:
         total = 0.0
         for part in batch:
             labels = {name: tensor.to(self._device) for name, tensor in part.labels.items()}
-            loss = self._task.loss(self._outputs(part), labels)
+            loss, scores = training_loss(
+                self._task, self._outputs(part), labels, self._config.quant.distillation
+            )
             own, share = take_auxiliary_loss(self.model), part.size / samples
+            self._distillation += scores.get(DISTILLATION, 0.0) * share
             if own is not None:
                 loss = loss + own
                 self._auxiliary += float(own.detach()) * share
@@ -233,5 +244,6 @@ class BaselineTrainer:
 
 @torch.no_grad()
 def _put_back(stage: nn.Module, before: Mapping[str, Tensor]) -> None:
-    for name, buffer in moving_buffers(stage).items():
-        buffer.copy_(before[name])
+    now = dict(stage.named_buffers())
+    for name, buffer in before.items():
+        now[name].copy_(buffer)

@@ -54,6 +54,16 @@ def test_the_joint_of_the_output_is_declared_and_its_codes_travel(model: str, me
         assert forms(ActivationEncoder(front, "auto", stage="front"), made, wanted=False) == ["aligned"]
 
 
+def test_what_a_teacher_gives_is_no_codes_and_is_shortened_where_that_is_wanted() -> None:
+    front = calibrated_front()
+    made = front(torch.randn(6, 1, 8, 8)).detach()
+    for activations, form in (("auto", None), ("fp16", "fp16")):
+        sending = ActivationEncoder(front, activations, stage="front")
+        coded = sending.outputs({"x": made, "teacher.x": made}, ("x",)).coded
+        assert coded["x"].codec == "aligned"
+        assert (coded["teacher.x"].codec if "teacher.x" in coded else None) == form
+
+
 def test_dropout_in_front_of_the_quantizer_is_quantized_with_the_rest() -> None:
     config = config_of("mlp", "front", "back")
     config.model_pipeline.pipeline[0].model_extra["dropout"] = 0.3  # type: ignore[index]
