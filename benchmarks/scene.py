@@ -76,7 +76,7 @@ def config_of(case: Case) -> Config:
                 ],
                 "microbatches": case.microbatches,
             },
-            "quant": {"enabled": case.quantize},
+            "quant": {"enabled": case.quantize, "warmup": {"float_share": 0}},
         }
     )
 

@@ -62,7 +62,7 @@ def one_stage(model: str = "mlp", *, quantize: bool = False, inner: float = 5e-3
                 "pipeline": [{"model_name": f"{model}.full", "num_classes": 10, **extra}],
                 "microbatches": 3,
             },
-            "quant": {"enabled": quantize},
+            "quant": {"enabled": quantize, "warmup": {"float_share": 0}},
         }
     )
 

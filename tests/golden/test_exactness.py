@@ -45,7 +45,7 @@ def config_of(
                 "pipeline": [{"model_name": f"{model}.{s}", "num_classes": 10, **extra} for s in stages],
                 "microbatches": 4,
             },
-            "quant": {"enabled": quantize},
+            "quant": {"enabled": quantize, "warmup": {"float_share": 0}},
         }
     )
 

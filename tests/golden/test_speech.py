@@ -48,7 +48,7 @@ def config(*, quantize: bool) -> Config:
             "data": {"dataset_name": "speech_prompts", "task_type": "speech", "options": options},
             "diloco": {"inner_optim": {"type": "adamw", "adam_lr": 1e-3}, "max_grad_norm": 1.0},
             "model_pipeline": {"pipeline": pipeline, "microbatches": 3},
-            "quant": {"enabled": quantize, "warmup": {"calibrate_batches": 1}},
+            "quant": {"enabled": quantize, "warmup": {"calibrate_batches": 1, "float_share": 0}},
         }
     )
 
