@@ -184,7 +184,7 @@ def evaluate_swarm(commands: Commands, words: list[str]) -> None:
 
 def export(commands: Commands, words: list[str]) -> None:
     """The flags are known; tests/unit/launch/test_export_command.py exports and predicts."""
-    with mock.patch("distqat.launch.export_command._export", side_effect=CheckpointError("asked")) as asked:
+    with mock.patch("distqat.launch.export_command._requests", side_effect=CheckpointError("asked")) as asked:
         assert cli.main(words[1:]) == 1
     own, args = asked.call_args.args
     assert args.checkpoint == own.config.checkpoint_dir

@@ -79,6 +79,7 @@ EXERCISES: dict[str, Exercise] = {
     "distqat evaluate checkpoints/resnet18": exercise.evaluate,
     "distqat export checkpoints/resnet18 --out exported/resnet18": exercise.export,
     "distqat export checkpoints/resnet18 --format safetensors --out exported/codes": exercise.export,
+    "distqat export checkpoints/resnet18 --all --out exported/all": exercise.export,
     "distqat predict exported/resnet18 digit.png": exercise.predict,
     'distqat evaluate --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': exercise.evaluate_swarm,
     "python src/distqat/distributed/monitor.py": exercise.python,
@@ -102,7 +103,7 @@ EXERCISES: dict[str, Exercise] = {
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble, distqat export
-    "--agreement", "--samples", "--format", "--exact", "--round",  # distqat export
+    "--agreement", "--samples", "--format", "--all", "--exact", "--round",  # distqat export
     "--ptq",  # distqat evaluate, run_local.py
     "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",

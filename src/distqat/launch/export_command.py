@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqat.config import Config, ConfigParser, add_config_arguments
 from distqat.data.reading_errors import heldout_of
-from distqat.errors import ConfigError
+from distqat.errors import ConfigError, ExportError
 from distqat.export.export_request import FORMATS
 from distqat.launch.command_frame import run_command
 from distqat.launch.output_check import check_output
 from distqat.launch.saved_config import SavedConfig, config_of, expect_own_config
 
 if TYPE_CHECKING:
-    from distqat.export.agreement_report import ExportReport
+    from distqat.export.export_request import ExportRequest
     from distqat.export.file_description import FileDescription
 
 
@@ -31,12 +31,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checked(args: argparse.Namespace) -> int:
     check_output(args.out, "--out", folder=True)
-    report = _export(config_of(args, args.checkpoint), args)
+    request = _requests(config_of(args, args.checkpoint), args)
+    return _every_format(request, args.out) if args.all else _one_format(request, args)
+
+
+def _one_format(request: Callable[[Path], ExportRequest], args: argparse.Namespace) -> int:
+    from distqat.export.export_request import export_as
+
+    report = export_as(args.format, request(args.out))
     sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
     for sentence in (*report.failures, *report.notes()):
         sys.stdout.write(f"  {sentence}\n")
     sys.stdout.write(f"model   {args.out / report.model}\nreport  {args.out / 'report.md'}\n")
     return 0 if report.passed else 1
+
+
+def _every_format(request: Callable[[Path], ExportRequest], folder: Path) -> int:
+    """Exit code 1 only where a format that was made failed its check."""
+    from distqat.export.export_all import as_text, export_all, table, write_page
+
+    results = export_all(request, folder)
+    made = [each.report for each in results if each.report is not None]
+    if not made:
+        raise ExportError(f"no format was made; {results[0].name}: {results[0].why}")
+    write_page(results, folder, made[0].source)
+    notes = dict.fromkeys(sentence for report in made for sentence in report.notes())
+    for line in (*as_text(table(results)), *(f"  {sentence}" for sentence in notes)):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"report  {folder / 'report.md'}\n")
+    return 1 if any(each.failed for each in results) else 0
 
 
 def _parser() -> ConfigParser:
@@ -46,7 +69,9 @@ def _parser() -> ConfigParser:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder or model file"
     )
-    parser.add_argument("--format", choices=FORMATS, default="onnx-int8", help="default: %(default)s")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--format", choices=FORMATS, default="onnx-int8", help="default: %(default)s")
+    formats.add_argument("--all", action="store_true", help="every format that fits, each in a folder of DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--round", type=int, metavar="N", help="of a folder: this round, not the newest")
     parser.add_argument(
@@ -70,13 +95,14 @@ def _parser() -> ConfigParser:
     return parser
 
 
-def _export(own: SavedConfig, args: Any) -> ExportReport:
+def _requests(own: SavedConfig, args: Any) -> Callable[[Path], ExportRequest]:
+    """What asks for an export into a folder, each time of the model anew: an export settles it."""
     from distqat.data.source import class_names
     from distqat.distributed.assembly.evaluation import build_all, load_all
     from distqat.distributed.assembly.run_notes import check_classes
     from distqat.distributed.assembly.stage_factory import open_data
     from distqat.export.checker import Expectations
-    from distqat.export.export_request import ExportRequest, export_as
+    from distqat.export.export_request import ExportRequest
     from distqat.export.file_description import refuse_task
     from distqat.export.joined_stages import JoinedStages
     from distqat.launch.saved_model import SavedModel
@@ -91,26 +117,27 @@ def _export(own: SavedConfig, args: Any) -> ExportReport:
         )
     saved = SavedModel.read(config, args.checkpoint, args.round)
     saved.hold_to(config)
-    modules = build_all(config)
-    load_all(modules, saved.tensors)
     source = open_data(config)
     check_classes(own.classes, class_names(source), str(args.checkpoint))
     labels = own.classes or tuple(class_names(source)) or description.labels
     samples = list(itertools.islice(heldout_of(source), max(args.samples, 1)))
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told, labels=labels)
-    expected = Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact)
-    model = JoinedStages(modules)
-    request = ExportRequest(
-        model,
-        build=lambda: JoinedStages(build_all(config)),
-        samples=samples,
-        description=description,
-        folder=args.out,
-        config=config.model_dump(mode="json"),
-        expected=expected,
-    )
-    return export_as(args.format, request)
+
+    def request(folder: Path) -> ExportRequest:
+        modules = build_all(config)
+        load_all(modules, saved.tensors)
+        return ExportRequest(
+            JoinedStages(modules),
+            build=lambda: JoinedStages(build_all(config)),
+            samples=samples,
+            description=description,
+            folder=folder,
+            config=config.model_dump(mode="json"),
+            expected=Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact),
+        )
+
+    return request
 
 
 def _description(config: Config) -> FileDescription:

@@ -17,6 +17,8 @@ from distqat.config import load_config
 from distqat.distributed.assembly.run_notes import note_classes
 from distqat.distributed.assembly.stage_factory import open_data
 from distqat.distributed.coordination.model_saving import save_model
+from distqat.export import codes_file
+from distqat.export.export_request import FORMATS
 from distqat.export.onnx import integer_weights
 from distqat.launch import cli
 
@@ -144,6 +146,47 @@ def test_a_recording_is_written_down(tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     assert cli.main(["predict", str(out), str(sound)]) == 0
     assert set(capsys.readouterr().out.strip()) <= set("'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+
+
+@pytest.fixture
+def two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fits a perceptron, and one that does not."""
+    for name in set(FORMATS) - {"safetensors", "torchao"}:
+        monkeypatch.delitem(FORMATS, name)
+
+
+@pytest.mark.usefixtures("two_formats")
+def test_all_formats_are_one_table(model_file: Path, tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["export", "--all", str(model_file), "--out", str(tmp_path), *FLAGS]) == 0
+    head, made, refused, where = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "format"
+    assert made.split()[:2] == ["safetensors", "100.000%"]
+    assert made.endswith("passed")
+    assert "not made: front.layer1: torchao quantizes activations per token" in refused
+    assert where == f"report  {tmp_path / 'report.md'}"
+    assert "](safetensors/report.md)" in (tmp_path / "report.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "safetensors"}
+    assert {"model.safetensors", "report.md", "weights.svg"} <= {
+        path.name for path in (tmp_path / "safetensors").iterdir()
+    }
+
+
+@pytest.mark.usefixtures("two_formats")
+def test_one_that_was_made_and_failed_is_an_error(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(codes_file, "load_codes", lambda *_: None)  # random weights instead
+    assert cli.main(["export", "--all", str(model_file), "--out", str(tmp_path), *FLAGS]) == 1
+    assert "failed: the loaded model's outputs differ" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("two_formats")
+def test_no_format_at_all_is_an_error(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.delitem(FORMATS, "safetensors")
+    assert cli.main(["export", "--all", str(model_file), "--out", str(tmp_path), *FLAGS]) == 1
+    assert "no format was made; torchao: front.layer1" in capsys.readouterr().err
 
 
 def test_what_cannot_be_used_is_said(exported: Path, tmp_path: Path, capsys: Any) -> None:
