@@ -187,7 +187,8 @@ def export(commands: Commands, words: list[str]) -> None:
     with mock.patch("distqat.launch.export_command._requests", side_effect=CheckpointError("asked")) as asked:
         assert cli.main(words[1:]) == 1
     own, args = asked.call_args.args
-    assert args.checkpoint == own.config.checkpoint_dir
+    assert args.checkpoint.parent == own.config.checkpoint_dir.parent
+    assert (ROOT / "configs" / f"{args.checkpoint.name}.yaml").is_file()
     assert str(args.out).startswith("exported/")
 
 

@@ -83,6 +83,10 @@ class ExportReport:
     """Quantizers to which no values came in training, so nothing confirms their steps."""
     weights: tuple[WeightHealth, ...] = ()
     against_float: FloatAnswers | None = None
+    reference: str = "the fake-quantized model"
+    """What the file is compared with."""
+    remarks: tuple[str, ...] = ()
+    """What a format has to say besides, in sentences."""
 
     @property
     def size_ratio(self) -> float:
@@ -122,7 +126,7 @@ class ExportReport:
     def verdict(self) -> str:
         """One sentence."""
         state = "passed" if self.passed else "**failed**"
-        agreed = f"{self.agreement:.3%} of {self.places:,} answers are those of the fake-quantized model"
+        agreed = f"{self.agreement:.3%} of {self.places:,} answers are those of {self.reference}"
         if self.operations is None:
             return f"The check {state}: {agreed}."
         ran = f"{self.operations.integer} of {self.operations.quantizable}"
@@ -132,7 +136,7 @@ class ExportReport:
 
     def notes(self) -> list[str]:
         """What else is to be said."""
-        said = [*sentences(self.weights).values()]
+        said = [*self.remarks, *sentences(self.weights).values()]
         if self.unseen:
             said.append(
                 f"no values came in training (unused layers, or zeros only): {', '.join(self.unseen)}; their "
@@ -167,7 +171,7 @@ class ExportReport:
             f"|---|{'---:|' * len(self.metrics)}",
             f"| | {metrics} |",
             "",
-            "| outputs, exported against fake-quantized | |",
+            f"| outputs, exported against {self.reference} | |",
             "|---|---:|",
             f"| same answer | {self.agreement:.3%} (at least {self.threshold:.2%}) |",
             f"| largest error | {self.largest_error:.3g} |",

@@ -46,6 +46,7 @@ class ExportFormat:
 
 FORMATS: dict[str, ExportFormat] = {
     "onnx-int8": ExportFormat("distqat.export.onnx_export", "integers for ONNX Runtime"),
+    "gguf": ExportFormat("distqat.export.gguf_export", "language models for llama.cpp"),
     "safetensors": ExportFormat("distqat.export.codes_file", "integer codes and steps, for programs"),
     "torchao": ExportFormat("distqat.export.torchao_export", "the same, run by torch's own int8 kernels"),
 }

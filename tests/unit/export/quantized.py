@@ -25,6 +25,10 @@ SPEECH = {
     "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 2],
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "do_stable_layer_norm": True,
 }  # fmt: skip
+LLAMA = {
+    "model_type": "llama", "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16,
+}  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "mlp": {},
     "resnet18": {
@@ -38,6 +42,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "quant.enabled": True,
         "data.sequence_length": 12,
         "model_pipeline.pipeline": [{"model_name": "distilgpt2.full", **GPT}],
+    },
+    "hf_tiny": {
+        "data.sequence_length": 12,
+        "model_pipeline.pipeline": [{"model_name": "hf.full", "config": LLAMA}],
     },
     "wav2vec2": {
         "quant.enabled": True,

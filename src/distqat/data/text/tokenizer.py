@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any, Protocol
 
 from distqat.errors import DataError
@@ -81,6 +82,11 @@ class EngineTokenizer:
         whole = text.encode("utf-8", errors="replace").decode("utf-8")
         ids: list[int] = self._engine.encode(whole, add_special_tokens=False).ids
         return ids
+
+    def definition(self) -> dict[str, Any]:
+        """What a tokenizer.json has: vocabulary, merges, how text is split."""
+        told: dict[str, Any] = json.loads(self._engine.to_str())
+        return told
 
     def decode(self, ids: list[int]) -> str:
         """Text again; marks are left out."""

@@ -1,0 +1,146 @@
+"""`--format gguf`: one file that llama.cpp runs, with the trained integers in its own blocks.
+
+It holds weights alone: activations are quantized by llama.cpp as it runs, to 8 bits per block of 32. So the
+answers of the file are held to the model with quantized weights and float activations; how many of them are
+those of the fake-quantized model stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distqat.export import llama_cpp
+from distqat.export.agreement_report import ExportReport, Sizes
+from distqat.export.checker import versions
+from distqat.export.export_request import ExportRequest
+from distqat.export.file_description import KEY
+from distqat.export.gguf_check import (
+    WEIGHTS_ONLY,
+    code_error,
+    compared,
+    end_token,
+    failures,
+    in_llama_cpp,
+    read_back,
+)
+from distqat.export.gguf_families import family_of
+from distqat.export.gguf_tensors import GgufTensor, config_of, gguf_tensors
+from distqat.export.gguf_tokenizer import write_tokenizer
+from distqat.extras import require
+
+MODEL = "model.gguf"
+
+
+def export(request: ExportRequest) -> ExportReport:
+    """Write the file, check it, and write the report. Raises ExportError, and MissingExtra without gguf."""
+    gguf: Any = require("gguf", extra="gguf", why="--format gguf")
+    config = config_of(request.model)
+    architecture = gguf.MODEL_ARCH[family_of(config).architecture]
+    names = gguf.get_tensor_name_map(architecture, int(config.num_hidden_layers))
+    folder = llama_cpp.installed()  # a wrong path is said before anything is written
+    tensors = gguf_tensors(request.model.settled(), names)
+    path = request.folder / MODEL
+    request.folder.mkdir(parents=True, exist_ok=True)
+    left_out = _write(gguf, path, gguf.MODEL_ARCH_NAMES[architecture], request, tensors)
+    report = _checked(request, path, tensors, folder, left_out)
+    report.write(request.folder)
+    return report
+
+
+def _write(
+    gguf: Any, path: Path, architecture: str, request: ExportRequest, tensors: Sequence[GgufTensor]
+) -> str | None:
+    """The whole file; what was left out of it, and why."""
+    config = config_of(request.model)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(str(request.config["experiment_prefix"]))
+    kinds = {each.kind for each in tensors if each.codes is not None}
+    types = gguf.LlamaFileType
+    writer.add_file_type(types.MOSTLY_Q4_0 if "Q4_0" in kinds else types.MOSTLY_Q8_0)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    family_of(config).write(writer, config)
+    description = request.description
+    left_out = write_tokenizer(writer, description.tokenizer, end_token(request.config), config.vocab_size)
+    writer.add_string(KEY, description.to_json())
+    for each in tensors:
+        writer.add_tensor(each.name, each.stored(), raw_dtype=gguf.GGMLQuantizationType[each.kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return left_out
+
+
+def _checked(
+    request: ExportRequest,
+    path: Path,
+    tensors: Sequence[GgufTensor],
+    folder: Path | None,
+    left_out: str | None,
+) -> ExportReport:
+    found = read_back(path, tensors)
+    error, models, task = (
+        code_error(tensors, found),
+        compared(request, tensors, found),
+        request.description.task(),
+    )
+    scores, as_fake = models.scores(task, request.samples)
+    failed, remarks = (
+        list(failures(request, scores, error)),
+        list(_remarks(tensors, error, as_fake, left_out)),
+    )
+    if folder is not None:
+        ran = in_llama_cpp(folder, path, request, models, with_tokenizer=left_out is None)
+        failed += ran.failures()
+        remarks.append(ran.remark())
+    else:
+        remarks.append(f"llama.cpp was not asked: {llama_cpp.VARIABLE} does not say where it is")
+    agreement, quantized = scores.agreement, [each for each in tensors if each.codes is not None]
+    if not quantized:
+        failed.append("no weight of the model fits into blocks of integers; train it with quant.enabled")
+    return ExportReport(
+        model=path.name,
+        source=request.description.source,
+        format="gguf",
+        task=task.name,
+        samples=scores.samples,
+        places=agreement.places,
+        agreement=agreement.share,
+        threshold=request.expected.agreement,
+        largest_error=agreement.largest_error,
+        mean_error=agreement.mean_error,
+        largest_output=agreement.spread,
+        metric=task.metric,
+        metrics=scores.metrics,
+        operations=None,
+        sizes=Sizes(
+            4 * sum(p.numel() for p in request.model.parameters()),
+            path.stat().st_size,
+            4 * sum(each.value.numel() for each in quantized),
+            sum(each.stored().nbytes for each in quantized),
+        ),
+        latencies=(),
+        layers=(),
+        failures=tuple(failed),
+        versions={**versions(), "gguf": version("gguf")},
+        unseen=request.model.unseen,
+        reference=f"the model with {WEIGHTS_ONLY}",
+        remarks=tuple(remarks),
+    )
+
+
+def _remarks(
+    tensors: Sequence[GgufTensor], error: float, as_fake: float, left_out: str | None
+) -> Iterator[str]:
+    yield f"decoded weights differ by at most {error:.1e} of themselves: scales are float16"
+    yield f"{as_fake:.3%} of the answers are those of the fake-quantized model, activations and all"
+    if left_out is not None:
+        yield left_out
+    for each in tensors:
+        if each.is_quantized and each.codes is None:
+            yield f"{each.name} is float16: its rows do not divide into blocks of 32"
+        if each.coarse_rows:
+            yield f"{each.name}: {each.coarse_rows} rows have steps that float16 rounds coarsely"
