@@ -14,7 +14,7 @@ from distqat.config.agreement import (
 from distqat.config.authority import authority_of, keys_of, run_settings, with_run_settings
 from distqat.config.flags import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
-from distqat.config.pipeline_check import check_folders
+from distqat.config.pipeline_check import check_folders, check_start_from
 from distqat.config.recipe import differences, from_recipe, recipe
 from distqat.config.schema import Config
 
@@ -28,6 +28,7 @@ __all__ = [
     "authority_of",
     "changeable",
     "check_folders",
+    "check_start_from",
     "config_from_args",
     "differences",
     "differing_keys",

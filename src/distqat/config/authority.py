@@ -26,6 +26,7 @@ AUTHORITY: dict[str, Authority] = {
     "wandb_project": "own",
     "experiment_prefix": "group",
     "plugins": "own",  # where they lie; the text of one that a stage uses is in the agreement
+    "start_from": "client",
     "seed": "group",
     "device": "own",
     "world_size": "client",

@@ -70,6 +70,8 @@ def resolve(
 
 def read_paths(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """The keys whose values may be paths of something to read, and these values."""
+    if config.start_from is not None:
+        yield ("start_from",), config.start_from
     data = config.data
     if data.dataset_name.startswith((".", "/", "~")):  # else a name of the hub, or of an embedded set
         yield ("data", "dataset_name"), data.dataset_name

@@ -9,7 +9,7 @@ from typing import Any
 
 from distqat.config.schema import Config
 from distqat.config.yaml_source import KeyPath
-from distqat.config_paths import find, looked_elsewhere
+from distqat.config_paths import find, looked_at, looked_elsewhere
 from distqat.errors import ConfigError
 from distqat.failures import describe
 from distqat.path_hints import is_path, missing_folder
@@ -44,6 +44,16 @@ def check_folders(config: Config) -> None:
         if isinstance(source, str) and is_path(source) and not find(source).is_dir():
             where = f"{missing_folder(source)}{looked_elsewhere(source)}"
             raise ConfigError(f"{entry.model_name}: pretrained: {source!r}: {where}")
+
+
+def check_start_from(config: Config) -> None:
+    """Raises ConfigError when `start_from` names nothing on this host."""
+    name = config.start_from
+    if name is not None and not find(name).exists():
+        raise ConfigError(
+            f"start_from: there is no checkpoint folder and no model file {name} ({looked_at(name)}); a run "
+            "writes checkpoints/{experiment_prefix}/, and model.safetensors in it at its end"
+        )
 
 
 def model_types() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from distqat.errors import ConfigError
 OF_A_HOST = {
     "wandb_project", "device", "initial_peers", "host_maddrs", "announce_maddrs", "public_ip", "monitor_port",
     "server_base_port", "client_port", "refresh_period", "log_dir", "store_ip_addresses_path", "log_level",
-    "param_mirror",
+    "param_mirror", "start_from",
 }  # fmt: skip
 """Keys that say where and how a run was held, not what was trained."""
 

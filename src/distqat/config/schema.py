@@ -125,6 +125,9 @@ class Config(Options):
     """Name of the run: in the directory, in logs/ and in checkpoints/."""
     plugins: Names = Field(default_factory=list)
     """Files and modules that register models, tasks, data sets."""
+    start_from: str | None = None
+    """A checkpoint folder or model.safetensors of the same model: the run begins with its weights instead of
+    the seed's, and quantizes them as `quant` says. Read where the first server of each stage runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, data order and dropout."""
     device: str = "cpu"

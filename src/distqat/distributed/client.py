@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distqat.config import Config, to_argv
+from distqat.config import Config, check_start_from, to_argv
 from distqat.distributed.assembly.keep_earlier_runs import note_end
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.assembly.tied_weights import tied_stages
@@ -42,6 +42,7 @@ from distqat.process import (
     ForkServerClient,
     RoleParameters,
     announce_ready,
+    notice,
 )
 from distqat.swarm.directory import DirectoryWatch, keep_announced
 
@@ -151,7 +152,11 @@ class Client:
     async def _check_start(self) -> None:
         """Raises ConfigError before any server has joined; a run that goes on needs servers to know where."""
         parts = self.parts
-        resumes = parts.start.resumption.waiting
+        resumes, weights = parts.start.resumption.waiting, parts.config.start_from
+        if weights is not None and parts.start.goes_on:
+            notice(f"start_from {weights} is not read: the run goes on with its own weights")
+        else:
+            check_start_from(parts.config)
         await parts.preflight.check(None if resumes else parts.trainers.data_serves)
 
     async def _training(self) -> None:

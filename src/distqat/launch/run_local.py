@@ -12,7 +12,12 @@ from typing import Any
 
 from distqat.environment import prepare
 from distqat.errors import RunFailed
-from distqat.launch.launcher_roles import LAUNCHER_GRACE_S, LauncherSettings, check_data, read_settings
+from distqat.launch.launcher_roles import (
+    LAUNCHER_GRACE_S,
+    LauncherSettings,
+    check_data,
+    read_settings,
+)
 from distqat.launch.warm_processes import WarmForkServers
 from distqat.process import RoleParameters, guarded, run_role, set_title
 from distqat.terminal import begin, leave, log_to
@@ -38,11 +43,14 @@ def _main(words: Sequence[str], fork_servers: WarmForkServers, began: float) -> 
     args = parse(words)
     settings = read_settings(args)
     check_data(settings.config)
+    from distqat.config import check_start_from
     from distqat.launch.display import open_display
     from distqat.launch.local_swarm import LocalRun
     from distqat.launch.run_plan import make_plan
     from distqat.launch.summary_table import conclude
 
+    if not args.resume:
+        check_start_from(settings.config)
     display = open_display(args.progress)
     samples = (
         RoleParameters.take().samples if args.baseline else None

@@ -69,8 +69,9 @@ def fitting(stage: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tens
     prefix = f"{stage}." if any(f"{stage}.{name}" in tensors for name in wanted) else ""
     for name, own in wanted.items():
         found = tensors.get(prefix + name)
-        if found is None or found.shape != own.shape:
-            shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+        if found is None or found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
+            other = "" if found is None or found.shape != own.shape else f" of {found.dtype}"
+            shape = "is missing" if found is None else f"has shape {list(found.shape)}{other}"
             raise ModelError(
                 f"{name!r} of stage {stage!r} {shape}, the configuration wants {list(own.shape)}"
             )

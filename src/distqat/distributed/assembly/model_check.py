@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_module, build_task, check_model
+from distqat.distributed.assembly.starting_weights import check_start
 from distqat.distributed.assembly.teacher_model import check_teacher
 from distqat.errors import ConfigError, DataError, DistqatError, ModelError, QuantError, TaskError
 from distqat.models import outputs_of_each
@@ -26,13 +27,17 @@ _USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, Attri
 
 
 def check_run(config: Config) -> None:
-    """Raises ConfigError when a stage or the task cannot be built, or the stages do not fit together."""
+    """Raises ConfigError when a stage or the task cannot be built, or the stages do not fit together.
+
+    Or when the weights to start from are another model's.
+    """
     try:
         check_model(config)
         build_task(config)
         check_teacher(config)
     except (ModelError, QuantError, TaskError, DataError) as error:
         raise ConfigError(str(error)) from error
+    check_start(config)
 
 
 def check_batch(config: Config, told: Told) -> None:

@@ -105,12 +105,12 @@ def _check_self(config: Config) -> None:
     entries = config.model_pipeline.pipeline
     ours = all(entry.model_name.rpartition(".")[0] in SHIPPED for entry in entries)
     in_float = float_rounds(config.diloco, config.quant.warmup) > 0
-    trained = in_float or any(entry.kwargs.get("pretrained") for entry in entries)
+    trained = in_float or config.start_from or any(entry.kwargs.get("pretrained") for entry in entries)
     if ours and not trained:
         raise ConfigError(
             "quant.teacher: self is the model as it is when its quantizers begin, and here that is before "
             "the first step: untrained; train in float first (quant.warmup.float_share), begin with "
-            "pretrained weights, or name a checkpoint of a float run"
+            "trained weights (start_from, pretrained), or name a checkpoint of a float run"
         )
 
 

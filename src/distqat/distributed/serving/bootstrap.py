@@ -38,8 +38,8 @@ class Bootstrap:
     calibrate: Callable[[], Awaitable[None]]
     """Returns once the replica's quantizers have seen enough batches."""
     progress: ReplicaProgress = field(default_factory=ReplicaProgress)
-    can_found: Callable[[], None] = lambda: None
-    """Raises ConfigError where this host lacks what a stage is founded with."""
+    prepare: Callable[[], None] = lambda: None
+    """Gives a founder's module what the run starts from. Raises ConfigError where this host lacks it."""
 
     async def found(self) -> CommittedState:
         """The founder publishes round 0."""
@@ -129,7 +129,7 @@ class Bootstrap:
     async def _initial(self) -> CommittedState:
         """Initial weights, and quantizers calibrated on real batches."""
         uid = self.host.uid
-        self.can_found()
+        await self.host.between_steps(self.prepare)
         if self.host.replica.calibrating:
             logger.info("%s founds its stage: waiting for batches to calibrate on", uid)
             with waiting(f"batches to calibrate {uid} on, which come once every stage has a server"):

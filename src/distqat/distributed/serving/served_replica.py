@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distqat.codec import get_codec
 from distqat.config import Config
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms, quantization_lines
+from distqat.distributed.assembly.starting_weights import load_start
 from distqat.distributed.assembly.teacher_model import check_founder
 from distqat.distributed.assembly.tied_weights import exchange_of
 from distqat.distributed.serving.bootstrap import Bootstrap
@@ -92,7 +93,7 @@ class ServedReplica(ServingObserver):
         )
         self._tied = exchange_of(config, stage, module, peer.transport)
         self._calibrated = asyncio.Event()
-        self._can_found = partial(check_founder, config, module)
+        self._prepare = partial(_prepare, config, stage, module)
         self._donor = Donor(self._held, self._moments, upload_bucket(config.param_mirror.upload_rate))
         handlers: dict[type[Call[Any]], Handler] = {
             **self.steps.handlers,
@@ -115,9 +116,7 @@ class ServedReplica(ServingObserver):
     async def serve(self) -> None:
         """Get the state, then serve until cancelled. Raises RunFailed."""
         began, uid = time.monotonic(), self.host.uid
-        bootstrap = Bootstrap(
-            self.host, self._slot, self.checkpoints, self._calibrate, can_found=self._can_found
-        )
+        bootstrap = Bootstrap(self.host, self._slot, self.checkpoints, self._calibrate, prepare=self._prepare)
         committed = await (bootstrap.found() if self._slot.granted.founder else bootstrap.join())
         state_s = time.monotonic() - began
         self.member = member = RoundMember(
@@ -236,3 +235,8 @@ class ServedReplica(ServingObserver):
     async def _moments(self) -> DonatedMoments:
         replica = self.host.replica
         return await self.host.between_steps(lambda: DonatedMoments(inner_state(replica), replica.step))
+
+
+def _prepare(config: Config, stage: str, module: nn.Module) -> None:
+    check_founder(config, module)
+    load_start(config, {stage: module})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distqat.config import Config
 from distqat.diloco.inner_optimizer import build_inner_optimizer, learning_rate, set_learning_rate
 from distqat.distributed.assembly.stage_factory import build_task, feeds_norms
+from distqat.distributed.assembly.starting_weights import load_start
 from distqat.distributed.assembly.training_loss import DISTILLATION, training_loss
 from distqat.distributed.serving.forward_precision import ForwardPrecision
 from distqat.distributed.training.baseline_model import StepPlan, SwarmBaselineModel
@@ -54,7 +55,9 @@ class BaselineTrainer:
     """A plain training loop over the composed stages: same cuts, seeds, microbatches and optimizer."""
 
     def __init__(self, config: Config, device: torch.device, samples: int | None = None) -> None:
-        self.model = SwarmBaselineModel(config).to(device).train()
+        self.model = SwarmBaselineModel(config)
+        load_start(config, dict(self.model.stages.items()))
+        self.model.to(device).train()
         self.progress = BaselineProgress()
         self.finite = FiniteSteps()
         self.account: dict[str, Any] = {}  # what the data set leaves out
