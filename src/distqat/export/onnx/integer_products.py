@@ -6,7 +6,7 @@
 | Conv | no | ConvInteger, scale and bias in float | ConvInteger |
 | Gemm | either | Q/DQ, int32 bias | QGemm |
 | MatMul | either | Q/DQ, the bias stays an addition in float | MatMulIntegerToFloat |
-| Gemm, MatMul with a step per token | either | MatMulInteger, scales and bias in float | MatMulInteger |
+| Gemm, MatMul with a step per token | either | Q/DQ of step 1, then times the step | MatMulIntegerToFloat |
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def lower_products(
             bias = node.input[2] if len(node.input) > 2 else ""
             sizes = codes.integers.size, codes.scale.size if bias else 0
             lower_token_product(graph, node, before, codes, bias)
-            products.append(IntegerProduct(codes.name, node.op_type, "MatMulInteger", codes.bits, "", *sizes))
+            products.append(IntegerProduct(codes.name, node.op_type, "Q/DQ", codes.bits, "", *sizes))
         elif given is None:
             _dequantize_weight(graph, node, codes)
             products.append(

@@ -1,8 +1,10 @@
-"""Products whose left factor is quantized token by token: explicit nodes around MatMulInteger.
+"""Products whose left factor is quantized token by token: Q/DQ with the step 1, and a step of each token.
 
     step = max |x| / qmax, per token;  codes = round(x / step)
-    y = (codes @ weight codes) * step * scale + bias
+    y = (codes @ weight codes * scale) * step + bias
 
+A QuantizeLinear whose scale is 1 makes the codes, so that engines which look for Q/DQ (ONNX Runtime's
+MatMulIntegerToFloat, OpenVINO's low precision) find them. No code is beyond qmax, by the choice of the step.
 Codes are uint8 around 128: x86 has fast kernels for unsigned times signed bytes, none for two signed ones.
 The step is rounded to 16 bits of mantissa, as `quant.token` does, by Veltkamp's splitting: with c = 257 step,
 c - (c - step) keeps the upper 16 of 24 bits (Handbook of Floating-Point Arithmetic, section 4.4.1).
@@ -20,7 +22,6 @@ from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, UINT8 = 1, 2
 ZERO = 128
 SPLIT = np.float32(2**8 + 1)
 
@@ -31,25 +32,27 @@ def lower_token_product(
     """Replace a MatMul or Gemm behind a token mark; `bias` is empty for none."""
     out = node.output[0]
     tokens, step = _quantized(graph, mark)
-    integers, scale = codes.integers, codes.scale
+    integers = codes.integers
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         integers = np.ascontiguousarray(integers.T)
-    held = graph.add_constant(f"{node.input[1]}.integers", integers)
+    value = f"{node.input[1]}.by_column"
+    held = graph.add_constant(f"{value}.integers", integers)
+    scale = graph.add_constant(f"{value}.scale", codes.scale)
+    zero = graph.add_constant(f"{value}.zero", np.zeros(codes.scale.shape, np.int8))
     graph.remove([node])
-    zero = graph.add_constant("token.zero", np.array(ZERO, np.uint8))
-    sums = graph.add("MatMulInteger", [tokens, held, zero], f"{out}.sums")
-    value = graph.add("Cast", [sums], f"{out}.float", to=FLOAT)
-    value = graph.add("Mul", [value, step], f"{out}.by_token")
+    if graph.producer(value) is None:
+        graph.add("DequantizeLinear", [held, scale, zero], value, axis=1)
+    product = graph.add("MatMul", [tokens, value], f"{out}.product")
     last = f"{out}.scaled" if bias else out
-    graph.add("Mul", [value, graph.add_constant(f"{node.input[1]}.scale", scale)], last)
+    graph.add("Mul", [product, step], last)
     if bias:
         graph.add("Add", [last, bias], out)
 
 
 def _quantized(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, str]:
-    """Names of the uint8 codes and of the step of each token; made once for all that use the mark."""
+    """Names of the codes, as numbers, and of the step of each token; made once for all that use the mark."""
     made, x = mark.output[0], mark.input[0]
-    names = f"{made}.codes", f"{made}.step"
+    names = f"{made}.whole", f"{made}.step"
     if graph.producer(names[0]) is not None:
         return names
     qmax = float(attribute(mark, "qmax"))
@@ -67,8 +70,7 @@ def _quantized(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, str]:
     rest = graph.add("Sub", [wide, size], f"{made}.rest")
     graph.add("Sub", [wide, rest], names[1])
     ratio = graph.add("Div", [x, names[1]], f"{made}.ratio")
-    whole = graph.add("Round", [ratio], f"{made}.whole")
-    moved = graph.add("Add", [whole, number(ZERO)], f"{made}.moved")
-    kept = graph.add("Clip", [moved, number(ZERO - qmax), number(ZERO + qmax)], f"{made}.kept")
-    graph.add("Cast", [kept], names[0], to=UINT8)
+    grid = number(1), graph.add_constant("token.zero", np.array(ZERO, np.uint8))
+    codes = graph.add("QuantizeLinear", [ratio, *grid], f"{made}.codes")
+    graph.add("DequantizeLinear", [codes, *grid], names[0])
     return names

@@ -87,6 +87,8 @@ def test_every_quantized_product_runs_on_integers(exported: Exported) -> None:
     quantized = [product for product in exported.models.products if product.weight_bits]
     assert all(product.form for product in quantized), quantized
     assert ran.integer_count == len(quantized)
+    if "gpt" in exported.name:
+        assert set(ran.integer) == {"MatMulIntegerToFloat"}
     by_rule = [p for p in exported.models.products if p.reason == "left in float by the configuration"]
     assert sum(ran.floating.values()) == len(by_rule)
     assert [p.layer for p in by_rule] == (["full.lm_head"] if "gpt" in exported.name else [])
