@@ -111,9 +111,22 @@ class MelFrontEnd(nn.Module):
         kind = "cpu" if x_BL.is_meta else x_BL.device.type
         with torch.autocast(kind, enabled=False):  # bf16 has too few digits for energies
             frames_BTN = x_BL.float().unfold(1, self._window, self._hop) * self._hann.to(x_BL.device)
-            power_BTF = torch.fft.rfft(frames_BTN, n=self._size).abs().square()
+            power_BTF = _power(frames_BTN, self._size)
             energies_BTM: Tensor = power_BTF @ self._filters_FM.to(x_BL.device)
             return (energies_BTM + MEL_FLOOR).log().transpose(1, 2)
+
+
+def _power(frames_BTN: Tensor, size: int) -> Tensor:
+    """Squared magnitudes of the spectra of real frames, filled up to `size`: [B, T, size // 2 + 1].
+
+    In a traced graph as two products, since not every engine reads ONNX's DFT as it is meant.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.fft.rfft(frames_BTN, n=size).abs().square()
+    angles_NF = np.outer(np.arange(frames_BTN.shape[-1]), np.arange(size // 2 + 1)) * (2 * np.pi / size)
+    waves = (torch.from_numpy(wave(angles_NF).astype(np.float32)) for wave in (np.cos, np.sin))
+    real_BTF, imaginary_BTF = (frames_BTN @ wave_NF for wave_NF in waves)
+    return real_BTF.square() + imaginary_BTF.square()
 
 
 def mel_window(sampling_rate: int) -> tuple[int, int]:

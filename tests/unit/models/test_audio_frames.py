@@ -86,3 +86,13 @@ def test_mel_frames_do_not_depend_on_padding() -> None:
     assert alone.shape == (1, 6, count)
     assert torch.allclose(padded[:, :, :count], alone, atol=1e-6)
     assert not list(front.buffers())
+
+
+def test_a_traced_spectrum_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    front = MelFrontEnd(20, 8000, (8,), ((3, 2),))
+    x = torch.randn(2, 1000)
+    expected = front.energies(x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.allclose(front.energies(x), expected, atol=1e-4)
+    monkeypatch.setattr(torch.fft, "rfft", None)
+    front.energies(x)  # no DFT is traced
