@@ -122,7 +122,8 @@ def _power(frames_BTN: Tensor, size: int) -> Tensor:
     In a traced graph as two products, since not every engine reads ONNX's DFT as it is meant.
     """
     if not torch.compiler.is_exporting():
-        return torch.fft.rfft(frames_BTN, n=size).abs().square()
+        power_BTF: Tensor = torch.fft.rfft(frames_BTN, n=size).abs().square()
+        return power_BTF
     angles_NF = np.outer(np.arange(frames_BTN.shape[-1]), np.arange(size // 2 + 1)) * (2 * np.pi / size)
     waves = (torch.from_numpy(wave(angles_NF).astype(np.float32)) for wave in (np.cos, np.sin))
     real_BTF, imaginary_BTF = (frames_BTN @ wave_NF for wave_NF in waves)

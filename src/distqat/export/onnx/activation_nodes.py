@@ -52,6 +52,8 @@ def lower_activations(graph: OnnxGraph) -> dict[str, ActivationCodes]:
         found[mark.output[0]] = _quantized(graph, mark, source, cut)
     for value, codes in list(found.items()):
         _push(graph, value, codes, found)
+    for node in [node for node in graph.nodes if node.op_type == "Add"]:
+        _quantize_again(graph, node, found)
     return found
 
 
@@ -114,6 +116,28 @@ def _quantized(graph: OnnxGraph, mark: onnx.NodeProto, source: str, cut: bool) -
         codes = graph.add("Clip", [codes, *bounds], f"{value}.clipped")
     graph.add("DequantizeLinear", [codes, *grid], value)
     return ActivationCodes(name, codes, scale, zero, lowest, highest)
+
+
+def _quantize_again(graph: OnnxGraph, add: onnx.NodeProto, found: dict[str, ActivationCodes]) -> None:
+    """A second Q/DQ pair, which changes nothing, between a convolution's codes and a sum.
+
+    OpenVINO fuses convolution, Q, sum and the next Q into one kernel that leaves out the first rounding. The
+    second pair rounds. ONNX Runtime removes it.
+    """
+    if not all(name in found for name in add.input):
+        return
+    for position, value in enumerate(add.input):
+        codes = found[value]
+        made = graph.producer(codes.codes)
+        if made is not None and made.op_type == "Clip":
+            made = graph.producer(made.input[0])
+        before = None if made is None else graph.producer(made.input[0])
+        if before is None or before.op_type != "Conv":
+            continue
+        add.input[position] = again = f"{add.output[0]}.{position}.again"
+        grid = f"{codes.name}.scale", f"{codes.name}.zero"
+        held = graph.add("QuantizeLinear", [value, *grid], f"{again}.codes")
+        graph.add("DequantizeLinear", [held, *grid], again)
 
 
 def _push(graph: OnnxGraph, value: str, codes: ActivationCodes, found: dict[str, ActivationCodes]) -> None:
