@@ -81,6 +81,7 @@ EXERCISES: dict[str, Exercise] = {
     "distqat export checkpoints/resnet18 --format safetensors --out exported/codes": exercise.export,
     "distqat export checkpoints/resnet18 --all --out exported/all": exercise.export,
     "distqat export checkpoints/distilgpt2 --format gguf --out exported/gguf": exercise.export,
+    "distqat export checkpoints/hf_tiny --format compressed-tensors --out exported/hf_tiny": exercise.export,
     "distqat predict exported/resnet18 digit.png": exercise.predict,
     'distqat evaluate --initial-peers "$(cat logs/resnet18/initial_peers.txt)"': exercise.evaluate_swarm,
     "python src/distqat/distributed/monitor.py": exercise.python,

@@ -180,10 +180,10 @@ def _failures(
         yield "the model has no quantized product; train it with quant.enabled"
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that an export depends on."""
+def versions(*engine: str) -> dict[str, str]:
+    """Of the packages that an export depends on; `engine` are those that ran the file."""
     found = {}
-    for package in ("distqat", "torch", "onnx", "onnxruntime"):
+    for package in ("distqat", "torch", *(engine or ("onnx", "onnxruntime"))):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

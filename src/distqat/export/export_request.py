@@ -49,6 +49,9 @@ FORMATS: dict[str, ExportFormat] = {
     "gguf": ExportFormat("distqat.export.gguf_export", "language models for llama.cpp"),
     "safetensors": ExportFormat("distqat.export.codes_file", "integer codes and steps, for programs"),
     "torchao": ExportFormat("distqat.export.torchao_export", "the same, run by torch's own int8 kernels"),
+    "compressed-tensors": ExportFormat(
+        "distqat.export.compressed_tensors_export", "a language model as transformers and vLLM load it"
+    ),
 }
 """Every format; one line each."""
 

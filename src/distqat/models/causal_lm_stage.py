@@ -83,6 +83,12 @@ class BlockStage(nn.Module):
         shares = begun[1] if expert_shares is None else expert_shares
         return self._with_routing(behind, *balancing.add(probs, shares, router_logits))
 
+    @property
+    def model_config(self) -> Any:
+        """The configuration of the whole model, as transformers has it."""
+        model: Any = self._model
+        return model.config
+
     def _pass(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What comes behind the last block or out of the head, and the logits of the stage's routers."""
         model: Any = self._model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from pathlib import Path
 from typing import Any, Protocol
 
 from distqat.errors import DataError
@@ -87,6 +88,10 @@ class EngineTokenizer:
         """What a tokenizer.json has: vocabulary, merges, how text is split."""
         told: dict[str, Any] = json.loads(self._engine.to_str())
         return told
+
+    def save(self, path: Path) -> None:
+        """Write what `Tokenizer.from_file` of the tokenizers library reads."""
+        self._engine.save(str(path))
 
     def decode(self, ids: list[int]) -> str:
         """Text again; marks are left out."""
