@@ -70,7 +70,7 @@ class OverrideOptions(Options):
 class WarmupOptions(Options):
     """What happens before the first quantized step, and near the end of the run."""
 
-    float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.3
     """The share of a run's rounds, to the nearest round, that trains in float; then quantizers appear in all
     replicas at once, with steps of what these have seen in the last of them. So few that steps learn for one
     round at least before they are frozen. 0: quantizers are calibrated before the first step."""
