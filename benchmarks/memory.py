@@ -141,7 +141,7 @@ class Child:
         import torch
 
         from distqat.distributed.assembly.stage_factory import stage_kwargs
-        from distqat.distributed.serving.replica import MicrobatchWeight
+        from distqat.distributed.serving.attempt_work import MicrobatchWeight
         from distqat.models import sample_input
 
         entry = self.config.model_pipeline.pipeline[self.config.stages.index(self.stage)]

@@ -16,8 +16,8 @@ from distqat.checkpoint import CheckpointStore
 from distqat.checkpoint.assembled_model import assemble
 from distqat.config import Config
 from distqat.distributed.assembly.teacher_model import build_served
+from distqat.distributed.serving.attempt_work import MicrobatchWeight
 from distqat.distributed.serving.committed_state import CommittedState, ReplicaWeights, as_local
-from distqat.distributed.serving.replica import MicrobatchWeight
 from distqat.distributed.serving.replica_state import ReplicaProgress, own_state
 from distqat.models.teacher import is_teachers
 

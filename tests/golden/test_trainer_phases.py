@@ -14,7 +14,7 @@ from tests.golden.test_gan import batches, config_of
 from tests.swarm_scene import MemorySwarm
 
 from distqat.data.serving.batch_client import LeasedBatch
-from distqat.distributed.serving.replica import PreparedStep
+from distqat.distributed.serving.attempt_work import PreparedStep
 from distqat.distributed.trainer import Trainer
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import DataServerGone

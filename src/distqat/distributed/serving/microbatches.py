@@ -11,8 +11,9 @@ from torch import Tensor
 
 from distqat.distributed.serving.activation_encoder import StageOutputs
 from distqat.distributed.serving.attempt_state import OpenAttempt
+from distqat.distributed.serving.attempt_work import MicrobatchWeight
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
-from distqat.distributed.serving.replica import MicrobatchWeight, StageReplica
+from distqat.distributed.serving.replica import StageReplica
 from distqat.errors import BadFrame, SwarmError
 from distqat.failpoints import failpoint
 from distqat.models.auxiliary_loss import AUXILIARY

@@ -12,9 +12,10 @@ from typing import Any
 
 from distqat.distributed.serving.attempt_queue import AttemptQueue
 from distqat.distributed.serving.attempt_state import OpenAttempt
+from distqat.distributed.serving.attempt_work import PreparedStep
 from distqat.distributed.serving.compute_thread import ComputeThread, Priority
 from distqat.distributed.serving.microbatches import Microbatches, Work, about
-from distqat.distributed.serving.replica import PreparedStep, StageReplica
+from distqat.distributed.serving.replica import StageReplica
 from distqat.distributed.serving.route_outcomes import ask_route
 from distqat.distributed.serving.serving_observer import ServingObserver
 from distqat.distributed.serving.step_tally import StepOutcome, StepTally
