@@ -128,7 +128,7 @@ def _read(config: Config) -> Named:
         if path.is_file():
             tensors, told = read_model(path), read_told(path)
         else:
-            model = assemble(path, stages=config.stages)
+            model = assemble(path)  # however it was cut
             tensors, told = model.tensors, quantization(model.agreement)
     except CheckpointError as error:
         raise ConfigError(f"quant.teacher: {error}") from error

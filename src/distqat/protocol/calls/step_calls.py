@@ -55,7 +55,10 @@ class TrainMicrobatch(
     Call[MicrobatchScores],
     method="train",
     served_by=(SERVER,),
-    tensors=("inputs of the stage, by name", "gradients of those that want one"),
+    tensors=(
+        "inputs of the stage, by name; those of its teacher as `teacher.NAME`",
+        "gradients of those that want one",
+    ),
     raises=(StaleAttempt,),
 ):
     """Forward and backward of one microbatch through this stage and, in nested calls, all behind it."""
