@@ -35,15 +35,15 @@ class FormatResult:
         return "passed" if self.report.passed else f"failed: {'; '.join(self.report.failures)}"
 
 
-def export_all(request: Callable[[Path], ExportRequest], folder: Path) -> list[FormatResult]:
+def export_all(request: Callable[[str, Path], ExportRequest], folder: Path) -> list[FormatResult]:
     """Make each format in `folder/NAME`, one after the other.
 
-    `request` gives the request for a folder, with a model that no other format has settled. A format that
-    cannot hold the model, or whose packages are not installed, is a result without a report.
+    `request` gives the request for a format and a folder, with a model that no other format has settled.
+    A format that cannot hold the model, or whose packages are not installed, is a result without a report.
     """
     results = []
     for name in FORMATS:
-        asked = request(folder / name)
+        asked = request(name, folder / name)
         try:
             results.append(FormatResult(name, export_as(name, asked)))
         except (ExportError, MissingExtra) as error:

@@ -42,11 +42,13 @@ class ExportFormat:
     module: str
     what: str
     """For people, one line."""
+    agreement: float = 0.999
+    """Share of the answers that must agree, unless the user says otherwise."""
 
 
 FORMATS: dict[str, ExportFormat] = {
     "onnx-int8": ExportFormat("distqat.export.onnx_export", "integers for ONNX Runtime"),
-    "gguf": ExportFormat("distqat.export.gguf_export", "language models for llama.cpp"),
+    "gguf": ExportFormat("distqat.export.gguf_export", "language models for llama.cpp", agreement=0.99),
     "safetensors": ExportFormat("distqat.export.codes_file", "integer codes and steps, for programs"),
     "torchao": ExportFormat("distqat.export.torchao_export", "the same, run by torch's own int8 kernels"),
     "compressed-tensors": ExportFormat(

@@ -8,6 +8,7 @@ those of the fake-quantized model stands beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from distqat.export.gguf_check import (
 from distqat.export.gguf_families import family_of
 from distqat.export.gguf_tensors import GgufTensor, config_of, gguf_tensors
 from distqat.export.gguf_tokenizer import write_tokenizer
+from distqat.export.output_agreement import Scores
 from distqat.extras import require
 
 MODEL = "model.gguf"
@@ -82,27 +84,28 @@ def _checked(
     left_out: str | None,
 ) -> ExportReport:
     found = read_back(path, tensors)
-    error, models, task = (
-        code_error(tensors, found),
-        compared(request, tensors, found),
-        request.description.task(),
-    )
-    scores, as_fake = models.scores(task, request.samples)
-    failed, remarks = (
-        list(failures(request, scores, error)),
-        list(_remarks(tensors, error, as_fake, left_out)),
-    )
-    if folder is not None:
-        ran = in_llama_cpp(folder, path, request, models, with_tokenizer=left_out is None)
-        failed += ran.failures()
-        remarks.append(ran.remark())
-    else:
+    error, models = code_error(tensors, found), compared(request, tensors, found)
+    scores, as_fake = models.scores(request.description.task(), request.samples)
+    failed = list(failures(request, scores, error))
+    remarks = list(_remarks(tensors, error, as_fake, left_out))
+    if folder is None:
         remarks.append(f"llama.cpp was not asked: {llama_cpp.VARIABLE} does not say where it is")
-    agreement, quantized = scores.agreement, [each for each in tensors if each.codes is not None]
-    if not quantized:
+    elif left_out is not None:
+        remarks.append("llama.cpp was not asked: node-llama-cpp loads no file without a tokenizer")
+    else:
+        ran = in_llama_cpp(folder, path, request, models)
+        failed += ran.failures(request.expected.agreement)
+        remarks.append(ran.remark())
+    if not any(each.codes is not None for each in tensors):
         failed.append("no weight of the model fits into blocks of integers; train it with quant.enabled")
+    report = _report(request, scores, path.name, _sizes(request, path, tensors))
+    return replace(report, failures=tuple(failed), remarks=tuple(remarks))
+
+
+def _report(request: ExportRequest, scores: Scores, name: str, sizes: Sizes) -> ExportReport:
+    agreement, task = scores.agreement, request.description.task()
     return ExportReport(
-        model=path.name,
+        model=name,
         source=request.description.source,
         format="gguf",
         task=task.name,
@@ -116,19 +119,23 @@ def _checked(
         metric=task.metric,
         metrics=scores.metrics,
         operations=None,
-        sizes=Sizes(
-            4 * sum(p.numel() for p in request.model.parameters()),
-            path.stat().st_size,
-            4 * sum(each.value.numel() for each in quantized),
-            sum(each.stored().nbytes for each in quantized),
-        ),
+        sizes=sizes,
         latencies=(),
         layers=(),
-        failures=tuple(failed),
+        failures=(),
         versions={**versions(), "gguf": version("gguf")},
         unseen=request.model.unseen,
         reference=f"the model with {WEIGHTS_ONLY}",
-        remarks=tuple(remarks),
+    )
+
+
+def _sizes(request: ExportRequest, path: Path, tensors: Sequence[GgufTensor]) -> Sizes:
+    quantized = [each for each in tensors if each.codes is not None]
+    return Sizes(
+        float_file=4 * sum(p.numel() for p in request.model.parameters()),
+        integer_file=path.stat().st_size,
+        float_weights=4 * sum(each.value.numel() for each in quantized),
+        integer_weights=sum(each.stored().nbytes for each in quantized),
     )
 
 

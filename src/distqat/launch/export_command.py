@@ -35,10 +35,10 @@ def _checked(args: argparse.Namespace) -> int:
     return _every_format(request, args.out) if args.all else _one_format(request, args)
 
 
-def _one_format(request: Callable[[Path], ExportRequest], args: argparse.Namespace) -> int:
+def _one_format(request: Callable[[str, Path], ExportRequest], args: argparse.Namespace) -> int:
     from distqat.export.export_request import export_as
 
-    report = export_as(args.format, request(args.out))
+    report = export_as(args.format, request(args.format, args.out))
     sys.stdout.write(f"{report.verdict().replace('**', '')}\n")
     for sentence in (*report.failures, *report.notes()):
         sys.stdout.write(f"  {sentence}\n")
@@ -46,7 +46,7 @@ def _one_format(request: Callable[[Path], ExportRequest], args: argparse.Namespa
     return 0 if report.passed else 1
 
 
-def _every_format(request: Callable[[Path], ExportRequest], folder: Path) -> int:
+def _every_format(request: Callable[[str, Path], ExportRequest], folder: Path) -> int:
     """Exit code 1 only where a format that was made failed its check."""
     from distqat.export.export_all import as_text, export_all, table, write_page
 
@@ -80,9 +80,8 @@ def _parser() -> ConfigParser:
     parser.add_argument(
         "--agreement",
         type=float,
-        default=0.999,
         metavar="SHARE",
-        help="of the answers, at least (%(default)s)",
+        help="of the answers, at least (0.999; gguf 0.99)",
     )
     parser.add_argument(
         "--latency-s", type=float, default=2.0, metavar="S", help="seconds of measuring (%(default)s)"
@@ -95,8 +94,8 @@ def _parser() -> ConfigParser:
     return parser
 
 
-def _requests(own: SavedConfig, args: Any) -> Callable[[Path], ExportRequest]:
-    """What asks for an export into a folder, each time of the model anew: an export settles it."""
+def _requests(own: SavedConfig, args: Any) -> Callable[[str, Path], ExportRequest]:
+    """What asks for a format in a folder, each time of the model anew: an export settles it."""
     from distqat.data.source import class_names
     from distqat.distributed.assembly.evaluation import build_all, load_all
     from distqat.distributed.assembly.run_notes import check_classes
@@ -124,7 +123,8 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[Path], ExportRequest]:
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told, labels=labels)
 
-    def request(folder: Path) -> ExportRequest:
+    def request(name: str, folder: Path) -> ExportRequest:
+        agreement = FORMATS[name].agreement if args.agreement is None else args.agreement
         modules = build_all(config)
         load_all(modules, saved.tensors)
         return ExportRequest(
@@ -134,7 +134,7 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[Path], ExportRequest]:
             description=description,
             folder=folder,
             config=config.model_dump(mode="json"),
-            expected=Expectations(args.agreement, latency_s=args.latency_s, exact=args.exact),
+            expected=Expectations(agreement, latency_s=args.latency_s, exact=args.exact),
         )
 
     return request

@@ -42,7 +42,7 @@ def formats(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_each_has_its_folder_and_a_model_of_its_own(formats: dict[str, Any], tmp_path: Path) -> None:
-    def request(folder: Path) -> Any:
+    def request(name: str, folder: Path) -> Any:
         return SimpleNamespace(folder=folder, model=object())
 
     results = export_all(request, tmp_path)
@@ -65,7 +65,7 @@ def test_each_has_its_folder_and_a_model_of_its_own(formats: dict[str, Any], tmp
 
 
 def test_an_error_of_another_kind_is_no_row(formats: dict[str, Any], tmp_path: Path) -> None:
-    def request(folder: Path) -> Any:
+    def request(name: str, folder: Path) -> Any:
         raise CheckpointError("the model cannot be read")
 
     with pytest.raises(CheckpointError):

@@ -19,7 +19,7 @@ from distqat.export import gguf_export, llama_cpp
 from distqat.export.export_request import ExportRequest, export_as
 from distqat.export.gguf_blocks import BLOCK, FLOAT16_ERROR, block_type, packed
 from distqat.export.gguf_families import FAMILIES, family_of
-from distqat.export.gguf_tensors import config_of
+from distqat.export.gguf_tensors import config_of, gguf_tensors
 from distqat.export.joined_stages import JoinedStages
 
 NEEDS_GGUF = pytest.mark.skipif(find_spec("gguf") is None, reason="the extra gguf is not installed")
@@ -64,8 +64,11 @@ def test_blocks_decode_to_the_codes_times_the_step(bits: int, kind: Any) -> None
 
 
 @NEEDS_GGUF
-def test_a_llama_of_four_bits_with_a_step_per_group(tmp_path: Path) -> None:
-    pipeline = [{"model_name": "hf.full", "config": {**LLAMA, "tie_word_embeddings": True}}]
+def test_a_llama_in_two_stages_of_four_bits_with_a_step_per_group(tmp_path: Path) -> None:
+    pipeline = [
+        {"model_name": f"hf.{stage}", "layers": layers, "config": {**LLAMA, "num_hidden_layers": 2}}
+        for stage, layers in (("head", [0, 1]), ("tail", [1, 2]))
+    ]
     bits = {"quant.weight.bits": 4, "quant.first_last_bits": 8}
     request = request_of(tmp_path, **GROUPS, **bits, **{"model_pipeline.pipeline": pipeline})
     report = export_as("gguf", request)
@@ -75,14 +78,13 @@ def test_a_llama_of_four_bits_with_a_step_per_group(tmp_path: Path) -> None:
     tensors = tensors_of(tmp_path)
     kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert (kinds["blk.0.attn_q.weight"], kinds["blk.0.ffn_up.weight"]) == ("Q8_0", "Q4_0")  # the first: 8
-    assert (kinds["token_embd.weight"], kinds["output_norm.weight"]) == ("F16", "F32")
-    assert "output.weight" not in kinds  # the head is the embedding
+    assert (kinds["output.weight"], kinds["output_norm.weight"]) == ("F16", "F32")
     assert kinds["blk.0.ffn_down.weight"] == "F16"  # its rows are of 48
     assert any("ffn_down.weight is float16" in note for note in report.notes())
-    layer: Any = request.model.get_submodule("full.model.layers.0.self_attn.k_proj")
+    layer: Any = request.model.get_submodule("tail.model.layers.1.self_attn.k_proj")
     value_HTI = layer.weight_quant(layer.weight).detach().view(2, 2, -1, 32)
     expected = value_HTI.transpose(1, 2).reshape(-1, 32)  # pairs of a head side by side, as llama.cpp rotates
-    assert torch.allclose(floats(tensors["blk.0.attn_k.weight"]), expected, rtol=FLOAT16_ERROR, atol=0)
+    assert torch.allclose(floats(tensors["blk.1.attn_k.weight"]), expected, rtol=FLOAT16_ERROR, atol=0)
 
 
 @NEEDS_GGUF
@@ -102,6 +104,18 @@ def test_a_gpt2_with_a_quantized_head_over_its_embedding(tmp_path: Path) -> None
     assert torch.equal(floats(tensors["blk.0.attn_qkv.bias"]), layer.used_bias().detach())
     assert "those of the model with quantized weights" in report.to_markdown()
     assert json.loads((tmp_path / "report.json").read_text())["format"] == "gguf"
+
+
+@NEEDS_GGUF
+def test_a_head_that_is_the_embedding_is_left_out(tmp_path: Path) -> None:
+    import gguf
+
+    pipeline = [{"model_name": "distilgpt2.full", **GPT_OF_32}]
+    model, _, _ = quantized(tiny_config("distilgpt2", **{"model_pipeline.pipeline": pipeline}))
+    made = gguf_tensors(model, gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 1))
+    places = {each.name: each.places for each in made}
+    assert places["token_embd.weight"] == ("full.transformer.wte.weight", "full.lm_head.weight")
+    assert "output.weight" not in places
 
 
 def test_other_models_are_refused() -> None:

@@ -17,7 +17,8 @@ from distqat.config import load_config
 from distqat.distributed.assembly.run_notes import note_classes
 from distqat.distributed.assembly.stage_factory import open_data
 from distqat.distributed.coordination.model_saving import save_model
-from distqat.export import codes_file
+from distqat.errors import ExportError
+from distqat.export import codes_file, export_request
 from distqat.export.export_request import FORMATS
 from distqat.export.onnx import integer_weights
 from distqat.launch import cli
@@ -106,6 +107,24 @@ def test_a_sabotaged_export_fails_and_names_the_layer(
     said = capsys.readouterr().out
     assert "the first layer that disagrees is back.fc.input_quant" in said  # which takes what layer2 gives
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [([], 0.999), (["--format", "gguf"], 0.99), (["--format", "gguf", "--agreement", "0.5"], 0.5)],
+)
+def test_each_format_has_its_own_agreement(
+    flags: list[str], wanted: float, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def export_as(name: str, request: Any) -> Any:
+        asked.append(request)
+        raise ExportError("asked")
+
+    monkeypatch.setattr(export_request, "export_as", export_as)
+    assert cli.main(["export", str(model_file), "--out", str(tmp_path), *FLAGS, *flags]) == 1
+    assert asked[0].expected.agreement == wanted
 
 
 @pytest.mark.slow
