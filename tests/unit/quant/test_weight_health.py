@@ -32,8 +32,10 @@ def quantized(*layers: nn.Module, bits: int = 8, method: str = "lsq", **weight: 
 
 
 def scale_steps(model: nn.Module, factor: float) -> None:
+    """Frozen, since steps that are active are held to the weights."""
     with torch.no_grad():
         for _, quantizer in quantizers(model):
+            quantizer.freeze()
             quantizer.log_step += torch.tensor(factor).log()
 
 

@@ -17,6 +17,7 @@ from distqat.distributed.training import weight_watch
 from distqat.distributed.training.weight_watch import WeightWatch
 from distqat.process import RoleParameters
 from distqat.quant import QuantOptions, WeightQuantizer, activate, quantize_module, quantizers
+from distqat.quant.weight_health import WeightHealth
 
 FIGURES = {
     "layers", "sick", "error_median", "error_max", "clipped_median", "clipped_max", "range_used_median",
@@ -58,15 +59,17 @@ def test_an_ailment_is_told_once(said: list[str]) -> None:
     ]
 
 
-async def test_every_member_writes_them_down_and_one_tells(said: list[str], tmp_path: Path) -> None:
+async def test_every_member_writes_them_down_and_one_tells(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = WeightHealth("fc", 8, error=0.2, clipped=0.36, largest_code=127, codes_used=1.0)
     async with RoundSwarm(one_stage(quantize=True), tmp_path, 2) as swarm:
-        for replica in swarm.replicas:
-            shrink_steps(replica.replica.module)
-        records = await swarm.round(0)
-    assert len(records) == 2
-    for record in records:
-        assert record["weights"].keys() == FIGURES
-        assert record["weights"]["clipped_max"] > 0.1
+        (record, other) = await swarm.round(0)
+        assert record["weights"].keys() == other["weights"].keys() == FIGURES
+        assert (record["weights"]["sick"], said) == (0, [])
+        monkeypatch.setattr(weight_watch, "weight_health", lambda _: [sick])
+        records = await swarm.round(1)
+    assert [record["weights"]["clipped_max"] for record in records] == [0.36, 0.36]
     assert len(said) == 1
 
 
