@@ -53,14 +53,14 @@ def export_all(request: Callable[[str, Path], ExportRequest], folder: Path) -> l
 
 def table(results: Sequence[FormatResult]) -> list[Row]:
     """The header, and a row for each; with the agreement on the stress set where a report has it."""
-    stressed = any(_stress(each.report) is not None for each in results)
+    stressed = any(stress_agreement(each.report) is not None for each in results)
     extra = ("stress set",) if stressed else ()
     rows: list[Row] = [("format", "same answer", *extra, "size", "integer products", "result")]
     for each in results:
         report = each.report
         cells = ("-", *["-"] * stressed, "-", "-")
         if report is not None:
-            ran, stress = report.operations, _stress(report)
+            ran, stress = report.operations, stress_agreement(report)
             cells = (
                 f"{report.agreement:.3%}",
                 *(["-" if stress is None else f"{stress:.3%}"] if stressed else []),
@@ -69,6 +69,16 @@ def table(results: Sequence[FormatResult]) -> list[Row]:
             )
         rows.append((each.name, *cells, each.result))
     return rows
+
+
+def notes(results: Sequence[FormatResult]) -> list[str]:
+    """What the reports note, once; what is not true of all formats says of which it is."""
+    of: dict[str, list[str]] = {}
+    made = [(each.name, each.report) for each in results if each.report is not None]
+    for name, report in made:
+        for sentence in report.notes():
+            of.setdefault(sentence, []).append(name)
+    return [s if len(names) == len(made) else f"{', '.join(names)}: {s}" for s, names in of.items()]
 
 
 def as_text(rows: Sequence[Row]) -> list[str]:
@@ -85,6 +95,7 @@ def write_page(results: Sequence[FormatResult], folder: Path, source: str) -> No
     for name, *cells in rows:
         lines.append(_line([f"[{name}]({name}/{MARKDOWN_NAME})" if name in made else name, *cells]))
     lines += ["", "Size: bytes of the file over those of the float model.", ""]
+    lines += [*(f"- {sentence}" for sentence in notes(results)), ""]
     (folder / MARKDOWN_NAME).write_text("\n".join(lines), encoding="utf-8", errors=SPELL)
 
 
@@ -92,5 +103,6 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _stress(report: ExportReport | None) -> float | None:
+def stress_agreement(report: ExportReport | None) -> float | None:
+    """Share of the answers that agree on the stress set, where there is a report that has one."""
     return getattr(report, "stress_agreement", None)

@@ -37,7 +37,7 @@ MODEL = "model.gguf"
 
 
 def export(request: ExportRequest) -> ExportReport:
-    """Write the file, check it, and write the report. Raises ExportError, and MissingExtra without gguf."""
+    """Write the file and check it. Raises ExportError, and MissingExtra without gguf."""
     gguf: Any = require("gguf", extra="gguf", why="--format gguf")
     config = config_of(request.model)
     architecture = gguf.MODEL_ARCH[family_of(config).architecture]
@@ -47,9 +47,7 @@ def export(request: ExportRequest) -> ExportReport:
     path = request.folder / MODEL
     request.folder.mkdir(parents=True, exist_ok=True)
     left_out = _write(gguf, path, gguf.MODEL_ARCH_NAMES[architecture], request, tensors)
-    report = _checked(request, path, tensors, folder, left_out)
-    report.write(request.folder)
-    return report
+    return _checked(request, path, tensors, folder, left_out)
 
 
 def _write(

@@ -48,15 +48,14 @@ def _one_format(request: Callable[[str, Path], ExportRequest], args: argparse.Na
 
 def _every_format(request: Callable[[str, Path], ExportRequest], folder: Path) -> int:
     """Exit code 1 only where a format that was made failed its check."""
-    from distqat.export.export_all import as_text, export_all, table, write_page
+    from distqat.export.export_all import as_text, export_all, notes, table, write_page
 
     results = export_all(request, folder)
     made = [each.report for each in results if each.report is not None]
     if not made:
         raise ExportError(f"no format was made; {results[0].name}: {results[0].why}")
     write_page(results, folder, made[0].source)
-    notes = dict.fromkeys(sentence for report in made for sentence in report.notes())
-    for line in (*as_text(table(results)), *(f"  {sentence}" for sentence in notes)):
+    for line in (*as_text(table(results)), *(f"  {sentence}" for sentence in notes(results))):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"report  {folder / 'report.md'}\n")
     return 1 if any(each.failed for each in results) else 0

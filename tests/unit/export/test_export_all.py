@@ -13,7 +13,8 @@ from tests.unit.export.test_agreement_report import GOOD
 from distqat.errors import CheckpointError, ExportError, MissingExtra
 from distqat.export import export_all as all_formats
 from distqat.export.agreement_report import ExportReport
-from distqat.export.export_all import FormatResult, as_text, export_all, table, write_page
+from distqat.export.export_all import FormatResult, as_text, export_all, notes, table, write_page
+from distqat.quant.weight_health import WeightHealth
 
 FAILED = replace(GOOD, failures=("98% of the answers agree, 99.9% were wanted",))
 OUTCOMES: dict[str, ExportReport | Exception] = {
@@ -62,6 +63,16 @@ def test_each_has_its_folder_and_a_model_of_its_own(formats: dict[str, Any], tmp
     page = (tmp_path / "report.md").read_text()
     assert "| [one](one/report.md) | 100.000% | 0.300 | 3 of 3 | passed |" in page
     assert "| two | - | - | - | not made: front.conv1 is a convolution |" in page
+
+
+def test_a_note_of_some_formats_says_of_which() -> None:
+    sick = replace(GOOD, weights=(WeightHealth("fc", 8, 0.2, 0.36, 127, 1.0),))
+    blocks = replace(sick, remarks=("scales are float16",))
+    said = notes([FormatResult("one", sick), FormatResult("two", blocks), FormatResult("three", why="no")])
+    assert [sentence.partition(" in ")[0] for sentence in said] == [
+        "weights have outgrown their steps",
+        "two: scales are float16",
+    ]
 
 
 def test_an_error_of_another_kind_is_no_row(formats: dict[str, Any], tmp_path: Path) -> None:
