@@ -1,6 +1,7 @@
 """`--format safetensors`: integer codes, steps and the configuration; loads back to the same outputs.
 
-`layer.weight.codes` (int8) stands in place of `layer.weight`; `layer.weight_quant.log_step` has the steps.
+`layer.weight.codes` (int8) stands in place of `layer.weight`; `layer.weight_quant.log_step` has the steps,
+`embedding.weight.steps` those of an embedding's rows. The codes of a tied embedding are those of its layer.
 Everything else is as in the state dict, biases as the forward pass rounds them. Loading multiplies codes by
 steps; quantizing that again gives the same codes, so outputs are equal to the bit.
 """
@@ -25,9 +26,10 @@ from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import compare
 from distqat.quant import WeightQuantizer, quantizers
 from distqat.quant.parametrized import settle_computed_weights
+from distqat.quant.quantized_embedding import QuantEmbedding, RowQuantizer, TiedRows, table_codes
 from distqat.quant.quantized_layers import QuantizedLayer
 
-MODEL, CODES = "model.safetensors", ".codes"
+MODEL, CODES, STEPS = "model.safetensors", ".codes", ".steps"
 _STATISTICS = (".counts", ".batches")
 
 
@@ -57,6 +59,11 @@ def integer_state(model: nn.Module) -> dict[str, Tensor]:
         bias = layer.used_bias()
         if bias is not None:
             state[f"{name}.bias"] = bias.detach()
+    for name, table in _tables(model):
+        if isinstance(table.row_quant, RowQuantizer):
+            codes, steps = table_codes(table)
+            state |= {f"{name}.weight{CODES}": codes, f"{name}.weight{STEPS}": steps}
+        del state[f"{name}.weight"]
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
@@ -75,7 +82,8 @@ def load_codes(model: nn.Module, path: Path) -> None:
     """
     found = read_model(path)
     settle_computed_weights(model)
-    state = model.state_dict()
+    tied = {f"{name}.weight" for name, table in _tables(model) if isinstance(table.row_quant, TiedRows)}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     for name, own in state.items():
         stored = found.get(name, found.get(f"{name}{CODES}"))
         if stored is None and not name.endswith(_STATISTICS):
@@ -87,6 +95,10 @@ def load_codes(model: nn.Module, path: Path) -> None:
     for name, layer, weight_quant in _layers(model):
         codes = found[f"{name}.weight{CODES}"].to(layer.weight.dtype)
         layer.weight.copy_(codes * weight_quant.step_of_each(layer.weight))
+    for name, table in _tables(model):
+        if isinstance(table.row_quant, RowQuantizer):
+            steps = found[f"{name}.weight{STEPS}"][:, None]
+            table.weight.copy_(found[f"{name}.weight{CODES}"] * steps)
     for child in model.modules():
         if isinstance(child, QuantizedLayer):
             child.snaps_bias = False  # it is rounded already
@@ -96,12 +108,17 @@ def load_codes(model: nn.Module, path: Path) -> None:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer, WeightQuantizer]]:
-    """Quantized layers whose weight is theirs alone; a tied embedding needs the weight in float."""
+    """Quantized layers whose weight no module needs in float."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantizedLayer)]
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    others = [module for module in model.modules() if not isinstance(module, QuantEmbedding)]
+    owners = Counter(id(p) for module in others for p in module.parameters(recurse=False))
     for name, layer in layers:
         if isinstance(layer.weight_quant, WeightQuantizer) and owners[id(layer.weight)] == 1:
             yield name, layer, layer.weight_quant
+
+
+def _tables(model: nn.Module) -> list[tuple[str, QuantEmbedding]]:
+    return [(name, child) for name, child in model.named_modules() if isinstance(child, QuantEmbedding)]
 
 
 def _check(request: ExportRequest, loaded: JoinedStages, path: Path) -> ExportReport:
@@ -113,7 +130,9 @@ def _check(request: ExportRequest, loaded: JoinedStages, path: Path) -> ExportRe
     )
     agreement = scores.agreement
     equal = agreement.largest_error == 0
+    tables = [each for _, each in _tables(model) if isinstance(each.row_quant, RowQuantizer)]
     weights = sum(layer.weight.numel() for _, layer, _ in _layers(model))
+    weights += sum(table.weight.numel() for table in tables)
     return ExportReport(
         model=path.name,
         source=description.source,

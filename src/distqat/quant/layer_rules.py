@@ -15,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from distqat.errors import QuantError
-from distqat.quant.options import DEFAULT_SKIP, QuantOptions
+from distqat.quant.options import FORMER_SKIP, QuantOptions
 from distqat.quant.quantized_layers import layer_kind
 
 
@@ -63,11 +63,11 @@ def check_patterns(options: QuantOptions, stages: Mapping[str, Mapping[str, bool
 
     `stages` maps each stage of the model to its `module_names`. A server holds its own stage only: whoever
     starts the run (or a server that builds the others under `torch.device("meta")`) calls this once.
-    A skip pattern must name a module, unless it is one of the defaults, which are made for language models;
+    A skip pattern must name a module, unless it is a former default, made for language models;
     an override must name a layer that can be quantized.
     """
     everything = [(stage, name, layer) for stage, names in stages.items() for name, layer in names.items()]
-    for pattern in (each for each in options.skip if each not in DEFAULT_SKIP):
+    for pattern in (each for each in options.skip if each not in FORMER_SKIP):
         _require_match("quant.skip", pattern, [(stage, name) for stage, name, _ in everything], everything)
     for override in options.overrides:
         layers = [(stage, name) for stage, name, layer in everything if layer]

@@ -14,8 +14,8 @@ from distqat.quant.methods import activation_method, weight_method
 Bits = Annotated[int, Field(ge=2, le=8)]
 InitName = Literal["mse", "minmax"]
 
-DEFAULT_SKIP = ("*.wte", "*.wpe", "*LayerNorm*", "*lm_head*")
-"""Embeddings, norms and the tied output of language models; in other models they name nothing."""
+FORMER_SKIP = ("*.wte", "*.wpe", "*LayerNorm*", "*lm_head*")
+"""What `skip` was by default while embeddings stayed in float: in configurations it may name nothing."""
 
 
 class WeightOptions(Options):
@@ -119,9 +119,9 @@ class QuantOptions(Options):
     activation: ActivationOptions = ActivationOptions()
     bias: BiasOptions = BiasOptions()
     first_last_bits: Bits = 8
-    """Bits of weights and inputs of the first and the last layer of the whole model."""
-    skip: tuple[str, ...] = DEFAULT_SKIP
-    """Layers that stay in float; a pattern that names a module names everything inside it."""
+    """Bits of weights and inputs of the first and the last layer of the whole model, and of embeddings."""
+    skip: tuple[str, ...] = ()
+    """Layers and embeddings that stay in float; a pattern that names a module names everything inside it."""
     overrides: tuple[OverrideOptions, ...] = ()
     warmup: WarmupOptions = WarmupOptions()
     teacher: str | None = None

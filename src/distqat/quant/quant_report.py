@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class QuantReport:
     """Modules whose output is quantized where it is produced."""
     sends: str | None = None
     """The one of them whose codes are what leaves the stage."""
+    embeddings: Mapping[str, int] = field(default_factory=dict)
+    """Bits of the embeddings whose rows are codes."""
 
     def lines(self) -> list[str]:
         """For the log: one line in all, one per pair of bits, one per reason why something stays in float."""
@@ -39,6 +42,7 @@ class QuantReport:
         for layer in self.layers:
             groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
         lines += [f"  {bits}: {len(names)} ({names[0]} ... {names[-1]})" for bits, names in groups.items()]
+        lines += [f"  embedding of {bits} bits: {name}" for name, bits in self.embeddings.items()]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out:
             reasons.setdefault(reason, []).append(name)

@@ -22,6 +22,7 @@ from distqat.quant.output_quantizer import (
 )
 from distqat.quant.parametrized import inner_modules
 from distqat.quant.quant_report import LayerReport, QuantReport
+from distqat.quant.quantized_embedding import quantize_embeddings, quantizes_rows
 from distqat.quant.quantized_layers import channel_axis, layer_kind, to_quantized
 from distqat.quant.quantizer import ActivationQuantizer, Quantizer, QuantizerSettings
 from distqat.quant.quantizer_placement import (
@@ -77,6 +78,7 @@ def quantize_module(
         add_joint(module.get_submodule(name), quantizer, changed_later=changed_later)
     for name, bits in chosen.items():
         _quantize_layer(module, name, stage, bits, options, placement)
+    tables, in_float = quantize_embeddings(module, options, stage)
     if options.bias.snap:
         for name, norm in placement.norms.items():
             fold_norm(module.get_submodule(norm), module.get_submodule(name))
@@ -91,9 +93,10 @@ def quantize_module(
         stage,
         True,
         tuple(layers),
-        tuple(left_out),
+        (*left_out, *in_float),
         tuple(name or stage for name in placement.joints),
         None if placement.sends is None else placement.sends or stage,
+        {name or stage: bits for name, bits in tables.items()},
     )
     module.__dict__[_REPORT] = report
     return report
@@ -142,7 +145,7 @@ def choose_layers(
         if layer_kind(child) is None:
             computed = hasattr(child, "parametrizations")
             matrices = id(child) not in inner and any(p.dim() >= 2 for p in child.parameters(recurse=False))
-            if computed or matrices:
+            if computed or (matrices and not quantizes_rows(child)):
                 left_out.append((name or stage, f"{type(child).__name__} stays in float"))
             continue
         bits = layer_bits(options, stage, name, is_edge=name in outer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distqat.quant.parametrized import inner_modules
+from distqat.quant.quantized_embedding import QuantEmbedding
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis, layer_kind
 
 MAX_BITS = 8  # a side with more is in float
@@ -88,6 +89,8 @@ def _count_macs(module: nn.Module, sample: Sequence[Tensor], macs: dict[str, int
 
 def _bits(layer: nn.Module, *, of_product: bool = True) -> str:
     """`of_product`: a product of integers needs both sides quantized, a weight only itself."""
+    if isinstance(layer, QuantEmbedding):
+        return f"W{layer.row_quant.bits}Afloat"
     if not isinstance(layer, QuantizedLayer):
         return "float"
     weight, taken = layer.weight_quant.bits, layer.input_quant.bits

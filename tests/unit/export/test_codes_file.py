@@ -58,13 +58,14 @@ def test_codes_are_int8_of_the_bits_asked_for() -> None:
     assert not any(name.endswith(("layer1.weight", ".counts")) for name in state)
 
 
-@pytest.mark.slow
-def test_a_tied_embedding_stays_in_float() -> None:
-    config = tiny_config("distilgpt2", **{"quant.skip": []})
-    model, _, _ = quantized(config)
+def test_a_tied_embedding_is_stored_once_and_a_table_of_its_own_with_its_steps() -> None:
+    model, _, _ = quantized(tiny_config("distilgpt2"))
     state = integer_state(model)
-    assert "full.lm_head.weight" in state
-    assert "full.lm_head.weight.codes" not in state
+    assert state["full.lm_head.weight.codes"].dtype == torch.int8
+    assert not any(name.startswith("full.transformer.wte.") for name in state)
+    codes, steps = (state[f"full.transformer.wpe.weight.{kind}"] for kind in ("codes", "steps"))
+    assert (codes.dtype, steps.dtype, len(steps)) == (torch.int8, torch.float32, len(codes))
+    assert "full.transformer.wpe.weight" not in state
 
 
 def test_another_models_file_is_refused(tmp_path: Path) -> None:

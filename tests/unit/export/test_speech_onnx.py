@@ -21,11 +21,11 @@ def test_every_layer_of_wav2vec2_runs_on_integers() -> None:
     batch = first_batch(task, samples)
     models = onnx_models(model, batch.inputs)
     forms = {product.layer: product.form for product in models.products if product.weight_bits}
-    assert len(forms) == 10
+    assert len(forms) == 11
     assert all(forms.values())
     assert forms[POSITIONS] == "Q/DQ"
     ran = executed(models.integer)
-    assert ran.integer == {"QLinearConv": 3, "MatMulIntegerToFloat": 7}
+    assert ran.integer == {"QLinearConv": 3, "MatMulIntegerToFloat": 8}
     assert ran.attention == 2
 
     session = OrtSession(models.integer)

@@ -90,8 +90,8 @@ def test_names_come_from_a_module_without_memory() -> None:
     assert module_names(module) == {"": False, "0": True, "1": False}
 
 
-def test_the_default_patterns_may_name_nothing() -> None:
-    """They are made for language models; a user's own pattern must name something, also beside them."""
+def test_the_former_default_patterns_may_name_nothing() -> None:
+    """They were made for language models; a user's own pattern must name something, also beside them."""
     check_patterns(QuantOptions(), STAGES)
     check_patterns(options(skip=["*.wte", "*.wpe", "*LayerNorm*", "*lm_head*", "fc"]), STAGES)
     with pytest.raises(QuantError, match="matches nothing"):

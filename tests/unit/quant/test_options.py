@@ -63,7 +63,7 @@ def test_the_documented_block_is_the_default() -> None:
         },
         "bias": {"snap": True},
         "first_last_bits": 8,
-        "skip": ["*.wte", "*.wpe", "*LayerNorm*", "*lm_head*"],
+        "skip": [],
         "warmup": {"float_share": 0.3, "calibrate_batches": 8, "freeze_bn_last": 0.1},
         "compile": False,
     }  # fmt: skip

@@ -105,10 +105,10 @@ def test_the_report_says_what_was_done_and_what_not() -> None:
     options = QuantOptions(skip=("1",), weight={"bits": 4})  # type: ignore[arg-type]
     report = quantize_module(model, options, stage="front", first=True, last=False)
     text = str(report)
-    assert "front: 1 layers quantized, 2 left in float" in text
+    assert "front: 1 layers quantized, 1 left in float" in text
     assert "W4A8: 1 (2" in text
     assert "1 (skip '1')" in text
-    assert "Embedding stays in float" in text
+    assert "embedding of 8 bits: 0" in text
 
 
 def test_disabled_leaves_the_module_untouched() -> None:

@@ -21,12 +21,14 @@ from distqat.export.onnx.activation_nodes import ActivationCodes
 from distqat.export.onnx.integer_weights import WeightCodes, is_mark
 from distqat.export.onnx.onnx_graph import Array, OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import TOKEN
+from distqat.export.onnx.stored_codes import stored
 from distqat.export.onnx.token_nodes import lower_token_product
 from distqat.quant.int32_bias import bias_codes, stored_step
 
 if TYPE_CHECKING:
     import onnx
 
+FLOAT = 1
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 ATTENTION = "activations times activations"
 
@@ -76,10 +78,24 @@ def lower_products(
             form = _lower(graph, node, codes, given, exact)
             sizes = codes.integers.size, codes.scale.size if biased else 0
             products.append(IntegerProduct(codes.name, node.op_type, form, codes.bits, "", *sizes))
-    for value, codes in weights.items():  # what uses a quantized weight without a product: a tied embedding
+    for value, codes in weights.items():  # what uses a quantized weight without a product
         for node in graph.consumers(value):
-            _dequantize_weight(graph, node, codes, value)
+            if node.op_type == "Gather" and codes.axis == int(attribute(node, "axis", 0)) == 0:
+                _look_up(graph, node, codes)
+            else:
+                _dequantize_weight(graph, node, codes, value)
     return products
+
+
+def _look_up(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes) -> None:
+    """An embedding: the codes of a row, times its step."""
+    value, indices = node.input
+    out = node.output[0]
+    scale_R1 = graph.add_constant(f"{value}.steps", codes.scale.reshape(-1, 1))
+    graph.remove([node])
+    row = graph.add("Gather", [stored(graph, value, codes), indices], f"{out}.codes")
+    step = graph.add("Gather", [scale_R1, indices], f"{out}.step")
+    graph.add("Mul", [graph.add("Cast", [row], f"{out}.float", to=FLOAT), step], out)
 
 
 def _in_float(graph: OnnxGraph, node: onnx.NodeProto) -> IntegerProduct:
@@ -114,7 +130,7 @@ def _dequantize_weight(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCode
     value = value or node.input[1]
     if graph.producer(value) is None:
         scale, zero = _grid(graph, f"{value}.", codes.scale, np.int8)
-        integers = graph.add_constant(f"{value}.integers", codes.integers)
+        integers = stored(graph, value, codes)
         graph.add("DequantizeLinear", [integers, scale, zero], value, axis=codes.axis)
 
 
@@ -142,11 +158,11 @@ def _integer_bias(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, gi
 def _conv_integer(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, given: ActivationCodes) -> None:
     """Exact sums in int32, then scale and bias in float: nothing behind it rounds."""
     out, name = node.output[0], codes.name
-    integers = graph.add_constant(f"{node.input[1]}.integers", codes.integers)
+    integers = stored(graph, node.input[1], codes)
     zeros = [f"{given.name}.zero", graph.add_constant("weight.zero", np.array(0, np.int8))]
     copied = {a.name: attribute(node, a.name) for a in node.attribute}
     sums = graph.add("ConvInteger", [given.codes, integers, *zeros], f"{out}.sums", **copied)
-    value = graph.add("Cast", [sums], f"{out}.float", to=1)
+    value = graph.add("Cast", [sums], f"{out}.float", to=FLOAT)
     shape = (-1, *[1] * (codes.integers.ndim - 2))
     factor = (np.float32(given.scale) * codes.scale).reshape(shape)
     bias = graph.constant(node.input[2]) if len(node.input) > 2 else None

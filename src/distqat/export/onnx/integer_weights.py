@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class WeightCodes:
-    """`integers * scale` along `axis` is the weight; `name` is the layer's."""
+    """`integers * scale` along `axis` is the weight; `name` is the layer's, or the embedding's."""
 
     name: str
     integers: Array
@@ -32,6 +32,17 @@ class WeightCodes:
     axis: int
     bits: int
     folded: bool = field(default=False)
+    turned_from: TurnedFrom | None = None
+    """The same codes in another layout, which others use as well: a tied embedding."""
+
+
+@dataclass(frozen=True)
+class TurnedFrom:
+    """Codes before their transpose by `order`, and the value that they are in the graph."""
+
+    value: str
+    codes: WeightCodes
+    order: list[int]
 
 
 def is_mark(node: onnx.NodeProto, kind: str) -> bool:
@@ -50,6 +61,7 @@ def quantized_codes(weight: Array, scale: Array, axis: int, qmin: int, qmax: int
 def take_weight_codes(graph: OnnxGraph) -> dict[str, WeightCodes]:
     """Turn marks of weights into codes, by the value that products use; transposes are done here."""
     found: dict[str, WeightCodes] = {}
+    seen: dict[str, str] = {}
     for node in [n for n in graph.nodes if is_mark(n, WEIGHT)]:
         name = str(attribute(node, "name"))
         weight, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
@@ -57,16 +69,23 @@ def take_weight_codes(graph: OnnxGraph) -> dict[str, WeightCodes]:
             raise ExportError(
                 f"{name}: the weight is computed while the model runs; it has no fixed integers"
             )
+        if name in seen:  # a tied embedding's mark is that of the layer
+            graph.rewire(node.output[0], seen[name])
+            graph.remove([node])
+            continue
+        seen[name] = node.output[0]
         axis, qmin, qmax = (int(attribute(node, key)) for key in ("axis", "qmin", "qmax"))
         codes = WeightCodes(
-            name.removesuffix(".weight_quant"),
+            name.rpartition(".")[0],
             quantized_codes(weight, scale, axis, qmin, qmax),
             scale.astype(np.float32),
             axis,
             int(qmax).bit_length() + 1,
         )
         graph.remove([node])
-        _follow(graph, node.output[0], codes, found)
+        found[node.output[0]] = codes
+    for value, codes in list(found.items()):
+        _follow(graph, value, codes, found)
     return found
 
 
@@ -86,6 +105,7 @@ def fold_batch_norms(graph: OnnxGraph, weights: dict[str, WeightCodes]) -> int:
 
 def _follow(graph: OnnxGraph, value: str, codes: WeightCodes, found: dict[str, WeightCodes]) -> None:
     found[value] = codes
+    shared = len(graph.consumers(value)) > 1
     for node in graph.consumers(value):
         if node.op_type == "Transpose":
             order = list(attribute(node, "perm") or range(codes.integers.ndim)[::-1])
@@ -95,6 +115,7 @@ def _follow(graph: OnnxGraph, value: str, codes: WeightCodes, found: dict[str, W
                 codes.scale,
                 order.index(codes.axis),
                 codes.bits,
+                turned_from=TurnedFrom(value, codes, order) if shared else None,
             )
             graph.remove([node])
             _follow(graph, node.output[0], turned, found)

@@ -8,6 +8,7 @@ the marks into integers, or drop them for the float model.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from distqat.errors import ExportError
 from distqat.quant import ActivationQuantizer, SharedInput, WeightQuantizer, quantizers
 from distqat.quant.folded_batchnorm import FoldedNorm, unfold_norm
+from distqat.quant.quantized_embedding import QuantEmbedding, RowQuantizer, TiedRows, table_codes
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 from distqat.quant.token_quantizer import TokenQuantizer
 
@@ -63,7 +65,8 @@ def marked_copy(model: nn.Module) -> nn.Module:
             weight_quant = layer.weight_quant
             if isinstance(weight_quant, WeightQuantizer):
                 where = f"{name}.weight_quant"
-                copied.set_submodule(where, _weight_mark(where, layer, weight_quant))
+                marks[id(weight_quant)] = _weight_mark(where, layer, weight_quant)
+                copied.set_submodule(where, marks[id(weight_quant)])
     for name, quantizer in list(quantizers(copied)):
         if not isinstance(quantizer, ActivationQuantizer):
             raise ExportError(f"{name} is a {type(quantizer).__name__}, which no export knows")
@@ -75,6 +78,8 @@ def marked_copy(model: nn.Module) -> nn.Module:
         elif isinstance(child, TokenQuantizer):
             codes = (-child.qmax, child.qmax)
             copied.set_submodule(name, QuantizerMark(TOKEN, name, torch.ones(()), codes))
+        elif isinstance(child, QuantEmbedding):
+            child.row_quant = _table_mark(f"{name}.row_quant", child, marks)
     return copied
 
 
@@ -84,6 +89,16 @@ def _settle_bias(layer: QuantizedLayer) -> None:
     layer.snaps_bias = False
     if layer.bias is not None and bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+
+def _table_mark(name: str, table: QuantEmbedding, marks: Mapping[int, QuantizerMark]) -> QuantizerMark:
+    """A step per row; that of the layer with the same matrix, where there is one."""
+    quantizer = table.row_quant
+    if isinstance(quantizer, TiedRows):
+        return marks[id(quantizer.quantizer)]
+    _, steps = table_codes(table)
+    assert isinstance(quantizer, RowQuantizer)
+    return QuantizerMark(WEIGHT, name, steps, (-quantizer.qmax, quantizer.qmax), 0)
 
 
 def _weight_mark(name: str, layer: QuantizedLayer, quantizer: WeightQuantizer) -> QuantizerMark:

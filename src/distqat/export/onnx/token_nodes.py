@@ -18,6 +18,7 @@ import numpy as np
 
 from distqat.export.onnx.integer_weights import WeightCodes
 from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
+from distqat.export.onnx.stored_codes import stored
 
 if TYPE_CHECKING:
     import onnx
@@ -32,11 +33,10 @@ def lower_token_product(
     """Replace a MatMul or Gemm behind a token mark; `bias` is empty for none."""
     out = node.output[0]
     tokens, step = _quantized(graph, mark)
-    integers = codes.integers
-    if node.op_type == "Gemm" and attribute(node, "transB", 0):
-        integers = np.ascontiguousarray(integers.T)
     value = f"{node.input[1]}.by_column"
-    held = graph.add_constant(f"{value}.integers", integers)
+    held = stored(graph, node.input[1], codes)
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
+        held = graph.add("Transpose", [held], f"{out}.turned", perm=[1, 0])
     scale = graph.add_constant(f"{value}.scale", codes.scale)
     zero = graph.add_constant(f"{value}.zero", np.zeros(codes.scale.shape, np.int8))
     graph.remove([node])
