@@ -18,6 +18,10 @@ FORMER_SKIP = ("*.wte", "*.wpe", "*LayerNorm*", "*lm_head*")
 """What `skip` was by default while embeddings stayed in float: in configurations it may name nothing."""
 
 
+FLOAT_SHARE = 0.3
+"""Of a run with few bits; docs/log.md."""
+
+
 class WeightOptions(Options):
     """Weights: symmetric codes in +-(2**(bits - 1) - 1)."""
 
@@ -70,10 +74,11 @@ class OverrideOptions(Options):
 class WarmupOptions(Options):
     """What happens before the first quantized step, and near the end of the run."""
 
-    float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.3
+    float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """The share of a run's rounds, to the nearest round, that trains in float; then quantizers appear in all
     replicas at once, with steps of what these have seen in the last of them. So few that steps learn for one
-    round at least before they are frozen. 0: quantizers are calibrated before the first step."""
+    round at least before they are frozen. 0: quantizers are calibrated before the first step. null: 0.3 with
+    fewer than 8 bits for weights or activations, else 0."""
     calibrate_batches: Annotated[int, Field(ge=1)] = 8
     """Forward passes in training mode (microbatches count singly) that each activation quantizer observes
     before the first step; after twice as many, a quantizer that has seen no values waits for them. (After
@@ -132,10 +137,22 @@ class QuantOptions(Options):
     compile: bool = False
     """Compile the arithmetic of quantizers by torch.compile: for GPUs, on a CPU it saves nothing."""
 
+    @property
+    def schedule(self) -> WarmupOptions:
+        """`warmup`, with the share in float that is best for these bits where none is given."""
+        if self.warmup.float_share is not None:
+            return self.warmup
+        few = min(self.weight.bits, self.activation.bits) < 8 and not self._only_tokens
+        return self.warmup.model_copy(update={"float_share": FLOAT_SHARE if few else 0.0})
+
+    @property
+    def _only_tokens(self) -> bool:
+        tokens = self.activation.granularity == "per_token" and self.activation.method != "none"
+        return tokens and self.weight.method == "none"
+
     @model_validator(mode="after")
     def _tokens_wait_for_weights(self) -> Self:
-        tokens = self.activation.granularity == "per_token" and self.activation.method != "none"
-        if self.warmup.float_share > 0 and tokens and self.weight.method == "none":
+        if self.warmup.float_share and self._only_tokens:
             raise ValueError(
                 "warmup.float_share: tokens are quantized together with the weights of their layer, which "
                 "weight.method: none leaves in float; set float_share: 0"

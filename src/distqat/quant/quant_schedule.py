@@ -74,7 +74,7 @@ def float_rounds(diloco: DilocoOptions, warmup: WarmupOptions) -> int:
     )  # the round that freezes steps
     if measures(rounds, warmup):
         frozen = min(frozen, rounds - 1)
-    return max(0, min(math.floor(rounds * warmup.float_share + 0.5), frozen - 1))
+    return max(0, min(math.floor(rounds * (warmup.float_share or 0.0) + 0.5), frozen - 1))
 
 
 def moment(

@@ -64,7 +64,7 @@ def test_the_documented_block_is_the_default() -> None:
         "bias": {"snap": True},
         "first_last_bits": 8,
         "skip": [],
-        "warmup": {"float_share": 0.3, "calibrate_batches": 8, "freeze_bn_last": 0.1},
+        "warmup": {"float_share": None, "calibrate_batches": 8, "freeze_bn_last": 0.1},
         "compile": False,
     }  # fmt: skip
     assert QuantOptions.model_validate(written) == QuantOptions()
@@ -76,3 +76,20 @@ def test_the_key_that_float_share_replaced_is_named_and_its_default_is_taken() -
     assert QuantOptions.model_validate({"warmup": old}).warmup == WarmupOptions(calibrate_batches=4)
     with pytest.raises(ValidationError, match="float_steps is gone; give float_share"):
         QuantOptions.model_validate({"warmup": {"float_steps": 30}})
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, 0.0),
+        ({"weight": {"bits": 4}}, 0.3),
+        ({"activation": {"bits": 4}}, 0.3),
+        ({"weight": {"bits": 4}, "warmup": {"float_share": 0.5}}, 0.5),
+        ({"warmup": {"float_share": 0.5}}, 0.5),
+        ({"weight": {"method": "none"}, "activation": {"bits": 4, "granularity": "per_token"}}, 0.0),
+    ],
+)
+def test_few_bits_begin_in_float(given: dict[str, Any], share: float) -> None:
+    options = QuantOptions.model_validate(given)
+    assert options.schedule.float_share == share
+    assert options.schedule.calibrate_batches == options.warmup.calibrate_batches

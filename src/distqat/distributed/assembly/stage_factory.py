@@ -141,7 +141,7 @@ def quantization_lines(config: Config, stage: str, module: nn.Module) -> list[st
     """For the log at start: what of the stage is quantized, by bits, and what stays in float and why."""
     report = report_of(module)
     lines = [] if report is None else report.lines()
-    in_float = float_rounds(config.diloco, config.quant.warmup)
+    in_float = float_rounds(config.diloco, config.quant.schedule)
     if report is not None and in_float:
         lines.append(f"  trains in float for {in_float} of {config.diloco.outer_steps} rounds")
     following = config.stages[config.stages.index(stage) + 1 :]

@@ -104,7 +104,7 @@ def _check_self(config: Config) -> None:
     """A model of ours that begins with random weights is no teacher; of a plugin's nothing is known."""
     entries = config.model_pipeline.pipeline
     ours = all(entry.model_name.rpartition(".")[0] in SHIPPED for entry in entries)
-    in_float = float_rounds(config.diloco, config.quant.warmup) > 0
+    in_float = float_rounds(config.diloco, config.quant.schedule) > 0
     trained = in_float or config.start_from or any(entry.kwargs.get("pretrained") for entry in entries)
     if ours and not trained:
         raise ConfigError(

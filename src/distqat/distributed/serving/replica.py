@@ -82,7 +82,7 @@ class StageReplica:
         self.optimizer = self._build_optimizer()
         self.step = 0  # inner steps of this replica's life line, counted on by joiners
         self.measuring = False  # the last round: weights stand, BatchNorm's statistics are measured
-        in_float = quant_schedule.float_rounds(options, quant.warmup) > 0
+        in_float = quant_schedule.float_rounds(options, quant.schedule) > 0
         self.in_float = in_float and self._has_no_steps  # until a round brings quantizers
         self.counting = True  # whether quantizers without a step count what they see
         self._waiting = set[str]()  # quantizers to which no values have come
@@ -275,7 +275,7 @@ class StageReplica:
     @property
     def moment(self) -> quant_schedule.ScheduleMoment:
         """What holds at the next step."""
-        total, warmup = self.options.total_steps, self._quant.warmup
+        total, warmup = self.options.total_steps, self._quant.schedule
         return quant_schedule.moment(
             self.step, total, warmup, measuring=self.measuring, in_float=self.in_float
         )
@@ -293,7 +293,7 @@ class StageReplica:
     @property
     def _rate(self) -> float:
         options = self.options
-        in_float = quant_schedule.float_rounds(options, self._quant.warmup) * options.inner_steps
+        in_float = quant_schedule.float_rounds(options, self._quant.schedule) * options.inner_steps
         return learning_rate(
             self.step, options.total_steps, options.inner_optim.lr, options, in_float=in_float
         )

@@ -88,7 +88,7 @@ class ServedReplica(ServingObserver):
             config.diloco,
             get_codec(config.diloco.codec),
             module,
-            config.quant.warmup,
+            config.quant.schedule,
             stands=feeds_norms(config, stage, module),
         )
         self._tied = exchange_of(config, stage, module, peer.transport)

@@ -45,7 +45,7 @@ class StepPlan:
 
         `wanted`: how many steps there should be in all; None: as many train as in all replicas of the swarm.
         """
-        diloco, warmup = config.diloco, config.quant.warmup
+        diloco, warmup = config.diloco, config.quant.schedule
         measures = norms and quant_schedule.measures(diloco.outer_steps, warmup)
         last = min(diloco.inner_steps, warmup.calibrate_batches) if measures else 0
         if wanted is None:
@@ -106,7 +106,7 @@ class SwarmBaselineModel(nn.Module):
             now = quant_schedule.moment(
                 step,
                 plan.trained,
-                self._quant.warmup,
+                self._quant.schedule,
                 measuring=position in measuring,
                 in_float=step < plan.in_float,
             )
