@@ -4,7 +4,8 @@
               \\--> waiting --> active, or frozen
 
 calibrating: values pass in float; activation quantizers count what they see in training mode.
-active: values are fake-quantized and log(step) learns. frozen: the same, and the step stays.
+active: values are fake-quantized and log(step) learns. frozen: the same, and the step stays (one that is made
+from the weights follows them until they are trained no more).
 waiting: of a tensor that calibration saw nothing of but zeros; as calibrating, while the rest of the stage
 trains (`distqat.quant.late_calibration`).
 

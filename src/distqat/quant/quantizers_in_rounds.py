@@ -22,7 +22,7 @@ from distqat.quant.quantized_layers import QuantizedLayer
 from distqat.quant.quantizer import STATES, ActivationQuantizer
 from distqat.quant.weight_quantizer import WeightQuantizer
 
-_CALIBRATING, _ACTIVE, _WAITING = (STATES.index(state) for state in ("calibrating", "active", "waiting"))
+_CALIBRATING, _ACTIVE, _FROZEN, _WAITING = (STATES.index(each) for each in STATES)
 MOST_COUNTED = 2**48
 """By one replica in one round; more is not honest, and sums would overflow."""
 
@@ -126,7 +126,8 @@ class QuantizersInRounds:
     def held(self, buffers: Named, steps: Named, anchor: Mapping[str, Tensor]) -> Named:
         """Steps of weights within what the new anchor gives; a mean of steps is of replicas' weights."""
         tensors, steps = {**anchor, **buffers}, dict(steps)
-        for name in self._in(_ACTIVE, buffers, self._weights):
+        frozen = [n for n in self._in(_FROZEN, buffers, self._weights) if self._weights[n].quantizer.follows]
+        for name in (*self._in(_ACTIVE, buffers, self._weights), *frozen):
             key, weight = f"{name}.log_step", self._weights[name]
             bounded = weight.quantizer.held(steps[key], weight.value(tensors), exact_log)
             steps[key] = bounded.to(steps[key].dtype)

@@ -88,7 +88,7 @@ class WeightQuantizer(Quantizer):
         state = self.state
         if state in ("calibrating", "waiting"):
             return weight
-        if state == "active":
+        if state == "active" or (self.follows and self.training):  # as long as weights are trained
             self.follow(weight)
         quantized = self._quantized(weight, self._learned_log_step(state))
         if not self._holds or not torch.is_grad_enabled():

@@ -99,7 +99,7 @@ def test_a_clipping_level_learns_from_what_it_clips() -> None:
     torch.testing.assert_close(x.grad, g * ~above)
 
 
-def test_the_largest_weight_is_the_largest_code_until_steps_are_frozen() -> None:
+def test_the_largest_weight_is_the_largest_code_as_long_as_weights_are_trained() -> None:
     weight = nn.Parameter(torch.randn(4, 9))
     quantizer = WeightQuantizer("w", weight, bits=4, axis=0, how=QuantizerSettings("minmax"))
     quantizer.begin(quantizer.initial_step(weight))
@@ -109,10 +109,13 @@ def test_the_largest_weight_is_the_largest_code_until_steps_are_frozen() -> None
     torch.testing.assert_close(quantizer.step, weight.detach().abs().amax(1) / 7)
     assert not quantizer.log_step.requires_grad
     quantizer.freeze()
-    before = quantizer.log_step.clone()
     with torch.no_grad():
         weight.mul_(3)
     quantizer(weight)
+    torch.testing.assert_close(quantizer.step, weight.detach().abs().amax(1) / 7)
+    quantizer.eval()
+    before = quantizer.log_step.clone()
+    quantizer(3 * weight)
     assert torch.equal(before, quantizer.log_step)
 
 
