@@ -55,7 +55,7 @@ def config_of(task: str, stages: tuple[str, ...], teacher: str | None, **distill
             "model_pipeline": {"pipeline": pipeline, "microbatches": 3},
             "quant": {
                 "teacher": teacher,
-                "warmup": {"calibrate_batches": 3},
+                "warmup": {"calibrate_batches": 3, "float_share": 0.0},
                 "distillation": {"share": SHARE, "temperature": TEMPERATURE, **distillation},
             },
         }

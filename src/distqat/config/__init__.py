@@ -14,7 +14,7 @@ from distqat.config.agreement import (
 from distqat.config.authority import authority_of, keys_of, run_settings, with_run_settings
 from distqat.config.flags import ConfigParser, add_config_arguments, config_from_args, to_argv
 from distqat.config.load import DEFAULT_CONFIG, load_config
-from distqat.config.pipeline_check import check_folders, check_start_from
+from distqat.config.pipeline_check import check_folders, check_start_from, check_teacher_path, teacher_path
 from distqat.config.recipe import differences, from_recipe, recipe
 from distqat.config.schema import Config
 
@@ -29,6 +29,7 @@ __all__ = [
     "changeable",
     "check_folders",
     "check_start_from",
+    "check_teacher_path",
     "config_from_args",
     "differences",
     "differing_keys",
@@ -40,6 +41,7 @@ __all__ = [
     "run_settings",
     "structure",
     "structure_digest",
+    "teacher_path",
     "to_argv",
     "with_run_settings",
 ]

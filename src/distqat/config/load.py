@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from distqat.config.fields import config_fields, nearest, section_at
-from distqat.config.pipeline_check import check_names
+from distqat.config.pipeline_check import check_names, teacher_path
 from distqat.config.plugins import absolute, is_path, load_installed, load_plugin
 from distqat.config.schema import Config, split_list
 from distqat.config.yaml_source import KeyPath, YamlSource, dotted, parse
@@ -72,6 +72,8 @@ def read_paths(config: Config) -> Iterator[tuple[KeyPath, str]]:
     """The keys whose values may be paths of something to read, and these values."""
     if config.start_from is not None:
         yield ("start_from",), config.start_from
+    if teacher_path(config) is not None:
+        yield ("quant", "teacher"), str(config.quant.teacher)
     data = config.data
     if data.dataset_name.startswith((".", "/", "~")):  # else a name of the hub, or of an embedded set
         yield ("data", "dataset_name"), data.dataset_name

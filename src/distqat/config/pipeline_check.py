@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from distqat.config.schema import Config
@@ -54,6 +55,23 @@ def check_start_from(config: Config) -> None:
             f"start_from: there is no checkpoint folder and no model file {name} ({looked_at(name)}); a run "
             "writes checkpoints/{experiment_prefix}/, and model.safetensors in it at its end"
         )
+
+
+def check_teacher_path(config: Config) -> None:
+    """Raises ConfigError when `quant.teacher` names nothing on this host."""
+    path = teacher_path(config)
+    if path is not None and not path.exists():
+        name = str(config.quant.teacher)
+        raise ConfigError(
+            f"quant.teacher: there is no checkpoint folder and no model file {name} ({looked_at(name)}); "
+            "give one of a run in float (--disable-quant) of the same model, or self"
+        )
+
+
+def teacher_path(config: Config) -> Path | None:
+    """The file or folder that `quant.teacher` names; None: it names none."""
+    teacher = config.quant.teacher if config.quant.enabled else None
+    return None if teacher in (None, "self") else find(str(teacher))
 
 
 def model_types() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distqat.config import Config, check_start_from, to_argv
+from distqat.config import Config, check_start_from, check_teacher_path, to_argv
 from distqat.distributed.assembly.keep_earlier_runs import note_end
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.distributed.assembly.tied_weights import tied_stages
@@ -157,6 +157,8 @@ class Client:
             notice(f"start_from {weights} is not read: the run goes on with its own weights")
         else:
             check_start_from(parts.config)
+        if not parts.start.goes_on:
+            check_teacher_path(parts.config)
         await parts.preflight.check(None if resumes else parts.trainers.data_serves)
 
     async def _training(self) -> None:

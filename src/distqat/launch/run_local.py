@@ -43,7 +43,7 @@ def _main(words: Sequence[str], fork_servers: WarmForkServers, began: float) -> 
     args = parse(words)
     settings = read_settings(args)
     check_data(settings.config)
-    from distqat.config import check_start_from
+    from distqat.config import check_start_from, check_teacher_path
     from distqat.launch.display import open_display
     from distqat.launch.local_swarm import LocalRun
     from distqat.launch.run_plan import make_plan
@@ -51,6 +51,7 @@ def _main(words: Sequence[str], fork_servers: WarmForkServers, began: float) -> 
 
     if not args.resume:
         check_start_from(settings.config)
+        check_teacher_path(settings.config)
     display = open_display(args.progress)
     samples = (
         RoleParameters.take().samples if args.baseline else None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from distqat.checkpoint.assembled_model import assemble, model_in, read_model, read_told
-from distqat.config import Config, quantization
+from distqat.config import Config, check_teacher_path, quantization, teacher_path
 from distqat.config.pipeline_check import SHIPPED
-from distqat.config_paths import find, looked_at
 from distqat.distributed.assembly.evaluation import fitting
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.errors import CheckpointError, ConfigError, ModelError
@@ -29,7 +27,7 @@ def check_teacher(config: Config) -> None:
     if config.quant.teacher is None or not config.quant.enabled:
         return
     _check_options(config)
-    path = _path(config)
+    path = teacher_path(config)
     if path is None:
         _check_self(config)
         return
@@ -42,20 +40,10 @@ def check_teacher(config: Config) -> None:
         _fitting(config, stage, module.state_dict(), tensors)
 
 
-def check_file(config: Config) -> None:
-    """Raises ConfigError where quant.teacher names a file or folder that is not there."""
-    path = _path(config)
-    if path is not None and not path.exists():
-        raise ConfigError(
-            f"quant.teacher: there is no checkpoint folder and no model file {config.quant.teacher!r}: "
-            f"{looked_at(str(config.quant.teacher))}"
-        )
-
-
 def build_served(config: Config, stage: str) -> nn.Module:
     """A stage for a server, with the teacher that it has if it founds the stage. Raises ConfigError."""
     module = build_module(config, stage, taught=True)
-    path = _path(config)
+    path = teacher_path(config)
     if path is not None and path.exists():
         load_teachers(config, {stage: module})
     return module
@@ -63,9 +51,9 @@ def build_served(config: Config, stage: str) -> nn.Module:
 
 def load_teachers(config: Config, modules: Mapping[str, nn.Module]) -> None:
     """Let the teachers of stages be the float model of quant.teacher, if it names one. Raises ConfigError."""
-    if _path(config) is None:
+    if teacher_path(config) is None:
         return
-    check_file(config)
+    check_teacher_path(config)
     tensors = _read(config)
     for stage, module in modules.items():
         teacher = teacher_of(module)
@@ -77,7 +65,7 @@ def check_founder(config: Config, module: nn.Module) -> None:
     """Raises ConfigError for a stage to be founded whose teacher should come from a file that is not here."""
     teacher = teacher_of(module)
     if teacher is not None and not int(teacher.ready):
-        check_file(config)
+        check_teacher_path(config)
 
 
 def _check_options(config: Config) -> None:
@@ -114,14 +102,9 @@ def _check_self(config: Config) -> None:
         )
 
 
-def _path(config: Config) -> Path | None:
-    teacher = config.quant.teacher if config.quant.enabled else None
-    return None if teacher in (None, "self") else find(str(teacher))
-
-
 def _read(config: Config) -> Named:
     """The float model. Raises ConfigError."""
-    path = _path(config)
+    path = teacher_path(config)
     assert path is not None
     try:
         path = model_in(path)

@@ -9,7 +9,6 @@ from typing import Any
 
 from distqat.config import Config
 from distqat.distributed.assembly.model_check import Told, check_batch, check_run
-from distqat.distributed.assembly.teacher_model import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ class Preflight:
 
         Raises ConfigError: what cannot work, and what to do.
         """
-        check_file(self._config)
         if not self._by_servers:
             await asyncio.to_thread(check_run, self._config)
         told = (await data_ready()).get("batch") if data_ready is not None else None

@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distqat.config import Config, agreement, structure
+from distqat.config import Config, agreement, check_teacher_path, structure
 from distqat.distributed.assembly.evaluation import build_all, load_all
 from distqat.distributed.assembly.model_check import check_run
 from distqat.distributed.assembly.stage_factory import build_module
 from distqat.distributed.assembly.teacher_model import build_served, check_founder
 from distqat.distributed.coordination.model_saving import save_model
-from distqat.distributed.coordination.preflight import Preflight
 from distqat.distributed.training.baseline_trainer import BaselineTrainer
 from distqat.errors import ConfigError
 from distqat.models.teacher import teacher_of
@@ -41,7 +40,7 @@ def run(
             "param_mirror": {"checkpoint_dir": str(folder)},
             "quant": {
                 "enabled": enabled,
-                "warmup": {"calibrate_batches": 1},
+                "warmup": {"calibrate_batches": 1, "float_share": 0.0},
                 "teacher": None if teacher is None else str(teacher),
                 "distillation": distillation,
             },
@@ -85,12 +84,13 @@ def test_another_model_is_refused(trained: Path, tmp_path: Path) -> None:
         check_run(run(tmp_path / "empty"))
 
 
-async def test_a_file_that_is_missing_keeps_the_gate_shut_and_nobody_founds_without(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_is_missed_by_a_client_and_by_who_founds_a_stage(tmp_path: Path) -> None:
     config = run(tmp_path / "nothing.safetensors")
     said = r"quant\.teacher: there is no checkpoint folder and no model file .*nothing.*looked for"
-    for by_servers in (True, False):
-        with pytest.raises(ConfigError, match=said):
-            await Preflight(config, by_servers=by_servers).check(None)
+    with pytest.raises(ConfigError, match=said):
+        check_teacher_path(config)
+    with pytest.raises(ConfigError, match=said):
+        BaselineTrainer(config, torch.device("cpu"))
     check_run(config)  # a server that joins gets its teacher with the state
     stage = build_served(config, "front")
     with pytest.raises(ConfigError, match=said):
