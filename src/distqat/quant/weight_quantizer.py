@@ -99,8 +99,11 @@ class WeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def follow(self, weight: Tensor) -> None:
-        """Move the steps to where the weight needs them now."""
-        self.log_step.copy_(self.held(self.log_step, weight))
+        """Move the steps to where the weight needs them now.
+
+        Between two uses of one weight in a graph nothing moves, so autograd need not know of the copy.
+        """
+        self.log_step.data.copy_(self.held(self.log_step, weight))
 
     @torch.no_grad()
     def held(self, log_step: Tensor, weight: Tensor, log: Callable[[Tensor], Tensor] = torch.log) -> Tensor:

@@ -119,6 +119,19 @@ def test_a_step_of_8_bits_is_that_of_the_largest_weight_and_nothing_is_learned()
     assert int((doubled / quantizer.step_of_each(weight)).abs().max().round()) == 127
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_weight_may_be_used_twice_before_its_gradient_is_asked_for(bits: int) -> None:
+    """A tied weight is, in one pass; and in a loop of one's own that adds up several losses."""
+    weight = torch.randn(5, 6, requires_grad=True)
+    quantizer = active(weight, bits, 0)
+    (quantizer(weight).sum() + quantizer(weight).sum()).backward()
+    twice = weight.grad
+    weight.grad = None
+    quantizer(weight).sum().mul(2.0).backward()
+    assert twice is not None
+    assert torch.equal(twice, weight.grad)
+
+
 def test_a_learned_step_moves_freely_between_its_bounds() -> None:
     weight = torch.randn(6, 64)
     quantizer = active(weight, 4, 0)
