@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distqat.config import Config
@@ -16,6 +15,7 @@ from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_task
 from distqat.models import named_tensors
 from distqat.tasks.base import Batch
+from distqat.tasks.perturbations import moved_pictures as augmented
 
 HELDOUT_SEED = 1797
 FINAL = 0.01  # of the rate: so that scores of runs differ little by chance, and standing norms do no harm
@@ -183,23 +183,6 @@ class Text(Work):
             for logits_SV, labels in zip(logits_BSV, _rows(batch.labels), strict=True):
                 losses.append(self.task.loss({"x": logits_SV[None]}, labels))
         return Score(torch.stack(losses))
-
-
-def augmented(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotated by up to 15 degrees, scaled by up to 15 %, moved by up to an eighth, with noise of 0.1."""
-    count = len(x_BCHW)
-
-    def uniform(bound: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * bound
-
-    angle, scale = uniform(math.pi / 12), 1 + uniform(0.15)
-    theta_B23 = torch.zeros(count, 2, 3)
-    theta_B23[:, 0, 0], theta_B23[:, 0, 1] = angle.cos() * scale, -angle.sin() * scale
-    theta_B23[:, 1, 0], theta_B23[:, 1, 1] = angle.sin() * scale, angle.cos() * scale
-    theta_B23[:, 0, 2], theta_B23[:, 1, 2] = uniform(0.25), uniform(0.25)  # the picture is 2 wide
-    grid = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
-    moved = F.grid_sample(x_BCHW + 1, grid, align_corners=False) - 1  # what comes in is black: -1
-    return moved + 0.1 * torch.randn(moved.shape, generator=generator)
 
 
 def paired(one: Sequence[Score], other: Sequence[Score]) -> tuple[float, float]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from distqat.environment import SPELL
+from distqat.export.engines import EngineResult, engine_rows
 from distqat.export.latency import LatencyMedians
 from distqat.export.layer_agreement import LayerAgreement
 from distqat.export.output_agreement import FloatAnswers
 from distqat.export.report_pictures import answers_picture, latency_picture, weights_picture
+from distqat.export.stress import Agreed
 from distqat.quant.weight_health import WeightHealth, sentences
 
 JSON_NAME, MARKDOWN_NAME = "report.json", "report.md"
@@ -87,6 +89,10 @@ class ExportReport:
     """What the file is compared with."""
     remarks: tuple[str, ...] = ()
     """What a format has to say besides, in sentences."""
+    stress: Agreed | None = None
+    """On the stress set; None where it was not asked for."""
+    engines: tuple[EngineResult, ...] = ()
+    """Further engines that ran the file."""
 
     @property
     def size_ratio(self) -> float:
@@ -177,7 +183,9 @@ class ExportReport:
             f"| largest error | {self.largest_error:.3g} |",
             f"| mean error | {self.mean_error:.3g} |",
             f"| largest output | {self.largest_output:.3g} |",
+            *([] if self.stress is None else self.stress.rows()),
             "",
+            *engine_rows(self.engines),
             *self._without_quantizers(),
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from distqat.data.reading_errors import batch_of
 from distqat.export.agreement_report import ExportReport, Operations, Sizes
+from distqat.export.engines import check_engines
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.latency import LatencyMedians, latency
 from distqat.export.layer_agreement import LayerAgreement, compare_layers, first_apart
 from distqat.export.onnx.integer_products import ATTENTION
 from distqat.export.onnx.onnx_model import OnnxModels
+from distqat.export.onnx.openvino_session import OpenvinoSession
 from distqat.export.onnx.ort_session import ExecutedOperations, OrtSession, executed
 from distqat.export.output_agreement import Scores, compare
+from distqat.export.stress import ANSWERS, Agreed, agreed, perturbed
 from distqat.tasks import Batch, Sample, Task
 
 BATCH, TOKENS = 64, 2048
@@ -35,6 +38,8 @@ class Expectations:
     latency_s: float = 2.0
     exact: bool = False
     """Biases in float: slower, and codes are those of the fake-quantized model but for ties."""
+    stress: int = ANSWERS
+    """Answers on the stress set, at least; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,18 @@ def check_onnx(
         reference=FAKE,
         exported=EXPORTED,
     )
+    reference, stress = FakeQuantized(model), _stress(task, samples, expected)
+    hard = agreed(reference, {EXPORTED: _Ran(integer, model)}, stress(), expected.stress) if stress else {}
     first = next(batches(task, samples))
     layers = compare_layers(model, OrtSession(models.probed), models.activations, first.inputs)
     operations = _operations(models, executed(files.integer))
+    engines = check_engines(
+        files.integer, operations.quantizable, reference, lambda session: _Ran(session, model),
+        lambda: batches(task, samples), stress, expected.stress,
+    )  # fmt: skip
+    failures = [*_failures(scores, operations, layers, expected), *_hard_failures(hard, expected)]
+    for engine in engines:
+        failures += engine.failures(expected.agreement, expected.integer_share)
     return ExportReport(
         model=files.integer.name,
         source=source,
@@ -87,10 +101,27 @@ def check_onnx(
         sizes=_sizes(models, files),
         latencies=tuple(_latencies(files, first, expected.latency_s)),
         layers=tuple(layers),
-        failures=tuple(_failures(scores, operations, layers, expected)),
+        failures=tuple(failures),
         versions=versions(),
         unseen=model.unseen,
+        stress=hard.get(EXPORTED),
+        engines=tuple(engines),
     )
+
+
+def _stress(
+    task: Task, samples: Sequence[Sample], expected: Expectations
+) -> Callable[[], Iterator[Batch]] | None:
+    return (lambda: perturbed(task, lambda: batches(task, samples))) if expected.stress else None
+
+
+def _hard_failures(hard: Mapping[str, Agreed], expected: Expectations) -> Iterator[str]:
+    for found in hard.values():
+        if found.agreement < expected.agreement:
+            yield (
+                f"{found.agreement:.3%} of {found.places:,} answers on the stress set agree, "
+                f"{expected.agreement:.2%} were wanted"
+            )
 
 
 def batches(task: Task, samples: Sequence[Sample]) -> Iterator[Batch]:
@@ -104,7 +135,7 @@ def batches(task: Task, samples: Sequence[Sample]) -> Iterator[Batch]:
 class _Ran:
     """A session in place of the model; outputs get back the names that the last stage gave them."""
 
-    def __init__(self, session: OrtSession, model: JoinedStages) -> None:
+    def __init__(self, session: OrtSession | OpenvinoSession, model: JoinedStages) -> None:
         self._session, self._model = session, model
         self._names: list[str] = []
 

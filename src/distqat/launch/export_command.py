@@ -83,6 +83,13 @@ def _parser() -> ConfigParser:
         help="of the answers, at least (0.999; gguf 0.99)",
     )
     parser.add_argument(
+        "--stress",
+        type=int,
+        default=3600,
+        metavar="N",
+        help="answers to perturbed held-out samples to check as well, 0: none (%(default)s)",
+    )
+    parser.add_argument(
         "--latency-s", type=float, default=2.0, metavar="S", help="seconds of measuring (%(default)s)"
     )
     parser.add_argument(
@@ -133,7 +140,9 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[str, Path], ExportReques
             description=description,
             folder=folder,
             config=config.model_dump(mode="json"),
-            expected=Expectations(agreement, latency_s=args.latency_s, exact=args.exact),
+            expected=Expectations(
+                agreement, latency_s=args.latency_s, exact=args.exact, stress=max(args.stress, 0)
+            ),
         )
 
     return request

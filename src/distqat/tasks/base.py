@@ -6,10 +6,11 @@ No torch at run time, so that configuration code can import the package at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Sample = Mapping[str, Any]
@@ -177,6 +178,15 @@ class Task:
         For a metric that is not a sum over held-out samples: a return of episodes, a distance.
         """
         raise NotImplementedError
+
+    def perturbed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """`batch` as a model rarely meets it, with the same labels: exported files are checked with it too.
+
+        Noise of a tenth of their deviation, in inputs of floating point; tasks know better.
+        """
+        from distqat.tasks.perturbations import noisy
+
+        return replace(batch, inputs={n: noisy(x, 0.1, generator) for n, x in batch.inputs.items()})
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Sequence[str]] | None:
         """Those of a batch [B, C, H, W] as the model sees them, but in [0, 1]; the label of each, or ""."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from distqat.tasks.image_augmentation import (
 )
 from distqat.tasks.image_decoder import picture
 from distqat.tasks.labels import class_index, column
+from distqat.tasks.perturbations import moved_pictures
 from distqat.tasks.soft_labels import divergence
 
 IMAGE_COLUMNS = ("image", "img")
@@ -75,6 +77,13 @@ class ImageClassification(Task):
         labels = [self._label(column(sample, LABEL_COLUMNS, "label")) for sample in samples]
         x_BCHW = torch.stack(images).sub_(self._mean).div_(self._deviation)
         return Batch({"x": x_BCHW}, {"y": torch.tensor(labels, dtype=torch.int64)}, len(samples))
+
+    def perturbed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Rotated, scaled, moved and noisy; every eighth is noise alone."""
+        black = (-self._mean / self._deviation).expand(self.num_channels, 1, 1)
+        x_BCHW = moved_pictures(batch.inputs["x"], generator, black)
+        x_BCHW[::8] = torch.randn(x_BCHW[::8].shape, generator=generator)
+        return replace(batch, inputs={"x": x_BCHW})
 
     def pictures(self, batch: Batch) -> tuple[Tensor, list[str]]:
         """The pictures of a batch [B, C, S, S] in [0, 1], and the label of each."""

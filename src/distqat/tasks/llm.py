@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from distqat.errors import TaskError
 from distqat.tasks.base import Batch, Sample, Task
 from distqat.tasks.labels import whole
+from distqat.tasks.perturbations import mixed_tokens
 from distqat.tasks.soft_labels import divergence
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
@@ -47,6 +49,12 @@ class LanguageModelling(Task):
             x_BT[row, :count] = tokens[:-1]
             y_BT[row, :count] = tokens[1:]
         return Batch({"x": x_BT}, {"y": y_BT}, len(samples))
+
+    def perturbed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Random tokens, and tokens of the text in another order, in turns."""
+        x_BT = batch.inputs["x"]
+        known = self.vocab_size or int(x_BT.max()) + 1
+        return replace(batch, inputs={"x": mixed_tokens(x_BT, known, generator)})
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Mean over samples of a sample's mean cross-entropy, in float32, nats per token."""

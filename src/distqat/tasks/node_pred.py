@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from distqat.errors import TaskError
 from distqat.options import Options
 from distqat.tasks.base import Batch, Forward, Sample, Task
 from distqat.tasks.labels import whole
+from distqat.tasks.perturbations import noisy
 
 NO_LABEL = -100  # what cross_entropy leaves out
 COLUMNS = ("x", "edges", "weights", "y")
@@ -71,6 +73,10 @@ class NodeClassification(Task):
             "weights": weights_BE.float(),
         }
         return Batch(inputs, {"y": whole(y_BN, "labels of nodes")}, len(samples))
+
+    def perturbed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Noise of 0.3 in the features; the graph stays."""
+        return replace(batch, inputs={**batch.inputs, "x": noisy(batch.inputs["x"], 0.3, generator)})
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Mean over samples of the mean cross-entropy of a sample's labelled nodes, in float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from distqat.tasks.audio_decoder import AUDIO_COLUMNS, TEXT_COLUMNS, Waveform, w
 from distqat.tasks.base import Batch, Sample, Task
 from distqat.tasks.ctc_alphabet import BLANK, WAV2VEC2, Alphabet, collapse, edit_distance
 from distqat.tasks.labels import column
+from distqat.tasks.perturbations import noisy
 
 CHARACTERS_PER_SECOND = 30  # twice what the fastest speakers reach; bounds the labels of a batch
 ALIGNMENT = 64  # bytes that each of the four tensors may be filled up by
@@ -81,6 +83,14 @@ class SpeechRecognition(Task):
             y_BU[row, : len(text)] = torch.tensor(text)
         labels = {"y": y_BU, "y_lengths": torch.tensor(counts)}
         return Batch({"x": x_BL, "lengths": torch.tensor(lengths)}, labels, len(pairs))
+
+    def perturbed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Waveforms with noise of 0.3, moved by up to a tenth, each in a circle."""
+        x_BL = noisy(batch.inputs["x"], 0.3, generator)
+        most = max(x_BL.shape[1] // 10, 1)
+        by = torch.randint(-most, most + 1, (len(x_BL),), generator=generator).tolist()
+        moved = torch.stack([row_L.roll(count) for row_L, count in zip(x_BL, by, strict=True)])
+        return replace(batch, inputs={**batch.inputs, "x": moved})
 
     def loss(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Mean over samples of a sample's CTC loss per character, in float32, nats (Graves et al., 2006).

@@ -72,7 +72,7 @@ def request_for(model: JoinedStages, config: Config, samples: list[Sample], fold
         description=description,
         folder=folder,
         config=config.model_dump(mode="json"),
-        expected=Expectations(latency_s=0),
+        expected=Expectations(latency_s=0, stress=64),
     )
 
 

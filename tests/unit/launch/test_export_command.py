@@ -44,6 +44,8 @@ def test_the_report_lies_beside_the_model(exported: Path) -> None:
     report = json.loads((exported / "report.json").read_text())
     assert report["passed"]
     assert report["agreement"] == 1
+    assert report["stress"]["places"] >= 3600
+    assert report["stress"]["agreement"] == 1
     ran = report["operations"]
     assert (ran["quantizable"], ran["integer"], ran["share"]) == (3, 3, 1)
     assert (ran["by_operator"], ran["in_float"], ran["attention"]) == ({"QGemm": 3}, {}, 0)
@@ -133,7 +135,17 @@ def test_a_text_is_gone_on_with(tmp_path: Path, capsys: Any) -> None:
     write_model(tmp_path / "model.safetensors", state_of(model), {})
     pipeline = json.dumps(CHANGES["distilgpt2"]["model_pipeline.pipeline"])
     flags = ["--config-path", "configs/distilgpt2.yaml", "--quant-enabled", "--data-sequence-length", "12"]
-    words = [*flags, "--model-pipeline-pipeline", pipeline, "--latency-s", "0", "--samples", "32"]
+    words = [
+        *flags,
+        "--model-pipeline-pipeline",
+        pipeline,
+        "--latency-s",
+        "0",
+        "--samples",
+        "32",
+        "--stress",
+        "0",
+    ]
     out = tmp_path / "out"
     code = cli.main(["export", str(tmp_path / "model.safetensors"), "--out", str(out), *words])
     assert code in (0, 1)  # a random model's answers are close to ties
@@ -155,6 +167,8 @@ def test_a_recording_is_written_down(tmp_path: Path, capsys: Any) -> None:
         "0",
         "--samples",
         "8",
+        "--stress",
+        "0",
     ]
     code = cli.main(["export", str(tmp_path / "model.safetensors"), "--out", str(out), *flags])
     assert code in (0, 1)  # a random model's answers are close to ties
