@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.quantization_runs import one_process
 from benchmarks.quantization_work import HELDOUT_SEED, Digits, Effort, Text, Work, augmented
-from distqat.config import Config
+from distqat.config import Config, load_config
 from distqat.data.open_source import open_source
 from distqat.distributed.assembly.stage_factory import build_module, build_task
 from distqat.export.joined_stages import JoinedStages
@@ -29,7 +29,28 @@ class LargerDigits(Digits):
     size = 16
 
 
-TRAINED: dict[str, type[Work]] = {"digits": Digits, "digits16": LargerDigits, "text": Text}
+class TinyQwen(Text):
+    """The model of configs/hf_tiny.yaml, on the same text; activations are quantized per token."""
+
+    name = "Qwen3 (4 blocks of 64), Python's text"
+
+    def config(self, quant: Mapping[str, Any] | None) -> Config:
+        shipped = load_config("hf_tiny")
+        stage = {"model_name": "hf.full", "config": shipped.model_pipeline.pipeline[0].model_dump()["config"]}
+        if quant is not None:
+            activation = {**quant.get("activation", {}), "granularity": "per_token"}
+            quant = {**quant, "activation": activation, "skip": shipped.quant.skip}
+        body = super().config(quant).model_dump(exclude={"model_pipeline"})
+        pipeline = {"pipeline": [stage], "microbatches": 1}
+        return Config.model_validate({**body, "model_pipeline": pipeline})
+
+
+TRAINED: dict[str, type[Work]] = {
+    "digits": Digits,
+    "digits16": LargerDigits,
+    "text": Text,
+    "hf_tiny": TinyQwen,
+}
 
 
 @dataclass(frozen=True)
