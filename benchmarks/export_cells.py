@@ -16,7 +16,7 @@ from distqat.errors import ExportError, MissingExtra
 from distqat.export.agreement_report import ExportReport
 from distqat.export.checker import Expectations
 from distqat.export.export_all import stress_agreement
-from distqat.export.export_request import ExportRequest, export_as
+from distqat.export.export_request import FORMATS, ExportRequest, export_as
 from distqat.export.file_description import FileDescription
 from distqat.export.joined_stages import JoinedStages
 
@@ -37,7 +37,7 @@ def exported(case: Exportable, folder: Path, name: str) -> ExportReport | Export
         description=FileDescription(data.task_type, task_settings(config), tokenizer=data.tokenizer),
         folder=folder,
         config=config.model_dump(mode="json"),
-        expected=Expectations(latency_s=0),
+        expected=Expectations(FORMATS[name].agreement, latency_s=0),
     )
     try:
         return export_as(name, request)

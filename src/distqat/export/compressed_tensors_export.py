@@ -55,9 +55,7 @@ def export(request: ExportRequest) -> ExportReport:
     write_model(folder / MODEL, tensors, {"distqat": request.description.to_json()})
     config.save_pretrained(folder)
     write_tokenizer(request.description.tokenizer, folder)
-    report = _check(request, layers)
-    report.write(folder)
-    return report
+    return _check(request, layers)
 
 
 def _stages(model: JoinedStages) -> list[BlockStage]:

@@ -105,4 +105,5 @@ def _line(cells: Iterable[str]) -> str:
 
 def stress_agreement(report: ExportReport | None) -> float | None:
     """Share of the answers that agree on the stress set, where there is a report that has one."""
-    return getattr(report, "stress_agreement", None)
+    stress = getattr(report, "stress", None)
+    return None if stress is None else float(stress.agreement)

@@ -84,7 +84,8 @@ def test_an_error_of_another_kind_is_no_row(formats: dict[str, Any], tmp_path: P
 
 
 def test_the_stress_set_has_a_column_where_a_format_has_it() -> None:
-    stressed: Any = SimpleNamespace(**vars(GOOD), passed=True, size_ratio=0.3, stress_agreement=0.9995)
+    stress = SimpleNamespace(agreement=0.9995)
+    stressed: Any = SimpleNamespace(**{**vars(GOOD), "passed": True, "size_ratio": 0.3, "stress": stress})
     rows = table([FormatResult("one", stressed), FormatResult("two", GOOD), FormatResult("three", why="no")])
     assert [row[2] for row in rows] == ["stress set", "99.950%", "-", "-"]
     assert len({len(row) for row in rows}) == 1
