@@ -107,7 +107,7 @@ def config_of(model: JoinedStages) -> Any:
             "use --format onnx-int8 for others"
         )
     first: Any = stages[0]
-    return first.config
+    return first.model_config
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from distqat.data.text.bpe import END
 from distqat.data.text.chat_template import chat_template
 from distqat.data.text.open_tokenizer import open_tokenizer
-from distqat.data.text.tokenizer import ByteTokenizer, EngineTokenizer
+from distqat.data.text.tokenizer import EngineTokenizer
+from distqat.export.tokenizer_files import byte_engine
 
-END = "<|endoftext|>"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 NO_MERGE = f"{END} {END}"
 """llama.cpp demands a list of merges, and an empty one cannot be written: this one never applies."""
@@ -37,16 +38,16 @@ def write_tokenizer(writer: Any, name: str, end: str | None, size: int) -> str |
     template = chat_template(name)
     if template is not None:
         writer.add_chat_template(template)
-    split, tokens, kinds, merges = "gpt-2", _byte_tokens(), [NORMAL] * 256 + [CONTROL], [NO_MERGE]
     if isinstance(tokenizer, EngineTokenizer):
         definition = tokenizer.definition()
-        found = split_of(definition)
-        if found is None:
-            writer.add_tokenizer_model("none")
-            return (
-                f"the tokenizer {name!r} is left out: llama.cpp has no byte-level BPE that splits as it does"
-            )
-        split, (tokens, kinds), merges = found, _tokens(definition), _merges(definition)
+        split = split_of(definition)
+    else:
+        definition = EngineTokenizer(name, byte_engine()).definition()
+        split = "gpt-2"  # there are no merges, so it makes no difference
+    if split is None:
+        writer.add_tokenizer_model("none")
+        return f"the tokenizer {name!r} is left out: llama.cpp has no byte-level BPE that splits as it does"
+    tokens, kinds = _tokens(definition)
     for number in range(len(tokens), size):
         tokens.append(f"[PAD{number}]")
         kinds.append(UNUSED)
@@ -54,7 +55,7 @@ def write_tokenizer(writer: Any, name: str, end: str | None, size: int) -> str |
     writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
+    writer.add_token_merges(_merges(definition))
     writer.add_bos_token_id(tokenizer.end)
     writer.add_eos_token_id(tokenizer.end)
     writer.add_add_bos_token(False)  # as in training, where texts are encoded without marks
@@ -93,14 +94,3 @@ def _merges(definition: dict[str, Any]) -> list[str]:
     """`left right`; older files have it so, newer ones in pairs."""
     merges = definition["model"]["merges"]
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges] or [NO_MERGE]
-
-
-def _byte_tokens() -> list[str]:
-    """GPT-2's alphabet: printable bytes are themselves, the others take characters from 256 on."""
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    spare = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(ByteTokenizer.end)] + [END]

@@ -48,7 +48,6 @@ class BlockStage(nn.Module):
         object.__setattr__(self, "_model", model)  # not a submodule: names stay those of the whole model
         self._first, self._last = first, last
         config: Any = model.config
-        self.config = config  # that of transformers, of the whole model
         self._width = int(config.vocab_size if last else config.hidden_size)
         self.span = (0, int(config.num_hidden_layers))  # the blocks [start, stop) of the whole model
         self.copies: dict[

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from distqat.config_paths import find
-from distqat.data.text.tokenizer import CONFIG
+from distqat.data.text.bpe import size_of
+from distqat.data.text.tokenizer import BYTES, CONFIG
+from distqat.errors import HubUnavailable
+from distqat.models.hub_files import fetch
 
 FILE = "chat_template.jinja"
 
 
 def chat_template(name: str) -> str | None:
-    """That of the tokenizer `name`, a folder or a model of the hub that is on this machine; else None.
+    """That of the tokenizer `name`, a folder or a model of the hub; None where none can be had.
 
     It is in a file of its own, or in tokenizer_config.json, of several under the name `default`.
     """
-    own, config = _beside(name, FILE), _beside(name, CONFIG)
+    if name == BYTES or size_of(name) is not None:
+        return None
+    own = _beside(name, FILE)
+    config = _beside(name, CONFIG) if own is None else None
     try:
         if own is not None:
             return own.read_text("utf-8")
@@ -30,13 +35,7 @@ def chat_template(name: str) -> str | None:
 
 
 def _beside(name: str, file: str) -> Path | None:
-    folder = find(name)
-    if folder.is_dir():
-        path = folder / file
-        return path if path.is_file() else None
-    if "/" not in name:
+    try:
+        return fetch(name, file)
+    except HubUnavailable:  # the tokenizer itself may lie in the cache
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, file)
-    return Path(cached) if isinstance(cached, str) else None
