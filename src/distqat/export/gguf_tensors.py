@@ -17,6 +17,7 @@ from distqat.export.gguf_families import family_of
 from distqat.export.joined_stages import JoinedStages
 from distqat.models.causal_lm_stage import BlockStage
 from distqat.quant import Quantizer, WeightQuantizer, quantizers
+from distqat.quant.quantized_embedding import RowQuantizer, TiedRows, table_codes
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 
 _IN_FLOAT32 = "position_embd.weight"
@@ -84,8 +85,8 @@ def gguf_tensors(model: JoinedStages, names: Any) -> list[GgufTensor]:
     config = config_of(model)
     family, groups = family_of(config), dict[object, list[_Parameter]]()
     for each in _parameters(model):
-        shared = family.shares_embedding and not each.is_quantized
-        groups.setdefault(id(each.tensor) if shared else each.place, []).append(each)
+        key = (id(each.tensor), id(each.quantizer)) if family.shares_embedding else each.place
+        groups.setdefault(key, []).append(each)
     made = []
     for tied in groups.values():
         first = tied[0]
@@ -126,22 +127,23 @@ class _Parameter:
         return self.place.rpartition(".")[2]
 
     @property
-    def is_quantized(self) -> bool:
-        return self.own == "weight" and isinstance(self._quantizer, WeightQuantizer)
+    def quantizer(self) -> WeightQuantizer | RowQuantizer | None:
+        """That of a layer's weight, or of an embedding's rows, which may be that of its tied layer."""
+        found: Any = None
+        if self.own == "weight":
+            found = getattr(self.layer, "weight_quant", getattr(self.layer, "row_quant", None))
+        found = found.quantizer if isinstance(found, TiedRows) else found
+        return found if isinstance(found, WeightQuantizer | RowQuantizer) else None
 
     @property
     def is_turned(self) -> bool:
         return self.own == "weight" and channel_axis(self.layer) == 1
 
-    @property
-    def _quantizer(self) -> Any:
-        return getattr(self.layer, "weight_quant", None)
-
     def used(self) -> Tensor:
         """What the layer computes with."""
-        layer, value = self.layer, self.tensor
-        if self.is_quantized:
-            value = self._quantizer(value)
+        layer, value, quantizer = self.layer, self.tensor, self.quantizer
+        if quantizer is not None:
+            value = quantizer(value)
         elif self.own == "bias" and isinstance(layer, QuantizedLayer):
             bias = layer.used_bias()
             value = value if bias is None else bias
@@ -160,12 +162,16 @@ def _tensor(name: str, of: _Parameter, places: tuple[str, ...], order: Tensor | 
     value = of.used()
     columns = value.shape[0 if of.is_turned else -1]
     kind = "F32" if value.dim() < 2 or name == _IN_FLOAT32 else "F16"
-    codes = steps = None
-    if of.is_quantized and columns % BLOCK == 0:
-        layer: Any = of.layer
-        kind, codes = block_type(layer.weight_quant.bits), weight_codes(layer, layer.weight_quant)
-        steps = layer.weight_quant.step_of_each(of.tensor).detach().float()
-    return GgufTensor(name, places, value, of.is_turned, order, kind, of.is_quantized, codes, steps)
+    layer: Any = of.layer
+    quantizer, codes, steps = of.quantizer, None, None
+    if quantizer is not None and columns % BLOCK == 0:
+        kind = block_type(quantizer.bits)
+        if isinstance(quantizer, RowQuantizer):
+            codes, steps_R = table_codes(layer)
+            steps = steps_R[:, None]
+        else:
+            codes, steps = weight_codes(layer, quantizer), quantizer.step_of_each(of.tensor).detach().float()
+    return GgufTensor(name, places, value, of.is_turned, order, kind, quantizer is not None, codes, steps)
 
 
 @torch.no_grad()

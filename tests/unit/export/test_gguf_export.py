@@ -78,7 +78,11 @@ def test_a_llama_in_two_stages_of_four_bits_with_a_step_per_group(tmp_path: Path
     tensors = tensors_of(tmp_path)
     kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert (kinds["blk.0.attn_q.weight"], kinds["blk.0.ffn_up.weight"]) == ("Q8_0", "Q4_0")  # the first: 8
-    assert (kinds["output.weight"], kinds["output_norm.weight"]) == ("F16", "F32")
+    assert [kinds[f"{name}.weight"] for name in ("token_embd", "output", "output_norm")] == [
+        "Q8_0",
+        "Q8_0",
+        "F32",
+    ]
     assert kinds["blk.0.ffn_down.weight"] == "F16"  # its rows are of 48
     assert any("ffn_down.weight is float16" in note for note in report.notes())
     layer: Any = request.model.get_submodule("tail.model.layers.1.self_attn.k_proj")
@@ -89,7 +93,7 @@ def test_a_llama_in_two_stages_of_four_bits_with_a_step_per_group(tmp_path: Path
 
 @NEEDS_GGUF
 def test_a_gpt2_with_a_quantized_head_over_its_embedding(tmp_path: Path) -> None:
-    skip = ["*.wte", "*.wpe"]
+    skip = ["*.wte", "*.wpe"]  # the embedding stays in float, and is another tensor in the file
     pipeline = [{"model_name": "distilgpt2.full", **GPT_OF_32}]
     request = request_of(tmp_path, "distilgpt2", **{"quant.skip": skip, "model_pipeline.pipeline": pipeline})
     report = export_as("gguf", request)
@@ -113,9 +117,9 @@ def test_a_head_that_is_the_embedding_is_left_out(tmp_path: Path) -> None:
     pipeline = [{"model_name": "distilgpt2.full", **GPT_OF_32}]
     model, _, _ = quantized(tiny_config("distilgpt2", **{"model_pipeline.pipeline": pipeline}))
     made = gguf_tensors(model, gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 1))
-    places = {each.name: each.places for each in made}
-    assert places["token_embd.weight"] == ("full.transformer.wte.weight", "full.lm_head.weight")
-    assert "output.weight" not in places
+    stored = {each.name: (each.kind, each.places) for each in made}
+    assert stored["token_embd.weight"] == ("Q8_0", ("full.transformer.wte.weight", "full.lm_head.weight"))
+    assert "output.weight" not in stored
 
 
 def test_other_models_are_refused() -> None:
