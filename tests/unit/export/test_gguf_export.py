@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from torch import nn
 
 from distqat.errors import ExportError, MissingExtra
 from distqat.export import gguf_export, llama_cpp
+from distqat.export.checker import Expectations
 from distqat.export.export_request import ExportRequest, export_as
 from distqat.export.gguf_blocks import BLOCK, FLOAT16_ERROR, block_type, packed
 from distqat.export.gguf_families import FAMILIES, family_of
@@ -23,6 +26,7 @@ from distqat.export.gguf_tensors import config_of, gguf_tensors
 from distqat.export.joined_stages import JoinedStages
 
 NEEDS_GGUF = pytest.mark.skipif(find_spec("gguf") is None, reason="the extra gguf is not installed")
+LLAMA_CPP = os.environ.get(llama_cpp.VARIABLE)
 GROUPS = {"quant.weight.granularity": "per_group", "quant.weight.group": 32}
 GPT_OF_32 = {**GPT, "n_embd": 32}
 
@@ -108,6 +112,19 @@ def test_a_gpt2_with_a_quantized_head_over_its_embedding(tmp_path: Path) -> None
     assert torch.equal(floats(tensors["blk.0.attn_qkv.bias"]), layer.used_bias().detach())
     assert "those of the model with quantized weights" in report.to_markdown()
     assert json.loads((tmp_path / "report.json").read_text())["format"] == "gguf"
+
+
+@NEEDS_GGUF
+@pytest.mark.slow
+@pytest.mark.skipif(LLAMA_CPP is None, reason=f"{llama_cpp.VARIABLE} does not say where llama.cpp is")
+@pytest.mark.parametrize("name", ["hf_tiny", "distilgpt2"])
+def test_llama_cpp_gives_the_same_tokens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(llama_cpp.VARIABLE, str(LLAMA_CPP))
+    changes = {"model_pipeline.pipeline": [{"model_name": "distilgpt2.full", **GPT_OF_32}]}
+    request = request_of(tmp_path, name, **changes if name == "distilgpt2" else {})
+    report = export_as("gguf", replace(request, expected=Expectations(agreement=0.9)))
+    assert report.failures == ()  # among them: texts that are cut into other tokens
+    assert any(remark.startswith("llama.cpp v") for remark in report.remarks)
 
 
 @NEEDS_GGUF
