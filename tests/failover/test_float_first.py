@@ -198,6 +198,24 @@ async def test_the_rate_falls_once_the_run_is_quantized(tmp_path: Path) -> None:
     assert rates[-1] == pytest.approx(config.diloco.inner_optim.lr * config.diloco.lr_final)
 
 
+async def test_who_goes_on_while_a_round_is_awaited_stays_at_its_place(
+    tmp_path: Path,
+) -> None:
+    config = float_first(lr_schedule="cooldown")
+    async with RoundSwarm(config, tmp_path, replicas=1) as swarm:
+        (replica,) = swarm.replicas
+        for number in range(IN_FLOAT - 1):
+            await swarm.round(number)
+        replica.replica.step = config.diloco.total_steps + 5  # of a member that had to wait for long
+        assert replica.replica.position == IN_FLOAT * config.diloco.inner_steps - 1
+        assert replica.replica.moment.phase == "training in float"
+        await swarm.round(9)
+        assert replica.replica.optimizer.param_groups[0]["lr"] == config.diloco.inner_optim.lr
+        await swarm.round(10)
+        assert states(replica) == {"active"}
+        assert replica.replica.moment.phase == "training"
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_baseline_is_quantized_at_the_same_step(world: int) -> None:
     config = float_first().model_copy(update={"world_size": world})

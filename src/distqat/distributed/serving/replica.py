@@ -85,6 +85,7 @@ class StageReplica:
         in_float = quant_schedule.float_rounds(options, quant.schedule) > 0
         self.in_float = in_float and self._has_no_steps  # until a round brings quantizers
         self.counting = True  # whether quantizers without a step count what they see
+        self.most_steps: int | None = None  # of the schedule, until the next round; None: there are no rounds
         self._waiting = set[str]()  # quantizers to which no values have come
         self._was_in_float = False  # at the last step
         self._shown = 0  # committed microbatches that were for calibration
@@ -273,11 +274,20 @@ class StageReplica:
         )
 
     @property
+    def position(self) -> int:
+        """Which step of the run's schedule the next one is.
+
+        Who goes on while a round is awaited stays at that round's end: rates do not fall, and steps do not
+        freeze, before the round that quantizes.
+        """
+        return self.step if self.most_steps is None else min(self.step, self.most_steps - 1)
+
+    @property
     def moment(self) -> quant_schedule.ScheduleMoment:
         """What holds at the next step."""
         total, warmup = self.options.total_steps, self._quant.schedule
         return quant_schedule.moment(
-            self.step, total, warmup, measuring=self.measuring, in_float=self.in_float
+            self.position, total, warmup, measuring=self.measuring, in_float=self.in_float
         )
 
     @property
@@ -295,7 +305,7 @@ class StageReplica:
         options = self.options
         in_float = quant_schedule.float_rounds(options, self._quant.schedule) * options.inner_steps
         return learning_rate(
-            self.step, options.total_steps, options.inner_optim.lr, options, in_float=in_float
+            self.position, options.total_steps, options.inner_optim.lr, options, in_float=in_float
         )
 
     def _build_optimizer(self) -> torch.optim.Optimizer:

@@ -77,6 +77,11 @@ class RoundArithmetic:
             return min(wanted, self._warmup.calibrate_batches)
         return 2 * wanted if self.measuring(round + 1) else wanted
 
+    def steps_by(self, round: int) -> int:
+        """How many steps of the schedule are over when the round after `round` is due."""
+        last = self.measuring(round + 1)  # statistics are measured after all steps that train
+        return self.options.total_steps if last else (round + 1) * self.options.inner_steps
+
     def contribution(self, shared: CommittedState, base: ReplicaWeights) -> Named:
         """Encoded pseudo-gradient, steps, buffers, and what quantizers without a step counted, by name."""
         failpoint("round.encode")

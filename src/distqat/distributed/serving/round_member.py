@@ -251,6 +251,7 @@ class RoundMember:
         replica.measuring = rounds.measuring(self.committed.round)
         replica.in_float = rounds.in_float(self.committed)
         replica.counting = rounds.counting(self.committed.round)
+        replica.most_steps = rounds.steps_by(self.committed.round)
         self._advanced.set()
         self._advanced = asyncio.Event()
 
