@@ -87,3 +87,5 @@ def test_a_server_that_is_killed_while_it_counts_misses_nothing(tmp_path: Path) 
     for stage in ("front", "back"):
         assert f"trains in float for {IN_FLOAT} of {ROUNDS} rounds" in servers
         assert f"stage {stage} is quantized from here on" in servers
+    phases = [json.loads(line) for p in (logs / "metrics").glob("trainer_*") for line in p.open()]
+    assert "training" in {record["phase"] for record in phases if record["event"] == "phase"}
