@@ -11,6 +11,7 @@ from distqat.models import named_tensors, run_stages
 from distqat.quant import follow_weights, quantizers
 from distqat.quant.output_quantizer import link
 from distqat.quant.parametrized import settle_computed_weights
+from distqat.quant.tie_free_steps import remove_ties
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +31,8 @@ class JoinedStages(nn.Module):
     def settled(self) -> Self:
         """In eval mode, with steps that move no more and weights that are constants, in place.
 
-        Quantizers that calibrate are left as they are.
+        Steps and folded norms are moved by some 1e-4 of themselves, so that nothing lies between two codes.
+        Quantizers that calibrate are left as they are, and then nothing is moved.
         """
         settle_computed_weights(self)
         follow_weights(self)
@@ -39,6 +41,8 @@ class JoinedStages(nn.Module):
                 self.unseen += (quantizer.name,)
             if quantizer.state != "calibrating":
                 quantizer.freeze()
+        if all(quantizer.state == "frozen" for _, quantizer in quantizers(self)):
+            remove_ties(list(self.children()))
         return self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -39,6 +39,7 @@ from distqat.quant.token_quantizer import TokenQuantizer
 from distqat.quant.weight_quantizer import WeightQuantizer
 
 _REPORT = "_quant_report"
+_REQUANTIZED = "_quant_requantized"
 _OBSERVERS = "_quant_observers"
 
 
@@ -99,6 +100,7 @@ def quantize_module(
         {name or stage: bits for name, bits in tables.items()},
     )
     module.__dict__[_REPORT] = report
+    module.__dict__[_REQUANTIZED] = placement.requantized
     return report
 
 
@@ -106,6 +108,11 @@ def report_of(module: nn.Module) -> QuantReport | None:
     """What `quantize_module` did to this stage; None if it did nothing."""
     report: QuantReport | None = module.__dict__.get(_REPORT)
     return report
+
+
+def requantized(module: nn.Module) -> dict[str, str]:
+    """`QuantizerPlacement.requantized` of a stage; empty for one in float."""
+    return dict(module.__dict__.get(_REQUANTIZED, {}))
 
 
 def edges(

@@ -14,12 +14,14 @@ stream of a transformer stays in float, as every int8 runtime leaves it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distqat.quant.tensor_producers import TensorFlow, TensorNode
 
 JOINT_BITS = 8
+INPUT = "input"
+"""The key of what the stage takes, which the stage before quantizes."""
 
 _SAME_CODES = {
     "view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze",
@@ -70,6 +72,8 @@ class QuantizerPlacement:
     has_codes: bool = False  # the stage's only output comes from layers
     sends: str | None = None  # the joint whose codes leave the stage
     norms: dict[str, str] = field(default_factory=dict)  # by convolution, the BatchNorm that folds into it
+    requantized: dict[str, str] = field(default_factory=dict)
+    """By folded norm, and by quantizer of what a sum adds, that of the result; see `tie_free_steps`."""
 
 
 def place(flow: TensorFlow, bits: Mapping[str, int], boundary: StageBoundary) -> QuantizerPlacement:
@@ -110,6 +114,7 @@ class _Placing:
         placement.norms = dict(self._folding(users))
         for name in self._bits:
             placement.inputs[name] = self._input(name)
+        placement.requantized = dict(self._requantized(users))
         return placement
 
     def _want(self, node: TensorNode) -> None:
@@ -168,6 +173,33 @@ class _Placing:
             norm = chain[1].modules[:1] if len(chain) > 1 and chain[1].op in _NORMS else []
             if norm and self._flow.calls[norm[0]] == 1 and given[0] not in self._flow.outputs:
                 yield name, norm[0]
+
+    def _requantized(self, users: Mapping[int, list[TensorNode]]) -> Iterator[tuple[str, str]]:
+        """What is multiplied by a ratio of steps on its way to other codes, and the quantizer of those."""
+        for layer, norm in self._placement.norms.items():
+            behind = self._quantizer_of(_fused(self._flow.given[layer][0], users)[1:])
+            if behind is not None:
+                yield norm, behind
+        for node in _all_nodes(self._flow):
+            name = INPUT if node in self._flow.inputs else self._quantizer_of([node], joints_only=True)
+            sums = [user for user in users.get(id(node), []) if user.op in _SUMS]
+            if name is None or not sums:
+                continue
+            clamped = [user for user in users.get(id(sums[0]), []) if user.op in _CLAMPS]
+            behind = self._quantizer_of([sums[0], *clamped])
+            if behind is not None:
+                yield name, behind
+
+    def _quantizer_of(self, nodes: Sequence[TensorNode], *, joints_only: bool = False) -> str | None:
+        """The first quantizer that stands behind one of these, by name."""
+        for node in nodes:
+            if id(node) in self._joined:
+                return f"{self._joined[id(node)]}.output_quant".removeprefix(".")
+            for name, given in ({} if joints_only else self._placement.inputs).items():
+                taken = self._flow.taken.get(name, [])
+                if given.how == "own" and len(taken) == 1 and _source(taken[0]) is node:
+                    return f"{name}.input_quant"
+        return None
 
     def _from_layers(self, node: TensorNode) -> bool:
         """Whether a tensor can be integers: it comes from quantized layers, or one takes it."""
