@@ -13,6 +13,7 @@ from distqat.export.checker import FakeQuantized, batches
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import FloatAnswers, OutputAgreement
 from distqat.quant import Quantizer
+from distqat.quant.quantized_embedding import RowQuantizer
 from distqat.quant.token_quantizer import TokenQuantizer
 from distqat.tasks import Sample, Task
 
@@ -52,7 +53,8 @@ def _without_quantizers(model: nn.Module) -> Iterator[None]:
         tensor: Tensor = args[0]
         return tensor
 
-    found = [child for child in model.modules() if isinstance(child, Quantizer | TokenQuantizer)]
+    kinds = Quantizer | TokenQuantizer | RowQuantizer
+    found = [child for child in model.modules() if isinstance(child, kinds)]
     handles = [child.register_forward_hook(given) for child in found]
     try:
         yield

@@ -32,3 +32,20 @@ def test_without_quantizers_it_is_the_float_model(changes: dict[str, Any]) -> No
     with torch.no_grad():
         assert torch.equal(model(x)[0], before)  # quantizers are back
     assert state_of(model).keys() == state_of(quantized(config)[0]).keys()
+
+
+def test_rows_of_embeddings_are_in_float_too() -> None:
+    config = tiny_config("distilgpt2")
+    model, task, samples = quantized(config)
+    floating = JoinedStages(build_all(tiny_config("distilgpt2", **{"quant.enabled": False})))
+    floating.load_state_dict({k: v for k, v in model.state_dict().items() if k in floating.state_dict()})
+    with torch.no_grad():
+        expected = floating.eval()(*first_batch(task, samples, 4).inputs.values())[0].flatten()
+        rounded = model(*first_batch(task, samples, 4).inputs.values())[0].flatten()
+    points = torch.tensor(float_answers(model, task, samples[:4]).points)
+    assert nearest(points[:, 0], expected) < nearest(points[:, 0], rounded) / 10
+
+
+def nearest(some: torch.Tensor, others: torch.Tensor) -> float:
+    """The largest distance to the next of the others."""
+    return float((some[:, None] - others).abs().amin(1).max())
