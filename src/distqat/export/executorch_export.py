@@ -55,9 +55,7 @@ def export(request: ExportRequest) -> ExportReport:
     path = request.folder / MODEL
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer)
-    report = _check(request, path, layers, left)
-    report.write(request.folder)
-    return report
+    return _check(request, path, layers, left)
 
 
 class TokenLinear(nn.Module):

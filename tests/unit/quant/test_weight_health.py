@@ -32,7 +32,8 @@ def quantized(*layers: nn.Module, bits: int = 8, method: str = "lsq", **weight: 
 
 
 def scale_steps(model: nn.Module, factor: float) -> None:
-    """Frozen, since steps that are active are held to the weights."""
+    """In evaluation, since steps are held to the weights as long as these are trained."""
+    model.eval()
     with torch.no_grad():
         for _, quantizer in quantizers(model):
             quantizer.freeze()
@@ -97,7 +98,7 @@ def test_steps_that_follow_are_judged_where_they_will_be_and_stay_where_they_are
     (found,) = weight_health(model)
     assert (found.ailment, found.clipped) == (None, 0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    set_state(model, "frozen")  # now they follow no more
+    set_state(model.eval(), "frozen")  # now they follow no more
     assert weight_health(model)[0].ailment == CLIPPED
 
 

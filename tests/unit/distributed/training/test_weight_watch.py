@@ -33,7 +33,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def shrink_steps(module: nn.Module) -> None:
-    """Weights are far outside of their codes then."""
+    """Weights are far outside of their codes then, and steps follow only weights that are trained."""
+    module.eval()
     with torch.no_grad():
         for _, quantizer in quantizers(module):
             if isinstance(quantizer, WeightQuantizer):
