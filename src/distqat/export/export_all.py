@@ -105,5 +105,4 @@ def _line(cells: Iterable[str]) -> str:
 
 def stress_agreement(report: ExportReport | None) -> float | None:
     """Share of the answers that agree on the stress set, where there is a report that has one."""
-    stress = getattr(report, "stress", None)
-    return None if stress is None else float(stress.agreement)
+    return None if report is None or report.stress is None else report.stress.agreement

@@ -14,6 +14,7 @@ from distqat.errors import CheckpointError, ExportError, MissingExtra
 from distqat.export import export_all as all_formats
 from distqat.export.agreement_report import ExportReport
 from distqat.export.export_all import FormatResult, as_text, export_all, notes, table, write_page
+from distqat.export.stress import Agreed
 from distqat.quant.weight_health import WeightHealth
 
 FAILED = replace(GOOD, failures=("98% of the answers agree, 99.9% were wanted",))
@@ -84,8 +85,7 @@ def test_an_error_of_another_kind_is_no_row(formats: dict[str, Any], tmp_path: P
 
 
 def test_the_stress_set_has_a_column_where_a_format_has_it() -> None:
-    stress = SimpleNamespace(agreement=0.9995)
-    stressed: Any = SimpleNamespace(**{**vars(GOOD), "passed": True, "size_ratio": 0.3, "stress": stress})
+    stressed = replace(GOOD, stress=Agreed(samples=40, places=40, agreement=0.9995, largest_error=0.1))
     rows = table([FormatResult("one", stressed), FormatResult("two", GOOD), FormatResult("three", why="no")])
     assert [row[2] for row in rows] == ["stress set", "99.950%", "-", "-"]
     assert len({len(row) for row in rows}) == 1
