@@ -31,6 +31,7 @@ from distqat.extras import require
 from distqat.models.causal_lm import model_class
 from distqat.models.causal_lm_stage import BlockStage
 from distqat.quant.output_quantizer import quantizer_of
+from distqat.quant.quantized_embedding import quantized_tables
 from distqat.quant.quantized_layers import QuantizedLayer
 
 FORMAT, EXTRA = "compressed-tensors", "compressed-tensors"
@@ -97,8 +98,13 @@ def _tensors(
     schemes: Mapping[str, LayerScheme],
     whole: Any,
 ) -> dict[str, Tensor]:
-    """All tensors of the folder; those that are tied to another are left out, as transformers does."""
+    """All tensors of the folder; those that are tied to another are left out, as transformers does.
+
+    Embeddings are written as the floats that their codes stand for.
+    """
     state = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
+    for stage in stages:
+        state |= {f"{name}.weight": table for name, table in quantized_tables(stage).items()}
     found: dict[str, Tensor] = {}
     for name in whole.state_dict():
         owner, _, kind = name.rpartition(".")

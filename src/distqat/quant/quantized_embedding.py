@@ -125,6 +125,13 @@ def row_codes(rows: Tensor, steps: Tensor, qmax: int) -> Tensor:
 
 
 @torch.no_grad()
+def quantized_tables(module: nn.Module) -> dict[str, Tensor]:
+    """The quantized embeddings in `module` by name, as the floats that their codes stand for."""
+    tables = [(name, each) for name, each in module.named_modules() if isinstance(each, QuantEmbedding)]
+    return {name: each.row_quant(each.weight).detach() for name, each in tables}
+
+
+@torch.no_grad()
 def table_codes(embedding: QuantEmbedding) -> tuple[Tensor, Tensor]:
     """(int8 codes [rows, features], float32 steps [rows]) of a table that has codes of its own."""
     quantizer = embedding.row_quant

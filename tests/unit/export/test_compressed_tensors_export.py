@@ -39,15 +39,19 @@ HOW: dict[str, dict[str, Any]] = {
         "quant.first_last_bits": 4,
     },
     "W3A16, first layer W8A16": {"quant.weight.bits": 3, "quant.activation.method": "none"},
-    "W8A8": {},
+    "W8A8": {"quant.skip": ["*embed_tokens*", "*lm_head*"]},
+    "W8A16, tied": {
+        "quant.activation.method": "none",
+        "model_pipeline.pipeline": [
+            {"model_name": "hf.full", "config": {**LLAMA, "tie_word_embeddings": True}}
+        ],
+    },
     "W4A8 per token": {"quant.weight.bits": 4, "quant.activation.granularity": "per_token"},
 }  # fmt: skip
 
 
 def llama(how: str) -> Any:
-    skip = ["*embed_tokens*", "*norm*", "*lm_head*"]
-    changes = {"model_pipeline.pipeline": STAGES, "quant.skip": skip, **HOW[how]}
-    return tiny_config("distilgpt2", **changes)
+    return tiny_config("distilgpt2", **{"model_pipeline.pipeline": STAGES, **HOW[how]})
 
 
 @pytest.mark.parametrize(("bits", "inputs"), [(4, 16), (4, 13), (8, 8), (8, 5)])
