@@ -31,6 +31,7 @@ from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import RunsModel, compare
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
+from distqat.quant.quantized_embedding import quantized_tables
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 from distqat.quant.token_quantizer import TokenQuantizer
 
@@ -93,9 +94,18 @@ def integer_copy(model: JoinedStages) -> JoinedStages:
         raise ExportError("the model has no quantized layer; train it with quant.enabled")
     for name, layer in layers:
         _check_layer(name, layer)
+    for name, table in quantized_tables(copied).items():  # first: a tied one has the codes of a layer
+        _float_table(copied.get_submodule(name), table)
     for _, layer in layers:
         _turn(layer)
     return copied
+
+
+def _float_table(module: nn.Module, table: Tensor) -> None:
+    """An embedding of constants, in place of codes that would be computed at every look-up."""
+    del module.row_quant
+    module.__class__ = nn.Embedding
+    module.weight = nn.Parameter(table, requires_grad=False)
 
 
 def _check_layer(name: str, layer: QuantizedLayer) -> None:

@@ -51,9 +51,13 @@ FORMATS: dict[str, ExportFormat] = {
     "gguf": ExportFormat("distqat.export.gguf_export", "language models for llama.cpp", agreement=0.99),
     "safetensors": ExportFormat("distqat.export.codes_file", "integer codes and steps, for programs"),
     "torchao": ExportFormat("distqat.export.torchao_export", "the same, run by torch's own int8 kernels"),
-    "executorch": ExportFormat("distqat.export.executorch_export", "a program for ExecuTorch and XNNPACK"),
+    "executorch": ExportFormat(
+        "distqat.export.executorch_export", "a program for ExecuTorch and XNNPACK", agreement=0.99
+    ),
     "compressed-tensors": ExportFormat(
-        "distqat.export.compressed_tensors_export", "a language model as transformers and vLLM load it"
+        "distqat.export.compressed_tensors_export",
+        "a language model as transformers and vLLM load it",
+        agreement=0.998,
     ),
 }
 """Every format; one line each."""
