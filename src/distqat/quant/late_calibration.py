@@ -43,7 +43,7 @@ def reasons(waiting: Sequence[Quantizer]) -> list[str]:
         if isinstance(quantizer, WeightQuantizer):
             by_reason.setdefault("zero weights", []).append(what)
         elif isinstance(quantizer, ActivationQuantizer):
-            why = "zeros" if quantizer.looked["zeros"] else "unused"
+            why = next((kind for kind in ("tiny", "zeros") if quantizer.looked[kind]), "unused")
             by_reason.setdefault(why, []).append(what)
     return [f"{', '.join(names[:4])}{_more(names)}: {_SAID[why]}" for why, names in by_reason.items()]
 
@@ -53,6 +53,9 @@ _SAID = {
     "training has moved them",
     "zeros": "only zeros came here in calibration (a layer in front starts at zero or is dead), so there is "
     "no step yet; values pass in float until some come and their size has settled",
+    "tiny": "calibration saw only values smaller than 2**-24 (6e-8) here, for which no step is found; they "
+    "pass in float until larger ones come and their size has settled: scale the input, or look at the layer "
+    "in front",
     "unused": "calibration never came here (a layer that forward does not use, or not in training); it stays "
     "in float until it is used; if it never is, remove it, or name it under quant.skip",
 }

@@ -155,7 +155,7 @@ class ActivationQuantizer(Quantizer):
         self.register_buffer("signed", torch.tensor(signed is not False, device=device))
         self.register_buffer("counts", torch.zeros(2, mse_step.BINS, dtype=torch.int64, device=device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device=device))
-        self.looked = {"zeros": 0, "not finite": 0}
+        self.looked = {"zeros": 0, "tiny": 0, "not finite": 0}
         """Batches that were not counted, by why: for people, so an aborted attempt stays in it."""
 
     @property
@@ -171,7 +171,8 @@ class ActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Count one batch; an empty one, one of zeros only, and one that is not finite change nothing.
+        """Count one batch; an empty one, one of zeros and values below 2**-24, and one that is not finite
+        change nothing.
 
         Raises QuantError unless calibrating or waiting.
         """
@@ -184,7 +185,7 @@ class ActivationQuantizer(Quantizer):
             return
         counts = mse_step.histogram(x)
         if not any(mse_step.seen_values(counts)):
-            self.looked["zeros"] += 1
+            self.looked["tiny" if bool(x.any()) else "zeros"] += 1
             return
         self.counts += counts
         self.batches += 1
@@ -224,17 +225,26 @@ class ActivationQuantizer(Quantizer):
         return torch.tensor(step), signed, torch.tensor(0.0)
 
     def check_observed(self) -> None:
-        """Raises QuantError if only NaN and infinity came, or nothing that unsigned codes can hold."""
+        """Raises QuantError if only NaN and infinity came, or what unsigned codes cannot hold."""
         above, below = mse_step.seen_values(self.counts)
-        if not above and not below and self.looked["not finite"] and not self.looked["zeros"]:
+        finite = self.looked["zeros"] or self.looked["tiny"]
+        if not above and not below and self.looked["not finite"] and not finite:
             raise QuantError(
                 f"{self.name}: every batch of calibration has NaN or infinity here, before anything was "
                 "trained; look at the initial weights, at what is computed in front of this layer, and at "
                 "the data"
             )
-        if below and not above and self.signed_option is False and self.offset is None:
+        if self.signed_option is not False or self.offset is not None or not below:
+            return
+        if not above:
             raise QuantError(
                 f"{self.name} is unsigned but saw no positive value; set quant.activation.signed: auto"
+            )
+        lowest = mse_step.largest_value(self.counts.flip(0), negative=False)
+        if lowest > mse_step.largest_value(self.counts, negative=False) / self.code_range[1]:
+            raise QuantError(
+                f"{self.name} is unsigned (quant.activation.signed: false), but calibration saw values "
+                f"down to {-lowest:.3g}, which would all become 0; set quant.activation.signed: auto"
             )
 
     def begin_calibrated(self, step: Tensor, signed: bool, offset: Tensor) -> None:

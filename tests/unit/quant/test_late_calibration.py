@@ -238,6 +238,29 @@ def test_negative_values_alone_do_not_fit_unsigned_codes() -> None:
         check_observed(module)
 
 
+def test_unsigned_codes_are_refused_where_negative_values_come() -> None:
+    module, _ = branch(activation={"signed": False})
+    module(X)
+    with pytest.raises(QuantError, match=r"is unsigned .* saw values down to -\d.*signed: auto"):
+        check_observed(module)
+
+
+def test_what_is_less_than_a_code_below_zero_is_no_negative_value() -> None:
+    quantizer = ActivationQuantizer("one", bits=8, signed=False)
+    quantizer.observe(torch.tensor([1.0, -1e-4]))
+    quantizer.check_observed()
+    quantizer.observe(torch.tensor([-0.1]))
+    with pytest.raises(QuantError, match=r"down to -0\.1"):
+        quantizer.check_observed()
+
+
+def test_values_too_small_for_a_step_are_not_called_zeros() -> None:
+    quantizer = ActivationQuantizer("head.act.input_quant", bits=8, signed="auto")
+    quantizer.observe(torch.full((5,), 1e-9))
+    (said,) = reasons([quantizer])
+    assert said.startswith("head.act: calibration saw only values smaller than 2**-24")
+
+
 def test_constant_and_tiny_inputs() -> None:
     quantizer = ActivationQuantizer("one", bits=8, signed="auto")
     quantizer.observe(torch.ones(5))
@@ -246,7 +269,7 @@ def test_constant_and_tiny_inputs() -> None:
     assert float(step) == pytest.approx(1 / 255, rel=0.1)
     quantizer = ActivationQuantizer("tiny", bits=8, signed="auto")
     quantizer.observe(torch.full((5,), 1e-12))  # nothing that a step could stand for
-    assert (int(quantizer.batches), quantizer.looked["zeros"]) == (0, 1)
+    assert (int(quantizer.batches), quantizer.looked["zeros"], quantizer.looked["tiny"]) == (0, 0, 1)
 
 
 def test_placement_copes_with_a_layer_that_the_pass_does_not_use() -> None:
