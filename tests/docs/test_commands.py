@@ -35,6 +35,7 @@ EXERCISES: dict[str, Exercise] = {
     "python run_local.py --with-baseline": exercise.python,
     "python run_local.py --baseline": exercise.python,
     "python run_local.py --resume": exercise.python,
+    "python run_local.py --config-path=configs/mlp.yaml --start-from=checkpoints/mlp_float": exercise.python,
     "python run_local.py --wandb-project distqat": exercise.python,
     "python run_local.py --config-path configs/mymodel.yaml": exercise.only_flags,
     "python run_local.py --plugin path/to/mymodel.py --config-path configs/mymodel.yaml": exercise.only_flags,
