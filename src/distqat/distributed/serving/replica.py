@@ -198,10 +198,12 @@ class StageReplica:
     def prepare(self) -> PreparedStep:
         """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow.
 
-        Raises QuantError when calibration is over with it and has seen what cannot be quantized.
+        Raises QuantError when calibration is over with it, or the next round quantizes the stage, and what was
+        seen cannot be quantized.
         """
         attempt = self._open()
-        if attempt.calibrates and calibrated(self.module, self._quant, self._shown + attempt.done):
+        over = attempt.calibrates and calibrated(self.module, self._quant, self._shown + attempt.done)
+        if over or (self.in_float and self.counting):
             check_observed(self.module)
         settle_weights(self.module)
         norms = torch._foreach_norm(self._gradients()) if self._gradients() else ()

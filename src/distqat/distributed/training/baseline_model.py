@@ -118,8 +118,12 @@ class SwarmBaselineModel(nn.Module):
         return max(moments, key=lambda now: quant_schedule.PHASES.index(now.phase))
 
     def begin_quantized(self, position: int) -> list[str]:
-        """As a round does of a stage that has trained in float: sentences about quantizers that wait."""
+        """As a round does of a stage that has trained in float: sentences about quantizers that wait.
+
+        Raises QuantError when what came cannot be quantized.
+        """
         stage = list(self.stages.values())[position]
+        check_observed(stage)
         learn_from_stage(stage)
         return reasons(activate(stage, wait=True))
 

@@ -175,11 +175,18 @@ class BaselineTrainer:
             if not kept:
                 _put_back(stage, buffers[position])
             elif self._applied[position] == self._plan.in_float:
-                for sentence in self.model.begin_quantized(position):
-                    notice(sentence)
+                self._begin_quantized(position)
             if self._applied[position] % self._config.diloco.inner_steps == 0:
                 look_again(stage)
         return total
+
+    def _begin_quantized(self, position: int) -> None:
+        try:
+            said = self.model.begin_quantized(position)
+        except QuantError as error:
+            raise RunFailed(str(error)) from error
+        for sentence in said:
+            notice(sentence)
 
     def _standing(self) -> frozenset[int]:
         """Stages whose weights stand, for their statistics."""

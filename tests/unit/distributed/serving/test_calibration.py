@@ -35,9 +35,9 @@ class Gated(nn.Module):
         return y + self.behind(y * self.gate)
 
 
-def gated(gate: float, float_share: float = 0.0) -> StageReplica:
+def gated(gate: float, float_share: float = 0.0, **more: object) -> StageReplica:
     warmup = {"calibrate_batches": BATCHES, "float_share": float_share}
-    options = QuantOptions.model_validate({"skip": [], "warmup": warmup})
+    options = QuantOptions.model_validate({"skip": [], "warmup": warmup, **more})
     module = Gated(gate)
     quantize_module(module, options, stage="full", first=True, last=True)
     precision = ForwardPrecision()
@@ -109,6 +109,20 @@ def test_after_rounds_in_float_those_that_wait_are_told_as_well(caplog: pytest.L
     assert record.getMessage().startswith("full.behind: only zeros came here")
 
 
+def test_what_cannot_be_quantized_is_said_in_the_round_that_would() -> None:
+    replica = gated(1.0, float_share=0.5, activation={"signed": False})
+    for counting in (False, True):
+        replica.counting = counting
+        replica.begin(f"{counting}")
+        replica.observe(0, {"x": torch.randn(8, 4)})
+        if counting:
+            with pytest.raises(QuantError, match="is unsigned"):
+                replica.prepare()
+        else:
+            replica.prepare()
+        replica.abort()
+
+
 def test_nan_everywhere_is_said_at_prepare_where_the_attempt_can_be_undone() -> None:
     replica = gated(math.nan)
     for number in range(2 * BATCHES - 1):
@@ -152,3 +166,19 @@ def test_the_baseline_ends_with_that_sentence() -> None:
 
     with pytest.raises(RunFailed, match="NaN or infinity"):
         calibrate()
+
+
+def test_the_baseline_says_so_at_the_same_step() -> None:
+    config = one_stage("mlp", quantize=True, outer_steps=2)
+    quant = config.quant.model_dump()
+    quant |= {"activation": {"signed": False}, "warmup": {"float_share": 0.5}}
+    trainer = BaselineTrainer(
+        config.model_copy(update={"quant": QuantOptions.model_validate(quant)}), torch.device("cpu")
+    )
+    first, second = batches(config, 2)
+    for batch in (first, second):
+        for part in batch:
+            part.inputs.update({name: tensor - 0.5 for name, tensor in part.inputs.items()})
+    trainer.step(first)
+    with pytest.raises(RunFailed, match="is unsigned"):
+        trainer.step(second)
