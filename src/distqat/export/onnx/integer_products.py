@@ -21,7 +21,7 @@ from distqat.export.onnx.activation_nodes import ActivationCodes
 from distqat.export.onnx.integer_weights import WeightCodes, is_mark
 from distqat.export.onnx.onnx_graph import Array, OnnxGraph, attribute
 from distqat.export.onnx.quantizer_markers import TOKEN
-from distqat.export.onnx.stored_codes import stored
+from distqat.export.onnx.stored_codes import stored, zeros
 from distqat.export.onnx.token_nodes import lower_token_product
 from distqat.quant.int32_bias import bias_codes, stored_step
 
@@ -176,5 +176,5 @@ def _conv_integer(graph: OnnxGraph, node: onnx.NodeProto, codes: WeightCodes, gi
 def _grid(graph: OnnxGraph, prefix: str, scale: Array, dtype: type) -> tuple[str, str]:
     return (
         graph.add_constant(f"{prefix}scale", scale),
-        graph.add_constant(f"{prefix}zero", np.zeros(scale.shape, dtype=dtype)),
+        zeros(graph, scale.size, dtype),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class OnnxGraph:
             node.ClearField("doc_string")
         for value in (*proto.graph.input, *proto.graph.output):
             del value.metadata_props[:]
+        self.inputs = [value.name for value in proto.graph.input]
         self.outputs = [output.name for output in proto.graph.output]
         self._producers: dict[str, onnx.NodeProto] | None = None
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -99,6 +100,18 @@ class OnnxGraph:
         self._producers = None
         return output
 
+    def add_copy(self, node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """The same operation once more, of other values."""
+        copied = type(node)()
+        copied.CopyFrom(node)
+        copied.input[:], copied.output[:], copied.name = inputs, outputs, outputs[0]
+        self.nodes.append(copied)
+        self._producers = None
+
+    def changed(self) -> None:
+        """Inputs of nodes were changed by hand."""
+        self._producers = None
+
     def remove(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Take nodes out; whatever used their outputs must be rewired."""
         gone = {id(node) for node in nodes}
@@ -120,8 +133,15 @@ class OnnxGraph:
         used = {name for node in self._sorted(self.outputs) for name in node.input}
         return sum(self._constants[name].nbytes for name in self._added & used)
 
-    def model(self, extra_outputs: Sequence[str] = ()) -> onnx.ModelProto:
-        """The graph as a model of its own, with the element types of `extra_outputs` left to inference."""
+    def ordered(self) -> list[onnx.NodeProto]:
+        """The nodes that the outputs need, each behind those that it depends on."""
+        return self._sorted(self.outputs)
+
+    def model(self, extra_outputs: Sequence[str] = (), *, short: bool = False) -> onnx.ModelProto:
+        """The graph as a model of its own, with the element types of `extra_outputs` left to inference.
+
+        `short`: values in between get short names, nodes none.
+        """
         import onnx
         from onnx import helper, numpy_helper
 
@@ -134,6 +154,8 @@ class OnnxGraph:
             [*self._proto.graph.output, *(onnx.ValueInfoProto(name=name) for name in extra_outputs)],
             [numpy_helper.from_array(a, name) for name, a in self._constants.items() if name in used],
         )
+        if short:
+            _shorten(graph, self._added, extra_outputs)
         domains = {node.domain for node in nodes}
         opsets = [opset for opset in self._proto.opset_import if opset.domain in {"", *domains}]
         made = helper.make_model(graph, opset_imports=opsets, producer_name="distqat")
@@ -165,6 +187,24 @@ class OnnxGraph:
                 self._producers[name] = node
             for name in dict.fromkeys(node.input):
                 self._consumers.setdefault(name, []).append(node)
+
+
+def _shorten(graph: onnx.GraphProto, added: Set[str], kept: Sequence[str]) -> None:
+    """Nodes need no names, and values short ones: in small models names take as much as weights.
+
+    Parameters keep those that they have in the model.
+    """
+    parameters = [tensor.name for tensor in graph.initializer if tensor.name not in added]
+    told = {*(value.name for value in (*graph.input, *graph.output)), *parameters, *kept}
+    values = [tensor.name for tensor in graph.initializer] + [n for node in graph.node for n in node.output]
+    names = {name: f"v{number:x}" for number, name in enumerate(values) if name and name not in told}
+    names = {old: new for old, new in names.items() if new not in told}
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.ClearField("name")
+        for each in (node.input, node.output):
+            each[:] = [names.get(name, name) for name in each]
 
 
 def _scope(node: onnx.NodeProto) -> str:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.onnx.activation_nodes import ActivationCodes, lower_activations
+from distqat.export.onnx.fixed_tables import fix_tables
 from distqat.export.onnx.integer_products import IntegerProduct, lower_products
 from distqat.export.onnx.integer_weights import fold_batch_norms, take_weight_codes
 from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.export.onnx.quantizer_markers import MARK, marked_copy
+from distqat.export.onnx.tidy_graph import drop_nan_guards, tidy
 from distqat.export.onnx.trace import traced
 from distqat.export.onnx.trim_kernels import trim_kernels
 
@@ -56,14 +58,16 @@ def onnx_models(model: JoinedStages, inputs: Mapping[str, Tensor], *, exact: boo
     marked = traced(marked_copy(model), inputs, outputs)
     floating = _float_model(marked)
     graph = OnnxGraph(marked)
+    tidy(graph)
     weights = take_weight_codes(graph)
     fold_batch_norms(graph, weights)
     trim_kernels(graph, weights)
     activations = lower_activations(graph)
     products = lower_products(graph, weights, activations, exact)
+    drop_nan_guards(graph, fix_tables(graph, _longest(model)))
     probes = _in_order(graph, activations)
     return OnnxModels(
-        integer=graph.model(),
+        integer=graph.model(short=True),
         float=floating,
         probed=graph.model([probe.codes for probe in probes]),
         activations=tuple(probes),
@@ -72,6 +76,12 @@ def onnx_models(model: JoinedStages, inputs: Mapping[str, Tensor], *, exact: boo
         outputs=tuple(outputs),
         integer_bytes=graph.added_bytes(),
     )
+
+
+def _longest(model: JoinedStages) -> int | None:
+    """How many tokens the model takes at most; None if it does not say so."""
+    configs = [getattr(stage, "config", None) for stage in model.children()]
+    return getattr(configs[0], "max_position_embeddings", None)
 
 
 def _float_model(marked: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,7 +103,7 @@ def _float_model(marked: onnx.ModelProto) -> onnx.ModelProto:
 
 def _in_order(graph: OnnxGraph, activations: Mapping[str, ActivationCodes]) -> list[ActivationCodes]:
     """One per quantizer, in the order in which the graph computes them."""
-    produced = {node.output[0]: position for position, node in enumerate(graph.model().graph.node)}
+    produced = {node.output[0]: position for position, node in enumerate(graph.ordered())}
     first = {codes.name: codes for codes in reversed(list(activations.values()))}
     kept = [codes for codes in first.values() if codes.codes in produced]
     return sorted(kept, key=lambda codes: produced[codes.codes])

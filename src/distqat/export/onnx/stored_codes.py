@@ -61,3 +61,8 @@ def _packed(graph: OnnxGraph, name: str, digits: Array, levels: int, multiple: i
         value = graph.add("Slice", [value, *ends], f"{name}.whole")
     shape = graph.add_constant(f"{name}.shape", np.array(digits.shape, np.int64))
     return graph.add("Reshape", [value, shape], name)
+
+
+def zeros(graph: OnnxGraph, count: int, dtype: type = np.int8) -> str:
+    """Zero points of that many channels."""
+    return graph.add_constant(f"zeros.{np.dtype(dtype)}.{count}", np.zeros(count, dtype))

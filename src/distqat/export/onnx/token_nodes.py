@@ -18,13 +18,15 @@ import numpy as np
 
 from distqat.export.onnx.integer_weights import WeightCodes
 from distqat.export.onnx.onnx_graph import OnnxGraph, attribute
-from distqat.export.onnx.stored_codes import stored
+from distqat.export.onnx.stored_codes import stored, zeros
 
 if TYPE_CHECKING:
     import onnx
 
 ZERO = 128
 SPLIT = np.float32(2**8 + 1)
+LEAST = 2.0**-100
+"""The least step: a token of zeros has codes of 0 with any."""
 
 
 def lower_token_product(
@@ -38,10 +40,10 @@ def lower_token_product(
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         held = graph.add("Transpose", [held], f"{out}.turned", perm=[1, 0])
     scale = graph.add_constant(f"{value}.scale", codes.scale)
-    zero = graph.add_constant(f"{value}.zero", np.zeros(codes.scale.shape, np.int8))
+    zero = zeros(graph, codes.scale.size)
     graph.remove([node])
     if graph.producer(value) is None:
-        graph.add("DequantizeLinear", [held, scale, zero], value, axis=1)
+        graph.add("DequantizeLinear", [held, scale, zero], value)
     product = graph.add("MatMul", [tokens, value], f"{out}.product")
     last = f"{out}.scaled" if bias else out
     graph.add("Mul", [product, step], last)
@@ -50,8 +52,9 @@ def lower_token_product(
 
 
 def _quantized(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, str]:
-    """Names of the codes, as numbers, and of the step of each token; made once for all that use the mark."""
-    made, x = mark.output[0], mark.input[0]
+    """Names of the codes, as numbers, and of the step of each token; made once for all that take this."""
+    x = mark.input[0]
+    made = f"{x}.of_{attribute(mark, 'qmax')}"
     names = f"{made}.whole", f"{made}.step"
     if graph.producer(names[0]) is not None:
         return names
@@ -62,10 +65,9 @@ def _quantized(graph: OnnxGraph, mark: onnx.NodeProto) -> tuple[str, str]:
 
     size = graph.add("Abs", [x], f"{made}.abs")
     axes = graph.add_constant("token.axes", np.array([-1], dtype=np.int64))
-    size = graph.add("ReduceMax", [size, axes], f"{made}.largest", keepdims=1)
+    size = graph.add("ReduceMax", [size, axes], f"{made}.largest")
     size = graph.add("Div", [size, number(qmax)], f"{made}.exact")
-    some = graph.add("Greater", [size, number(0)], f"{made}.some")
-    size = graph.add("Where", [some, size, number(1)], f"{made}.positive")
+    size = graph.add("Max", [size, number(LEAST)], f"{made}.positive")
     wide = graph.add("Mul", [size, number(float(SPLIT))], f"{made}.wide")
     rest = graph.add("Sub", [wide, size], f"{made}.rest")
     graph.add("Sub", [wide, rest], names[1])
