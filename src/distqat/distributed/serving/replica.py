@@ -198,8 +198,8 @@ class StageReplica:
     def prepare(self) -> PreparedStep:
         """Count and gradient norms of the open attempt; a norm that is not finite tells of an overflow.
 
-        Raises QuantError when calibration is over with it, or the next round quantizes the stage, and what was
-        seen cannot be quantized.
+        Raises QuantError when calibration is over with it, or the next round quantizes the stage, and what
+        was seen cannot be quantized.
         """
         attempt = self._open()
         over = attempt.calibrates and calibrated(self.module, self._quant, self._shown + attempt.done)
