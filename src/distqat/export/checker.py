@@ -21,6 +21,7 @@ from distqat.export.onnx.integer_products import ATTENTION
 from distqat.export.onnx.onnx_model import OnnxModels
 from distqat.export.onnx.openvino_session import OpenvinoSession
 from distqat.export.onnx.ort_session import ExecutedOperations, OrtSession, executed
+from distqat.export.onnx.trace import OPSET
 from distqat.export.output_agreement import Scores, compare
 from distqat.export.stress import ANSWERS, Agreed, agreed, perturbed
 from distqat.tasks import Batch, Sample, Task
@@ -38,6 +39,8 @@ class Expectations:
     latency_s: float = 2.0
     exact: bool = False
     """Biases in float: slower, and codes are those of the fake-quantized model but for ties."""
+    opset: int = OPSET
+    """Of ONNX files: an older one for older runtimes."""
     stress: int = ANSWERS
     """Answers on the stress set, at least; 0: none."""
 

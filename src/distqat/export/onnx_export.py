@@ -33,7 +33,7 @@ def export(request: ExportRequest) -> ExportReport:
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
     batch = batch_of(task, samples[:TRACED_SAMPLES])
-    models = onnx_models(request.model.settled(), batch.inputs, exact=expected.exact)
+    models = onnx_models(request.model.settled(), batch.inputs, exact=expected.exact, opset=expected.opset)
     files = ExportFiles(folder / MODEL, folder / FLOAT_MODEL)
     for made, path in ((models.integer, files.integer), (models.float, files.float)):
         describe(made, description)

@@ -83,6 +83,13 @@ def _parser() -> ConfigParser:
         help="of the answers, at least (0.999; gguf 0.99)",
     )
     parser.add_argument(
+        "--opset",
+        type=int,
+        choices=(18, 19, 20, 21),
+        default=21,
+        help="of an ONNX file: 18 runs in ONNX Runtime 1.17 (%(default)s)",
+    )
+    parser.add_argument(
         "--stress",
         type=int,
         default=3600,
@@ -141,7 +148,11 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[str, Path], ExportReques
             folder=folder,
             config=config.model_dump(mode="json"),
             expected=Expectations(
-                agreement, latency_s=args.latency_s, exact=args.exact, stress=max(args.stress, 0)
+                agreement,
+                latency_s=args.latency_s,
+                exact=args.exact,
+                opset=args.opset,
+                stress=max(args.stress, 0),
             ),
         )
 

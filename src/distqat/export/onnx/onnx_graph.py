@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+IR_VERSIONS = {18: 8, 19: 9, 20: 9}
+"""Of the file format, by operator set: what came out with it. Runtimes refuse newer ones. 21 has 10."""
+
 
 class OnnxGraph:
     """A mutable view of a model; `model()` gives it back, sorted and without what nothing uses."""
@@ -159,7 +162,8 @@ class OnnxGraph:
         domains = {node.domain for node in nodes}
         opsets = [opset for opset in self._proto.opset_import if opset.domain in {"", *domains}]
         made = helper.make_model(graph, opset_imports=opsets, producer_name="distqat")
-        made.ir_version = min(self._proto.ir_version, 10)  # what ONNX Runtime has read since 1.18
+        newest = max(opset.version for opset in opsets if not opset.domain)
+        made.ir_version = min(self._proto.ir_version, IR_VERSIONS.get(newest, 10))
         return made
 
     def _sorted(self, outputs: Sequence[str]) -> list[onnx.NodeProto]:

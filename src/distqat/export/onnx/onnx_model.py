@@ -16,7 +16,7 @@ from distqat.export.onnx.integer_weights import fold_batch_norms, take_weight_co
 from distqat.export.onnx.onnx_graph import OnnxGraph
 from distqat.export.onnx.quantizer_markers import MARK, marked_copy
 from distqat.export.onnx.tidy_graph import drop_nan_guards, tidy
-from distqat.export.onnx.trace import traced
+from distqat.export.onnx.trace import OPSET, traced
 from distqat.export.onnx.trim_kernels import trim_kernels
 
 if TYPE_CHECKING:
@@ -49,13 +49,15 @@ def output_names(names: Mapping[str, object], inputs: Mapping[str, object]) -> l
     return [f"{name}_out" if name in inputs else name for name in names]
 
 
-def onnx_models(model: JoinedStages, inputs: Mapping[str, Tensor], *, exact: bool = False) -> OnnxModels:
+def onnx_models(
+    model: JoinedStages, inputs: Mapping[str, Tensor], *, exact: bool = False, opset: int = OPSET
+) -> OnnxModels:
     """Trace a quantized model for inputs of these shapes and write it twice; `exact`: see lower_products.
 
     Raises ExportError.
     """
     outputs = output_names(model.eval().outputs(*inputs.values()), inputs)
-    marked = traced(marked_copy(model), inputs, outputs)
+    marked = traced(marked_copy(model), inputs, outputs, opset)
     floating = _float_model(marked)
     graph = OnnxGraph(marked)
     tidy(graph)

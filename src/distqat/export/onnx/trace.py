@@ -24,7 +24,9 @@ MESSAGE = 400  # characters of what torch says; the rest is its own call stack
 BATCH, LENGTH = "batch", "length"
 
 
-def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
+def traced(
+    model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], opset: int = OPSET
+) -> onnx.ModelProto:
     """The graph of `model` for inputs of these shapes: dim 0 is dynamic, dim 1 of sequences too.
 
     Raises ExportError for a model that torch cannot trace, MissingExtra without the packages of `export`.
@@ -38,7 +40,7 @@ def traced(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
                 model.eval(),
                 tuple(inputs.values()),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=(shapes,),

@@ -124,6 +124,19 @@ def test_a_model_that_calibrates_has_no_integers() -> None:
         onnx_models(model, first_batch(task, samples).inputs)
 
 
+def test_an_older_operator_set_gives_the_same_answers(exported: Exported) -> None:
+    if exported.name != "mlp":
+        pytest.skip("one model is enough")
+    older = onnx_models(exported.model, exported.batch.inputs, opset=18).integer
+    onnx.checker.check_model(older, full_check=True)
+    assert [(o.domain, o.version) for o in older.opset_import] == [("", 18)]
+    assert older.ir_version == 8  # ONNX Runtime 1.17 reads up to 9
+    given = {"x": exported.batch.inputs["x"].numpy()}
+    found, expected = (OrtSession(m).run(given)["logits"] for m in (older, exported.models.integer))
+    assert np.array_equal(found, expected)
+    assert executed(older).integer == executed(exported.models.integer).integer
+
+
 def test_a_wrong_bias_is_found_at_its_layer(exported: Exported) -> None:
     if exported.name != "mlp":
         pytest.skip("one model is enough")
