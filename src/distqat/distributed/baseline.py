@@ -78,6 +78,7 @@ async def _train(
         seconds = time.monotonic() - began
     if not stop.is_set():
         trainer.finite.ended(trainer.model.parameters())
+        trainer.ended()
     progress = trainer.progress
     return BaselineFigures(
         progress.first_loss, mean(losses[-20:]), progress.samples, seconds, trainer.account

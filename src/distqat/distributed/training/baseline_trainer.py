@@ -35,6 +35,7 @@ from distqat.quant import (
     step_parameter_names,
     weight_step_names,
 )
+from distqat.quant.quantized_layers import QuantizedLayer
 from distqat.tasks.base import Batch, Task
 
 
@@ -115,6 +116,13 @@ class BaselineTrainer:
             return self._outputs(Batch(dict(inputs), {}, 0))
         finally:
             self.model.train()
+
+    @torch.no_grad()
+    def ended(self) -> None:
+        """After the last step: steps of weights are where the next pass would have them, for the file."""
+        for layer in self.model.modules():
+            if isinstance(layer, QuantizedLayer):
+                layer.weight_quant(layer.weight)
 
     def weights(self) -> dict[str, dict[str, Any]]:
         """How well codes hold the weights of each stage now, for the metrics; none while all are in float."""

@@ -11,6 +11,7 @@ import torch
 from tests.failover.round_scene import RoundSwarm, one_stage
 from torch import nn
 
+from distqat.checkpoint.assembled_model import read_model
 from distqat.config import load_config
 from distqat.distributed.baseline import train_locally
 from distqat.distributed.training import weight_watch
@@ -85,3 +86,7 @@ async def test_a_baseline_writes_them_as_often_as_a_swarm_has_rounds(tmp_path: P
     assert [record["step"] for record in found] == [5, 10]
     assert found[0]["weights"].keys() == {"front", "back"}
     assert found[0]["weights"]["front"].keys() == FIGURES
+    saved = read_model(Path(config.checkpoint_dir) / "model.safetensors")
+    weight, log_step = saved["layer1.weight"], saved["layer1.weight_quant.log_step"]
+    largest = weight.abs().amax(1) / log_step.exp()
+    torch.testing.assert_close(largest, torch.full_like(largest, 127.0))  # steps of the last weights
