@@ -45,7 +45,7 @@ FLOAT, AFTER, TRAINED_ON, TAUGHT = "float", "after training", "trained on", "wit
 GOAL = 0.99
 SHAPE = {"n_layer": 4, "n_embd": 144, "n_head": 4}
 QUICK_SHAPE = {"n_layer": 1, "n_embd": 32, "n_head": 2}
-DISTILLATION = {"share": 0.9, "temperature": 2.0}
+DISTILLATION = {"share": 0.5, "temperature": 2.0}
 RATE, MORE_RATE = 2e-3, 5e-4
 """Of training in float, and of training on."""
 
