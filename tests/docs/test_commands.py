@@ -106,7 +106,8 @@ EXERCISES: dict[str, Exercise] = {
 }
 OWN_FLAGS = {
     "--out",  # distqat checkpoint assemble, distqat export
-    "--agreement", "--samples", "--format", "--all", "--exact", "--round",  # distqat export
+    "--agreement", "--samples", "--format", "--all", "--exact", "--round", "--stress",  # distqat export
+    "--opset",
     "--ptq",  # distqat evaluate, run_local.py
     "--plugin",
     "--config-path", "--disable-quant", "--help", "--baseline", "--with-baseline", "--replicas", "--quick",

@@ -88,7 +88,20 @@ def test_classes_are_called_by_their_names(
     model, _, _ = quantized(config)
     note_classes(config, open_data(config))
     path = save_model(config, {"full": next(iter(model.children()))})
-    words = ["export", str(path), "--out", "out", "--latency-s", "0", "--samples", "8", "--agreement", "0"]
+    words = [
+        "export",
+        str(path),
+        "--out",
+        "out",
+        "--latency-s",
+        "0",
+        "--samples",
+        "8",
+        "--stress",
+        "0",
+        "--agreement",
+        "0",
+    ]
     assert cli.main(words) in (0, 1)  # an untrained model's answers may be ties
     assert cli.main(["predict", "out", "photos/test/cat/0.png", "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
