@@ -47,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "data.sequence_length": 12,
         "model_pipeline.pipeline": [{"model_name": "hf.full", "config": LLAMA}],
     },
+    "gcn": {"quant.enabled": True},
     "wav2vec2": {
         "quant.enabled": True,
         "model_pipeline.pipeline": [{"model_name": "wav2vec2.full", "config": SPEECH}],

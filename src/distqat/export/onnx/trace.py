@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OPSET = 21
 MESSAGE = 400  # characters of what torch says; the rest is its own call stack
-BATCH, LENGTH = "batch", "length"
+BATCH, LENGTH, NODES = "batch", "length", "nodes"
 
 
 def traced(
@@ -58,10 +58,11 @@ def traced(
 
 
 def _dynamic(tensor: Tensor) -> dict[int, object]:
-    """Any number of samples; sequences (tokens, waveforms) of any length where the model itself allows it."""
+    """Any number of samples; sequences (tokens, waveforms) of any length and graphs of any size, where the
+    model itself allows it."""
     dims: dict[int, object] = {0: torch.export.Dim.DYNAMIC}
-    if tensor.dim() == 2:
-        dims[1] = torch.export.Dim.AUTO
+    if tensor.dim() in (2, 3):
+        dims.update((dim, torch.export.Dim.AUTO) for dim in range(1, tensor.dim()))
     return dims
 
 
@@ -69,8 +70,9 @@ def _name_dimensions(graph: onnx.GraphProto) -> None:
     """The exporter's own symbols (`s21`) become the names that users read."""
     names: dict[str, str] = {}
     for value in graph.input:
-        for dim, name in zip(value.type.tensor_type.shape.dim, (BATCH, LENGTH), strict=False):
-            if dim.dim_param:
+        shape = value.type.tensor_type.shape.dim
+        for dim, name in zip(shape, (BATCH, NODES if len(shape) == 3 else LENGTH), strict=False):
+            if dim.dim_param and name not in names.values():
                 names[dim.dim_param] = name
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
