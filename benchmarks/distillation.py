@@ -1,12 +1,13 @@
 """What a trained language model keeps when it is quantized: after training, trained on, and with a teacher.
 
-    python benchmarks/distillation.py --json PATH [--quick] [--setting W4A8] [--seeds N] [--steps N]
-                                      [--more N] [--validation]
+    python benchmarks/distillation.py --json PATH [--quick] [--settings W4A8 W4A16] [--seeds N]
+                                      [--steps N] [--more N] [--validation]
 
 A GPT-2 of a million parameters is trained in float on Python's own text, byte by byte; that file is what most
 people begin with. From it: quantized after training; trained on with quantization (`start_from`); and the
 same with the float model as its teacher (`quant.teacher`, `quant.distillation`). Figures are of held-out text
-that no choice saw: accuracy of the next byte, and its share of the float model's. The goal is 0.99.
+that no choice saw: accuracy of the next byte, and its share of the float model's. The goal is 0.99. Recovered
+is the share of the loss by quantizing after training that is won back.
 """
 
 from __future__ import annotations
@@ -86,63 +87,88 @@ class Language(Text):
         return right / total
 
 
-def measure(effort: Effort, more: int, shape: Mapping[str, int], setting: str) -> Iterator[dict[str, Any]]:
-    """A record per seed and way."""
+def measure(
+    effort: Effort, more: int, shape: Mapping[str, int], settings: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """A record per seed, setting and way; the float model of a seed is that of all its settings."""
     for seed in effort.seeds:
         work = Language(effort, seed, shape)
         began = time.monotonic()
         trained = one_process(work, None)
-        yield record(work, seed, FLOAT, trained, began)
-        began = time.monotonic()
-        yield record(work, seed, AFTER, after_training(work, trained, section(setting)), began)
+        yield record(work, seed, (FLOAT, FLOAT), trained, began)
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "model.safetensors"
             stage = work.config(None).stages[0]
             write_model(path, {f"{stage}.{n}": t for n, t in trained.state_dict().items()}, {})
-            going_on = {"start_from": str(path)}
+            going_on = Language(replace(effort, steps=more), seed, shape, {"start_from": str(path)})
             taught = {"teacher": str(path), "distillation": DISTILLATION}
-            for way, teacher in ((TRAINED_ON, {}), (TAUGHT, taught)):
-                work = Language(replace(effort, steps=more), seed, shape, going_on)
+            for setting in settings:
                 began = time.monotonic()
-                module = one_process(work, {**section(setting, float_share=0.0), **teacher})
-                yield record(work, seed, way, module, began)
+                calibrated = after_training(work, trained, section(setting))
+                yield record(work, seed, (setting, AFTER), calibrated, began)
+                for way, teacher in ((TRAINED_ON, {}), (TAUGHT, taught)):
+                    began = time.monotonic()
+                    module = one_process(going_on, {**section(setting, float_share=0.0), **teacher})
+                    yield record(work, seed, (setting, way), module, began)
 
 
-def record(work: Language, seed: int, way: str, module: nn.Module, began: float) -> dict[str, Any]:
-    """What is written of one model."""
+def record(
+    work: Language, seed: int, row: tuple[str, str], module: nn.Module, began: float
+) -> dict[str, Any]:
+    """What is written of one model; `row` is its setting and its way."""
     seconds = time.monotonic() - began
     parameters = sum(p.numel() for p in module.parameters())
     scores = {"accuracy": work.judge_accuracy(module), "loss": work.judge(module).mean}
-    return {"seed": seed, "way": way, "parameters": parameters, **scores, "s": seconds}
+    return {"seed": seed, "setting": row[0], "way": row[1], "parameters": parameters, **scores, "s": seconds}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per way: means over seeds, and the share of the float model's accuracy, seed by seed."""
+    """A row per setting and way: means over seeds, and the share of the float model's accuracy by seed."""
     floats = {each["seed"]: each["accuracy"] for each in records if each["way"] == FLOAT}
+    by_row: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for each in records:
+        by_row.setdefault((each["setting"], each["way"]), []).append(each)
+    losses = {row: fmean(each["loss"] for each in own) for row, own in by_row.items()}
     rows = []
-    for way in dict.fromkeys(each["way"] for each in records):
-        own = [each for each in records if each["way"] == way]
-        row = {"way": way, **{key: fmean(each[key] for each in own) for key in ("accuracy", "loss")}}
+    for (setting, way), own in by_row.items():
+        accuracy, loss = fmean(each["accuracy"] for each in own), losses[setting, way]
+        row: dict[str, Any] = {"setting": setting, "way": way, "accuracy": accuracy, "loss": loss}
         if way != FLOAT:
             row["shares"] = [each["accuracy"] / floats[each["seed"]] for each in own]
             row["share"] = fmean(row["shares"])
+        lost = losses.get((setting, AFTER), 0.0) - losses[FLOAT, FLOAT]
+        if way in (TRAINED_ON, TAUGHT) and lost > 0:
+            row["recovered"] = (losses[setting, AFTER] - loss) / lost
         if way == TAUGHT:
             row["good"] = row["share"] >= GOAL
         rows.append(row)
     return rows
 
 
-def table_of(setting: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line per way."""
-    table = Table(title=f"GPT-2 on Python's text, {setting}", title_justify="left", box=None)
-    for column in ("way", "accuracy", "loss", "of float's accuracy", "by seed", "goal", ""):
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line per row."""
+    table = Table(title="GPT-2 on Python's text", title_justify="left", box=None)
+    columns = (
+        "setting",
+        "way",
+        "accuracy",
+        "loss",
+        "of float's accuracy",
+        "by seed",
+        "recovered",
+        "goal",
+        "",
+    )
+    for column in columns:
         table.add_column(column)
     for row in rows:
         share = f"{row['share']:.4f}" if "share" in row else ""
         seeds = " ".join(f"{each:.4f}" for each in row.get("shares", ()))
+        back = f"{row['recovered']:.0%}" if "recovered" in row else ""
         goal = f">= {GOAL}" if "good" in row else ""
         verdict = {True: "ok", False: "MISSED"}.get(row.get("good", ""), "")
-        table.add_row(row["way"], f"{row['accuracy']:.4f}", f"{row['loss']:.4f}", share, seeds, goal, verdict)
+        values = f"{row['accuracy']:.4f}", f"{row['loss']:.4f}"
+        table.add_row(row["setting"], row["way"], *values, share, seeds, back, goal, verdict)
     return table
 
 
@@ -151,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=output, required=True, metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
-    parser.add_argument("--setting", choices=list(SETTINGS), default="W4A8", help="default: %(default)s")
+    parser.add_argument(
+        "--settings", nargs="+", choices=list(SETTINGS), default=["W4A8", "W4A16"], metavar="SETTING"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4000, help="in float (default: %(default)s)")
     parser.add_argument("--more", type=int, default=600, help="steps of training on (default: %(default)s)")
@@ -165,12 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, more = (40, 20) if args.quick else (args.steps, args.more)
     effort = Effort(steps, steps, 20, 32 if args.quick else 400, tuple(range(args.seeds)), args.validation)
     records: list[dict[str, Any]] = []
-    for each in measure(effort, more, QUICK_SHAPE if args.quick else SHAPE, args.setting):
+    for each in measure(effort, more, QUICK_SHAPE if args.quick else SHAPE, args.settings):
         records.append(each)
-        console.print(f"seed {each['seed']}, {each['way']}: {each['accuracy']:.4f} ({each['s']:.0f} s)")
+        row = f"{each['setting']}, {each['way']}"
+        console.print(f"seed {each['seed']}, {row}: {each['accuracy']:.4f} ({each['s']:.0f} s)")
         write_json(args.json, about, {"quick": args.quick, "rows": summary(records), "records": records})
     rows = summary(records)
-    console.print(table_of(args.setting, rows))
+    console.print(table_of(rows))
     return 0 if all(row.get("good", True) for row in rows) else 1
 
 
