@@ -96,11 +96,12 @@ JSON Schema. This page is written by `{COMMAND}`, and a test compares it with th
 
 ## Paths
 
-Paths that are read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage) are relative
-to the working directory, as on the command line. If nothing is there, they are looked for in the folder of
-the configuration file. A path that exists in both is refused. A message about a path names every place that
-was looked at. Paths that are written (`log_dir`, `param_mirror.checkpoint_dir`, `store_ip_addresses_path`)
-are relative to the working directory ([decision 28](decisions/0028-where-paths-count-from.md)).
+Paths that are read (`data.dataset_name`, `data.tokenizer`, `plugins`, `pretrained` of a stage, `start_from`,
+`quant.teacher`) are relative to the working directory, as on the command line. If nothing is there, they are
+looked for in the folder of the configuration file. A path that exists in both is refused. A message about a
+path names every place that was looked at. Paths that are written (`log_dir`, `param_mirror.checkpoint_dir`,
+`store_ip_addresses_path`) are relative to the working directory
+([decision 28](decisions/0028-where-paths-count-from.md)).
 
 ## Who decides a key
 

@@ -86,7 +86,7 @@ class DilocoOptions(Options):
         default="constant",
         description="inner learning rate after the warm-up: stays, or decays to lr_final; cooldown stays "
         "while the run trains in float (quant.warmup.float_share), then decays along a line "
-        "(arXiv:2509.22935)",
+        "(arXiv:2509.22935); it is linear where quantizers are there from the first step, or never",
     )
     lr_final: float = Field(
         default=0.1,

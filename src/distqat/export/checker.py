@@ -27,6 +27,8 @@ from distqat.export.stress import ANSWERS, Agreed, agreed, perturbed
 from distqat.tasks import Batch, Sample, Task
 
 BATCH, TOKENS = 64, 2048
+NUMBERS = 2**20
+"""In the inputs of a batch of repeated samples, at most."""
 FLOAT, FAKE, EXPORTED = "float", "fake-quantized", "exported"
 
 
@@ -115,7 +117,13 @@ def check_onnx(
 def _stress(
     task: Task, samples: Sequence[Sample], expected: Expectations
 ) -> Callable[[], Iterator[Batch]] | None:
-    return (lambda: perturbed(task, lambda: batches(task, samples))) if expected.stress else None
+    """Few small samples are repeated to fill a batch: else there would be a pass for every few answers."""
+    if not expected.stress or not samples:
+        return None
+    numbers = sum(tensor.numel() for tensor in task.collate(samples[:1]).inputs.values())
+    times = min(-(-BATCH // len(samples)), NUMBERS // (numbers * len(samples)))
+    repeated = [*samples] * max(times, 1)
+    return lambda: perturbed(task, lambda: batches(task, repeated))
 
 
 def _hard_failures(hard: Mapping[str, Agreed], expected: Expectations) -> Iterator[str]:

@@ -41,9 +41,9 @@ REFERENCE, EXPORTED = "fake-quantized", "exported"
 
 def export(request: ExportRequest) -> ExportReport:
     """Write the folder, load it as transformers does, and compare. Raises ExportError, MissingExtra."""
-    require("compressed_tensors", extra=EXTRA, why=f"--format {FORMAT}")
     model, folder = request.model.settled(), request.folder
     stages = _stages(model)
+    require("compressed_tensors", extra=EXTRA, why=f"--format {FORMAT}")
     layers = {name: each for stage in stages for name, each in _quantized(stage)}
     if not layers:
         raise ExportError("the model has no quantized layer; train it with quant.enabled")

@@ -31,6 +31,7 @@ from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import RunsModel, compare
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
+from distqat.quant.output_quantizer import Unquantized
 from distqat.quant.quantized_embedding import quantized_tables
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 from distqat.quant.token_quantizer import TokenQuantizer
@@ -44,12 +45,12 @@ _QUANTIZED = "quantized_decomposed"
 
 def export(request: ExportRequest) -> ExportReport:
     """Write the program, run it, and compare. Raises ExportError, MissingExtra."""
-    require("executorch", extra=FORMAT, why=f"--format {FORMAT}")
     task, samples = request.description.task(), request.samples
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
     model = request.model.settled()
     made = integer_copy(model)
+    require("executorch", extra=FORMAT, why=f"--format {FORMAT}")
     layers = sum(isinstance(each, TokenLinear) for each in made.modules())
     inputs = batch_of(task, samples[:1]).inputs
     buffer, left = _program(made, tuple(inputs.values()))
@@ -114,6 +115,11 @@ def _check_layer(name: str, layer: QuantizedLayer) -> None:
             f"{name} is a convolution, and --format {FORMAT} has linear layers only; use --format onnx-int8"
         )
     token, quantizer = layer.input_quant, layer.weight_quant
+    if isinstance(token, Unquantized):
+        raise ExportError(
+            f"{name} takes floats (quant.activation.method: none), and {FORMAT} multiplies integers; use "
+            "--format safetensors, gguf or compressed-tensors"
+        )
     if not isinstance(token, TokenQuantizer) or token.bits != ACTIVATION_BITS:
         raise ExportError(
             f"{name}: --format {FORMAT} quantizes activations per token with {ACTIVATION_BITS} bits; train "

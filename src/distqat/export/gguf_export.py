@@ -13,11 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from distqat.errors import ExportError
 from distqat.export import llama_cpp
 from distqat.export.agreement_report import ExportReport, Sizes
 from distqat.export.checker import versions
 from distqat.export.export_request import ExportRequest
 from distqat.export.file_description import KEY
+from distqat.export.gguf_blocks import BLOCK
 from distqat.export.gguf_check import (
     WEIGHTS_ONLY,
     code_error,
@@ -44,6 +46,11 @@ def export(request: ExportRequest) -> ExportReport:
     names = gguf.get_tensor_name_map(architecture, int(config.num_hidden_layers))
     folder = llama_cpp.installed()  # a wrong path is said before anything is written
     tensors = gguf_tensors(request.model.settled(), names)
+    if not any(each.codes is not None for each in tensors):
+        raise ExportError(
+            f"no quantized matrix has rows of a multiple of {BLOCK} values, the blocks of GGUF; use --format "
+            "safetensors, or a model of other widths"
+        )
     path = request.folder / MODEL
     request.folder.mkdir(parents=True, exist_ok=True)
     left_out = _write(gguf, path, gguf.MODEL_ARCH_NAMES[architecture], request, tensors)
@@ -94,8 +101,6 @@ def _checked(
         ran = in_llama_cpp(folder, path, request, models)
         failed += ran.failures(request.expected.agreement)
         remarks.append(ran.remark())
-    if not any(each.codes is not None for each in tensors):
-        failed.append("no weight of the model fits into blocks of integers; train it with quant.enabled")
     report = _report(request, scores, path.name, _sizes(request, path, tensors))
     return replace(report, failures=tuple(failed), remarks=tuple(remarks))
 

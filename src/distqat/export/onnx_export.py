@@ -11,7 +11,10 @@ from distqat.export.agreement_report import ExportReport
 from distqat.export.checker import ExportFiles, check_onnx
 from distqat.export.export_request import ExportRequest
 from distqat.export.file_description import describe
+from distqat.export.joined_stages import JoinedStages
 from distqat.export.onnx.onnx_model import onnx_models
+from distqat.quant.output_quantizer import Unquantized
+from distqat.quant.quantized_layers import QuantizedLayer
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +35,7 @@ def export(request: ExportRequest) -> ExportReport:
     task = description.task()
     if not samples:
         raise ExportError("the task has no held-out samples to trace and check the model with")
+    _check_inputs(request.model)
     batch = batch_of(task, samples[:TRACED_SAMPLES])
     models = onnx_models(request.model.settled(), batch.inputs, exact=expected.exact, opset=expected.opset)
     files = ExportFiles(folder / MODEL, folder / FLOAT_MODEL)
@@ -41,6 +45,16 @@ def export(request: ExportRequest) -> ExportReport:
     return check_onnx(
         request.model, models, files, task, samples, source=description.source, expected=expected
     )
+
+
+def _check_inputs(model: JoinedStages) -> None:
+    """ExportError for a model that multiplies floats by design: no product could run on integers."""
+    layers = [each for each in model.modules() if isinstance(each, QuantizedLayer)]
+    if layers and all(isinstance(each.input_quant, Unquantized) for each in layers):
+        raise ExportError(
+            "activations are floats (quant.activation.method: none), so no product runs on integers; use "
+            "--format gguf, compressed-tensors or safetensors, or train with quantized activations"
+        )
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:

@@ -34,9 +34,13 @@ class Predictor:
     """A loaded file. Raises ExportError for one that cannot be used."""
 
     def __init__(self, path: Path) -> None:
-        path = path / MODEL if path.is_dir() else path
+        if path.is_dir():  # of one format, or of `distqat export --all`
+            path = next((p for p in (path / MODEL, path / "onnx-int8" / MODEL) if p.is_file()), path / MODEL)
         if not path.is_file():
-            raise ExportError(f"{path} is not a file; give the .onnx file of distqat export, or its folder")
+            raise ExportError(
+                f"{path} is not a file; give the .onnx file of distqat export, or its folder (files of other "
+                "formats are for other programs)"
+            )
         self._session = OrtSession(path)
         self.description = FileDescription.from_metadata(self._session.metadata, str(path))
         self._task: Any = self.description.task()

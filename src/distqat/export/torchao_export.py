@@ -24,6 +24,7 @@ from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import compare
 from distqat.extras import require
 from distqat.quant import WeightQuantizer
+from distqat.quant.output_quantizer import Unquantized
 from distqat.quant.quantized_layers import QuantizedLayer, channel_axis
 from distqat.quant.token_quantizer import TokenQuantizer
 
@@ -80,6 +81,11 @@ def _check(name: str, layer: QuantizedLayer) -> None:
     if isinstance(layer, nn.modules.conv._ConvNd):
         raise ExportError(f"{name} is a convolution, torchao has linear layers only; use --format onnx-int8")
     token = layer.input_quant
+    if isinstance(token, Unquantized):
+        raise ExportError(
+            f"{name} takes floats (quant.activation.method: none), and torchao multiplies integers; use "
+            "--format safetensors, gguf or compressed-tensors"
+        )
     if not isinstance(token, TokenQuantizer) or token.bits != ACTIVATION_BITS:
         raise ExportError(
             f"{name}: torchao quantizes activations per token with {ACTIVATION_BITS} bits; train with "

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _checked(args: argparse.Namespace) -> int:
+    _check_numbers(args)
     check_output(args.out, "--out", folder=True)
     request = _requests(config_of(args, args.checkpoint), args)
     return _every_format(request, args.out) if args.all else _one_format(request, args)
@@ -61,6 +62,22 @@ def _every_format(request: Callable[[str, Path], ExportRequest], folder: Path) -
     return 1 if any(each.failed for each in results) else 0
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    for flag, given, fits, wanted in (
+        ("--samples", args.samples, args.samples >= 1, "at least 1"),
+        ("--stress", args.stress, args.stress >= 0, "0 or more"),
+        ("--latency-s", args.latency_s, args.latency_s >= 0, "0 or more seconds"),
+        (
+            "--agreement",
+            args.agreement,
+            args.agreement is None or 0 <= args.agreement <= 1,
+            "a share, 0 to 1",
+        ),
+    ):
+        if not fits:
+            raise ConfigError(f"{flag} {given}: give {wanted}")
+
+
 def _parser() -> ConfigParser:
     parser = ConfigParser(
         "distqat export", usage="%(prog)s CHECKPOINT --out DIR [flags]", description=__doc__
@@ -80,7 +97,7 @@ def _parser() -> ConfigParser:
         "--agreement",
         type=float,
         metavar="SHARE",
-        help="of the answers, at least (0.999; gguf 0.99)",
+        help="of the answers, at least (0.999; gguf, executorch 0.99; compressed-tensors 0.998)",
     )
     parser.add_argument(
         "--opset",
@@ -132,7 +149,7 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[str, Path], ExportReques
     source = open_data(config)
     check_classes(own.classes, class_names(source), str(args.checkpoint))
     labels = own.classes or tuple(class_names(source)) or description.labels
-    samples = list(itertools.islice(heldout_of(source), max(args.samples, 1)))
+    samples = list(itertools.islice(heldout_of(source), args.samples))
     told = ", ".join(f"{key} {value}" for key, value in saved.source.items())
     description = replace(description, source=told, labels=labels)
 
@@ -152,7 +169,7 @@ def _requests(own: SavedConfig, args: Any) -> Callable[[str, Path], ExportReques
                 latency_s=args.latency_s,
                 exact=args.exact,
                 opset=args.opset,
-                stress=max(args.stress, 0),
+                stress=args.stress,
             ),
         )
 

@@ -19,7 +19,7 @@ FORMER_SKIP = ("*.wte", "*.wpe", "*LayerNorm*", "*lm_head*")
 
 
 FLOAT_SHARE = 0.3
-"""Of a run with few bits; docs/log.md."""
+"""Of a run that does not say; docs/log.md."""
 
 
 class WeightOptions(Options):
@@ -77,8 +77,8 @@ class WarmupOptions(Options):
     float_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """The share of a run's rounds, to the nearest round, that trains in float; then quantizers appear in all
     replicas at once, with steps of what these have seen in the last of them. So few that steps learn for one
-    round at least before they are frozen. 0: quantizers are calibrated before the first step. null: 0.3 with
-    fewer than 8 bits for weights or activations, else 0."""
+    round at least before they are frozen. 0: quantizers are calibrated before the first step. null: 0.3,
+    or 0 where tokens are quantized in front of weights in float."""
     calibrate_batches: Annotated[int, Field(ge=1)] = 8
     """Forward passes in training mode (microbatches count singly) that each activation quantizer observes
     before the first step; after twice as many, a quantizer that has seen no values waits for them. (After
@@ -139,11 +139,10 @@ class QuantOptions(Options):
 
     @property
     def schedule(self) -> WarmupOptions:
-        """`warmup`, with the share in float that is best for these bits where none is given."""
+        """`warmup`, with a share in float where none is given."""
         if self.warmup.float_share is not None:
             return self.warmup
-        few = min(self.weight.bits, self.activation.bits) < 8 and not self._only_tokens
-        return self.warmup.model_copy(update={"float_share": FLOAT_SHARE if few else 0.0})
+        return self.warmup.model_copy(update={"float_share": 0.0 if self._only_tokens else FLOAT_SHARE})
 
     @property
     def _only_tokens(self) -> bool:

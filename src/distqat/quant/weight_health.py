@@ -18,7 +18,9 @@ from distqat.quant.quantized_layers import QuantizedLayer
 from distqat.quant.weight_quantizer import WeightQuantizer
 
 MOST_ERROR, MOST_CLIPPED, LEAST_RANGE = 0.015, 0.005, 0.5
-"""With 8 bits; fewer have larger steps, so error and clipped share may be larger by as much."""
+"""With 8 bits; fewer have larger steps, so the error may be larger by as much."""
+MOST_CUT_OFF = 0.25
+"""Clipped with fewer bits: up to here least squared error and learned steps cut off on purpose."""
 UNUSABLE_ERROR = 0.75
 """A relative error above this is too large with any number of bits: that of zeros is 1."""
 
@@ -50,7 +52,7 @@ class WeightHealth:
     def limits(self) -> tuple[float, float]:
         """The largest error and clipped share that are healthy with so many bits."""
         wider = _largest(8) / _largest(self.bits)
-        return min(MOST_ERROR * wider, UNUSABLE_ERROR), MOST_CLIPPED * wider
+        return min(MOST_ERROR * wider, UNUSABLE_ERROR), MOST_CLIPPED if self.bits == 8 else MOST_CUT_OFF
 
     @property
     def ailment(self) -> str | None:

@@ -9,9 +9,10 @@ import torch
 from tests.unit.export.quantized import first_batch, quantized, tiny_config
 from torch import Tensor
 
+from distqat.export.checker import Expectations, _stress
 from distqat.export.engines import EngineResult
 from distqat.export.stress import Agreed, agreed, perturbed
-from distqat.tasks import Batch
+from distqat.tasks import Batch, TaskSettings, get_task
 from distqat.tasks.llm import LanguageModelling
 from distqat.tasks.node_pred import NodeClassification
 from distqat.tasks.speech import SpeechOptions, SpeechRecognition
@@ -68,6 +69,20 @@ def test_answers_are_counted_until_there_are_enough() -> None:
     assert agreed(one_hot, {"wrong": wrong_at_zero}, [TOKENS])["wrong"].agreement == 23 / 24
     nothing = Batch(TOKENS.inputs, {"y": torch.full((2, 12), -100)}, 2)
     assert agreed(one_hot, {"right": one_hot}, perturbed(task, lambda: [nothing]), 100)["right"].places == 0
+
+
+def test_few_samples_fill_a_batch_unless_they_are_large() -> None:
+    settings = TaskSettings(num_classes=10, img_size=8, num_channels=1)
+    task = get_task("cv", settings)
+    image = {"image": torch.zeros(1, 8, 8), "label": 1}
+    made = _stress(task, [image, image, image], Expectations())
+    assert made is not None
+    assert next(made()).size == 64
+    large = get_task("cv", TaskSettings(num_classes=10, img_size=512, num_channels=3))
+    made = _stress(large, [{"image": torch.zeros(3, 512, 512), "label": 1}], Expectations())
+    assert made is not None
+    assert next(made()).size == 1
+    assert _stress(task, [image], Expectations(stress=0)) is None
 
 
 def test_an_engine_is_held_to_the_same() -> None:

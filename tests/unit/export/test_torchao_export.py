@@ -20,6 +20,7 @@ PER_TOKEN = {"quant.activation.granularity": "per_token"}
     ("name", "changes", "said"),
     [
         ("resnet18", PER_TOKEN, r"front\.conv1 is a convolution"),
+        ("mlp", {"quant.activation.method": "none"}, r"takes floats \(quant\.activation\.method: none\)"),
         ("mlp", {}, r"front\.layer1: torchao quantizes activations per token"),
         ("mlp", {**PER_TOKEN, "quant.first_last_bits": 4}, "with 8 bits"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import wave
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from distqat.errors import ExportError
 from distqat.export import codes_file, export_request
 from distqat.export.export_request import FORMATS
 from distqat.export.onnx import integer_weights
+from distqat.export.predict import Predictor
 from distqat.launch import cli
 
 FLAGS = ["--config-path", "configs/mlp.yaml", "--latency-s", "0", "--samples", "64"]
@@ -38,6 +40,36 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(model_file: Path) -> Path:
     assert cli.main(["export", str(model_file), "--out", str(model_file.parent / "out"), *FLAGS]) == 0
     return model_file.parent / "out"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--samples", "0"], "--samples 0: give at least 1"),
+        (["--stress", "-5"], "--stress -5: give 0 or more"),
+        (["--agreement", "99"], "--agreement 99.0: give a share, 0 to 1"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    flags: list[str], said: str, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(model_file), "--out", str(tmp_path / "out"), *FLAGS, *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_only_model_has_no_integer_products(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(model_file), "--out", str(tmp_path), *FLAGS, "--quant-activation-method", "none"]
+    assert cli.main(words) == 1
+    assert "activations are floats (quant.activation.method: none)" in capsys.readouterr().err
+
+
+def test_predict_finds_the_file_among_all_formats(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx-int8").mkdir()
+    shutil.copy(exported / "model.onnx", tmp_path / "onnx-int8")
+    assert Predictor(tmp_path).description.task_type == "cv"
 
 
 def test_the_report_lies_beside_the_model(exported: Path) -> None:

@@ -81,7 +81,8 @@ def test_the_key_that_float_share_replaced_is_named_and_its_default_is_taken() -
 @pytest.mark.parametrize(
     ("given", "share"),
     [
-        ({}, 0.0),
+        ({}, 0.3),
+        ({"warmup": {"float_share": 0}}, 0.0),
         ({"weight": {"bits": 4}}, 0.3),
         ({"activation": {"bits": 4}}, 0.3),
         ({"weight": {"bits": 4}, "warmup": {"float_share": 0.5}}, 0.5),
@@ -89,7 +90,7 @@ def test_the_key_that_float_share_replaced_is_named_and_its_default_is_taken() -
         ({"weight": {"method": "none"}, "activation": {"bits": 4, "granularity": "per_token"}}, 0.0),
     ],
 )
-def test_few_bits_begin_in_float(given: dict[str, Any], share: float) -> None:
+def test_a_run_begins_in_float(given: dict[str, Any], share: float) -> None:
     options = QuantOptions.model_validate(given)
     assert options.schedule.float_share == share
     assert options.schedule.calibrate_batches == options.warmup.calibrate_batches
