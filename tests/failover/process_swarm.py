@@ -53,7 +53,7 @@ class ProcessSwarm:
         self.runtime = folder / "run"
         self.seen: dict[int, psutil.Process] = {}  # every process that was ever found in this run
         self.peers = ""
-        self.sweeps = False  # whether those that were killed last leave their sockets to the next start
+        self.sweeps = False  # whether somebody was killed, whose sockets are left to the next start
         self.checkpoints = folder / "checkpoints"
         self._folder = folder
         self._orders = folder / "orders"
@@ -227,11 +227,13 @@ class ProcessSwarm:
         """Signal a process of this run; when that was, on the wall clock."""
         self.processes()
         assert pid in self.seen
+        self.sweeps |= number == signal.SIGKILL
         os.kill(pid, number)
         return time.time()
 
     def arm(self, pid: int, text: str) -> None:
         """Have a process of this run pass into a failpoint, `name:action@hit`; hits count from now on."""
+        self.sweeps |= "kill9" in text
         fresh = self._orders / f".{pid}"
         fresh.write_text(text)
         fresh.replace(self._orders / str(pid))
