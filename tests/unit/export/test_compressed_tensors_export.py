@@ -107,9 +107,19 @@ def test_another_kind_of_model_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_never_fits_is_refused_before_the_package_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    config = tiny_config("mlp")
+    model, _, samples = quantized(config)
+    with pytest.raises(ExportError, match="takes causal language models"):
+        export_as("compressed-tensors", request_for(model, config, samples, tmp_path))
+
+
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)  # as if it were not installed
-    config = tiny_config("mlp")
+    config = llama("W4A16 per group")
     model, _, samples = quantized(config)
     with pytest.raises(MissingExtra, match="compressed-tensors"):
         export_as("compressed-tensors", request_for(model, config, samples, tmp_path))
