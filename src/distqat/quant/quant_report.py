@@ -30,6 +30,8 @@ class QuantReport:
     """The one of them whose codes are what leaves the stage."""
     embeddings: Mapping[str, int] = field(default_factory=dict)
     """Bits of the embeddings whose rows are codes."""
+    ungrouped: tuple[str, ...] = ()
+    """Linear layers with a step per channel although one per group was asked for: no multiple of a group."""
 
     def lines(self) -> list[str]:
         """For the log: one line in all, one per pair of bits, one per reason why something stays in float."""
@@ -42,6 +44,12 @@ class QuantReport:
         for layer in self.layers:
             groups.setdefault(f"W{layer.weight_bits}A{layer.activation_bits}", []).append(layer.name)
         lines += [f"  {bits}: {len(names)} ({names[0]} ... {names[-1]})" for bits, names in groups.items()]
+        if self.ungrouped:
+            ends = f"{self.ungrouped[0]} ... {self.ungrouped[-1]}"
+            lines.append(
+                f"  per channel, not per group: {len(self.ungrouped)} ({ends}), whose inputs are no multiple "
+                "of quant.weight.group"
+            )
         lines += [f"  embedding of {bits} bits: {name}" for name, bits in self.embeddings.items()]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out:

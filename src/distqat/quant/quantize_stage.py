@@ -98,6 +98,11 @@ def quantize_module(
         tuple(name or stage for name in placement.joints),
         None if placement.sends is None else placement.sends or stage,
         {name or stage: bits for name, bits in tables.items()},
+        tuple(
+            name or stage
+            for name in chosen
+            if _ungrouped(module.get_submodule(name), kinds[name], options.weight)
+        ),
     )
     module.__dict__[_REPORT] = report
     module.__dict__[_REQUANTIZED] = placement.requantized
@@ -225,6 +230,13 @@ def weight_group(layer: nn.Module, options: WeightOptions) -> int | None:
     weight: Any = layer.weight
     inputs = weight.shape[1 - channel_axis(layer)]
     return options.group if inputs % options.group == 0 else None
+
+
+def _ungrouped(layer: nn.Module, kind: str, options: WeightOptions) -> bool:
+    """Whether a quantized layer has steps per channel because groups do not divide its inputs."""
+    wanted = options.granularity == "per_group" and kind in ("Linear", "Conv1D")
+    quantizer = layer.get_submodule("weight_quant")
+    return wanted and isinstance(quantizer, WeightQuantizer) and quantizer.group is None
 
 
 def _per_token(layer: nn.Module, options: QuantOptions) -> bool:

@@ -100,7 +100,11 @@ def _soundfile(encoded: bytes) -> Any:
 def _encoded(recording: Any) -> bytes | None:
     """The bytes of a file, where a recording is that."""
     data = recording.get("bytes") if isinstance(recording, Mapping) else recording
-    return bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else None
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        return None
+    if not data:
+        raise TaskError("a recording is empty: 0 bytes")
+    return bytes(data)
 
 
 def _described(recording: Any) -> str:

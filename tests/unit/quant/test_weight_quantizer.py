@@ -73,7 +73,9 @@ def test_the_option_names_linear_layers_of_fitting_width() -> None:
     options = QuantOptions.model_validate(
         {"weight": {"granularity": "per_group", "group": 32, "bits": 4}, "first_last_bits": 4}
     )
-    quantize_module(stage, options, stage="s", first=True, last=True)
+    report = quantize_module(stage, options, stage="s", first=True, last=True)
+    assert report.ungrouped == ("1",)
+    assert "per channel, not per group: 1 (1 ... 1)" in str(report)
     groups = [layer.weight_quant.group for layer in stage]  # type: ignore[union-attr]
     assert groups == [32, None, None, 32]
     assert stage[0].weight_quant.log_step.shape == (4, 2)  # type: ignore[union-attr]
