@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from distqat.checkpoint import write_model
 from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
 from distqat.export.agreement_report import ExportReport, Sizes
-from distqat.export.checker import FakeQuantized, batches, versions
+from distqat.export.answers_report import answers_report
+from distqat.export.checker import FakeQuantized, batches
 from distqat.export.export_request import ExportRequest
 from distqat.export.joined_stages import JoinedStages
 from distqat.export.output_agreement import compare
@@ -128,32 +130,11 @@ def _check(request: ExportRequest, loaded: JoinedStages, path: Path) -> ExportRe
     scores = compare(
         task, samples, batches(task, samples), models, reference="fake-quantized", exported="exported"
     )
-    agreement = scores.agreement
-    equal = agreement.largest_error == 0
     tables = [each for _, each in _tables(model) if isinstance(each.row_quant, RowQuantizer)]
     weights = sum(layer.weight.numel() for _, layer, _ in _layers(model))
     weights += sum(table.weight.numel() for table in tables)
-    return ExportReport(
-        model=path.name,
-        source=description.source,
-        format="safetensors",
-        task=task.name,
-        samples=scores.samples,
-        places=agreement.places,
-        agreement=agreement.share,
-        threshold=request.expected.agreement,
-        largest_error=agreement.largest_error,
-        mean_error=agreement.mean_error,
-        largest_output=agreement.spread,
-        metric=task.metric,
-        metrics=scores.metrics,
-        operations=None,
-        sizes=Sizes(
-            4 * sum(p.numel() for p in model.parameters()), path.stat().st_size, 4 * weights, weights
-        ),
-        latencies=(),
-        layers=(),
-        failures=() if equal else ("the loaded model's outputs differ from those of the model it is of",),
-        versions=versions(),
-        unseen=model.unseen,
-    )
+    sizes = Sizes(4 * sum(p.numel() for p in model.parameters()), path.stat().st_size, 4 * weights, weights)
+    report = answers_report(request, scores, "safetensors", path.name, sizes)
+    if scores.agreement.largest_error == 0:
+        return report
+    return replace(report, failures=("the loaded model's outputs differ from those of the model it is of",))

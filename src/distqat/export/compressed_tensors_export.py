@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from distqat.checkpoint import write_model
 from distqat.checkpoint.assembled_model import read_model
 from distqat.errors import ExportError
 from distqat.export.agreement_report import ExportReport, Sizes
-from distqat.export.checker import FakeQuantized, batches, versions
+from distqat.export.answers_report import answers_report
+from distqat.export.checker import FakeQuantized, batches
 from distqat.export.compressed_scheme import LayerScheme, quantization_config, stored_tensors
 from distqat.export.export_request import ExportRequest
 from distqat.export.joined_stages import JoinedStages
@@ -155,28 +157,9 @@ def _check(request: ExportRequest, layers: Mapping[str, QuantizedLayer]) -> Expo
             "activations in its own way (docs/export.md), and where the loaded model rounds them as in "
             f"training, {scores().agreement.share:.3%} agree"
         )
-    return ExportReport(
-        model=path.name,
-        source=description.source,
-        format=FORMAT,
-        task=task.name,
-        samples=found.samples,
-        places=agreement.places,
-        agreement=agreement.share,
-        threshold=wanted,
-        largest_error=agreement.largest_error,
-        mean_error=agreement.mean_error,
-        largest_output=agreement.spread,
-        metric=task.metric,
-        metrics=found.metrics,
-        operations=None,
-        sizes=_sizes(model, layers, path),
-        latencies=(),
-        layers=(),
-        failures=tuple(failures),
-        versions=versions("transformers", EXTRA),
-        unseen=model.unseen,
-    )
+    sizes = _sizes(model, layers, path)
+    report = answers_report(request, found, FORMAT, path.name, sizes, "transformers", EXTRA)
+    return replace(report, failures=tuple(failures))
 
 
 def _load(folder: Path) -> Any:

@@ -14,6 +14,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 from distqat.data.reading_errors import batch_of
 from distqat.errors import ExportError
 from distqat.export.agreement_report import ExportReport, Operations, Sizes
-from distqat.export.checker import FakeQuantized, batches, versions
+from distqat.export.answers_report import answers_report
+from distqat.export.checker import FakeQuantized, batches
 from distqat.export.codes_file import weight_codes
 from distqat.export.export_request import ExportRequest
 from distqat.export.joined_stages import JoinedStages
@@ -213,30 +215,12 @@ def _check(request: ExportRequest, path: Path, layers: int, left: int) -> Export
         failures.append(f"{left} of {layers} quantized products run in float: XNNPACK did not take them")
     quantized = [each for each in model.modules() if isinstance(each, QuantizedLayer)]
     bits = sum(each.weight.numel() * (INT4 if each.weight_quant.bits <= INT4 else 8) for each in quantized)
-    return ExportReport(
-        model=path.name,
-        source=description.source,
-        format=FORMAT,
-        task=task.name,
-        samples=scores.samples,
-        places=agreement.places,
-        agreement=agreement.share,
-        threshold=wanted,
-        largest_error=agreement.largest_error,
-        mean_error=agreement.mean_error,
-        largest_output=agreement.spread,
-        metric=task.metric,
-        metrics=scores.metrics,
-        operations=Operations(layers, layers - left, {OPERATOR: layers - left}, {}, 0),
-        sizes=Sizes(
-            float_file=4 * sum(p.numel() for p in model.parameters()),
-            integer_file=path.stat().st_size,
-            float_weights=4 * sum(each.weight.numel() for each in quantized),
-            integer_weights=bits // 8,
-        ),
-        latencies=(),
-        layers=(),
-        failures=tuple(failures),
-        versions=versions("executorch"),
-        unseen=model.unseen,
+    sizes = Sizes(
+        float_file=4 * sum(p.numel() for p in model.parameters()),
+        integer_file=path.stat().st_size,
+        float_weights=4 * sum(each.weight.numel() for each in quantized),
+        integer_weights=bits // 8,
     )
+    ran = Operations(layers, layers - left, {OPERATOR: layers - left}, {}, 0)
+    report = answers_report(request, scores, FORMAT, path.name, sizes, "executorch")
+    return replace(report, operations=ran, failures=tuple(failures))

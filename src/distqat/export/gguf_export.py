@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from distqat.errors import ExportError
 from distqat.export import llama_cpp
 from distqat.export.agreement_report import ExportReport, Sizes
-from distqat.export.checker import versions
+from distqat.export.answers_report import answers_report
 from distqat.export.export_request import ExportRequest
 from distqat.export.file_description import KEY
 from distqat.export.gguf_blocks import BLOCK
@@ -32,7 +31,6 @@ from distqat.export.gguf_check import (
 from distqat.export.gguf_families import family_of
 from distqat.export.gguf_tensors import GgufTensor, config_of, gguf_tensors
 from distqat.export.gguf_tokenizer import write_tokenizer
-from distqat.export.output_agreement import Scores
 from distqat.extras import require
 
 MODEL = "model.gguf"
@@ -101,35 +99,10 @@ def _checked(
         ran = in_llama_cpp(folder, path, request, models)
         failed += ran.failures(request.expected.agreement)
         remarks.append(ran.remark())
-    report = _report(request, scores, path.name, _sizes(request, path, tensors))
-    return replace(report, failures=tuple(failed), remarks=tuple(remarks))
-
-
-def _report(request: ExportRequest, scores: Scores, name: str, sizes: Sizes) -> ExportReport:
-    agreement, task = scores.agreement, request.description.task()
-    return ExportReport(
-        model=name,
-        source=request.description.source,
-        format="gguf",
-        task=task.name,
-        samples=scores.samples,
-        places=agreement.places,
-        agreement=agreement.share,
-        threshold=request.expected.agreement,
-        largest_error=agreement.largest_error,
-        mean_error=agreement.mean_error,
-        largest_output=agreement.spread,
-        metric=task.metric,
-        metrics=scores.metrics,
-        operations=None,
-        sizes=sizes,
-        latencies=(),
-        layers=(),
-        failures=(),
-        versions={**versions(), "gguf": version("gguf")},
-        unseen=request.model.unseen,
-        reference=f"the model with {WEIGHTS_ONLY}",
-    )
+    sizes = _sizes(request, path, tensors)
+    report = answers_report(request, scores, "gguf", path.name, sizes, "gguf")
+    reference = f"the model with {WEIGHTS_ONLY}"
+    return replace(report, reference=reference, failures=tuple(failed), remarks=tuple(remarks))
 
 
 def _sizes(request: ExportRequest, path: Path, tensors: Sequence[GgufTensor]) -> Sizes:
